@@ -18,10 +18,9 @@ import sys
 import time
 from pathlib import Path
 
-import sweep_agent as agents
-import sweep_wandb
-from sweep_create import STATE, SweepError, check_data, create, expand, save
-from sweep_queue import Queue, TrialState, is_alive
+from sweeping import agents, on_wandb
+from sweeping.create import STATE, SweepError, check_data, create, expand, save
+from sweeping.queue import Queue, TrialState, is_alive
 
 # ------------------------------------------------------------------------------------------------------------- the sweeps' records
 
@@ -93,7 +92,7 @@ def agent(args):
             status(args)
         sys.exit(code or int(not args.checked and any(counts(r)["failed"] for r in found)))
     slots, seen = [], {}
-    unfinished = [] if local else [command for r in found for command in sweep_wandb.interrupted(r)]
+    unfinished = [] if local else [command for r in found for command in on_wandb.interrupted(r)]
     for k in range(args.n):
         env = agents.surroundings(k, args.n)
         if local:
@@ -102,13 +101,13 @@ def agent(args):
             command += ["--sweep", args.sweep] if args.sweep else []
             commands = [("local", command, {})]
         else:
-            commands = unfinished[k :: args.n] + [sweep_wandb.agent_command(r, k, args.count) for r in found]
+            commands = unfinished[k :: args.n] + [on_wandb.agent_command(r, k, args.count) for r in found]
         log = None if local else open(STATE / found[0]["id"] / f"agent-{k}.log", "a")  # noqa: SIM115  the agents' for their whole life
         slots.append(agents.Slot(env, commands, log))
 
     def record_results():
         for r in found:
-            sweep_wandb.record_results(r, seen)
+            on_wandb.record_results(r, seen)
 
     code = agents.launch(slots, 0.1 if local else 1, (lambda: None) if local else record_results)
     status(args)
@@ -137,7 +136,7 @@ def counts(record):
                 c["running"] += 1
             elif summary.get("status") == "diverged":
                 c["diverged"] += 1
-            elif sweep_wandb.is_resumable(Path(r.config.get("out", "runs")) / r.id, r.state):
+            elif on_wandb.is_resumable(Path(r.config.get("out", "runs")) / r.id, r.state):
                 c["interrupted"] += 1
             elif r.state == "finished":
                 c["finished"] += 1

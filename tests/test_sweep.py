@@ -11,7 +11,7 @@ from sweep_kit import CACHED, create, current, points, rows, work
 
 import data
 import sweep
-import sweep_create
+import sweeping.create
 import train
 
 FILES = {path.stem.split("_")[0]: path for path in sorted((ROOT / "sweeps").glob("*.yaml"))}
@@ -31,11 +31,11 @@ def test_the_seven_sweeps_are_there():
 
 @pytest.mark.parametrize("name", RUNS)
 def test_grid_has_the_runs_its_header_says_and_each_parses(name):
-    points = sweep_create.expand(load(name))
+    points = sweeping.create.expand(load(name))
     assert f"# Runs: {len(points)} " in FILES[name].read_text() and len(points) == RUNS[name]
     assert len({tuple(map(str, p.values())) for p in points}) == len(points)
     for point in points:
-        args = train.parse(sweep_create.agents.command_line(point))
+        args = train.parse(sweeping.create.agents.command_line(point))
         assert args.pruning_epoch + args.n_epochs // 10 < args.n_epochs and args.polynomial_schedule_n <= args.pruning_epoch
 
 
@@ -53,7 +53,7 @@ def test_yaml_states_what_it_asks_and_every_scientific_flag(name):
     safeguards = {"k_consecutive", "recon_tol", "cooldown_epochs", "max_prune_per_epoch", "min_active_dims"}  # the profile's
     levels = {"plummet_threshold", "cdf_threshold", "percentile", "temperature"}
     optional = {"arm", "toy_dims"} | safeguards | (levels if arms else set())
-    assert flags - stated - optional <= set(sweep_create.FREE)
+    assert flags - stated - optional <= set(sweeping.create.FREE)
     for key, p in config["parameters"].items():  # YAML 1.1 reads 1e-4 as a string
         for value in (*p.get("values", []), *(p[k] for k in ("value", "min", "max") if k in p)):
             assert not isinstance(value, str) or not value.replace(".", "").replace("e-", "").isdigit(), f"{key}: {value!r} is a string"
@@ -64,8 +64,8 @@ def test_bayes_sweep_is_33_runs_a_problem_with_strict_hyperband():
     assert config["run_cap"] == 33 and "# Runs: 33 a problem" in FILES["03"].read_text()
     assert config["metric"] == {"name": "val_rec_pruned", "goal": "minimize"}
     assert config["early_terminate"] == {"type": "hyperband", "min_iter": 200, "eta": 2, "strict": True}
-    for point in sweep_create.corners(config):
-        train.parse(sweep_create.agents.command_line(point))
+    for point in sweeping.create.corners(config):
+        train.parse(sweeping.create.agents.command_line(point))
 
 
 def test_levels_are_the_defaults_in_01_and_the_others_in_01b():
@@ -77,7 +77,7 @@ def test_levels_are_the_defaults_in_01_and_the_others_in_01b():
         others = {float(arm.partition(f"{flag}=")[2]) for arm in arms if f"{flag}=" in arm}
         assert others | {first[flag]["value"]} == values and len(others) == 3
     assert "strategy=none" in arms
-    for flag, value in sweep_create.AGGRESSIVE.values():
+    for flag, value in sweeping.create.AGGRESSIVE.values():
         assert value == (min if flag == "cdf_threshold" else max)(levels[flag])
 
 
@@ -85,12 +85,12 @@ def test_levels_are_the_defaults_in_01_and_the_others_in_01b():
 def test_first_command_of_each_sweep_runs(name, tmp_path, monkeypatch):
     """On a handful of random designs and for 2 epochs, with everything else as the sweep says."""
     config = load(name)
-    point = sweep_create.expand(config)[0] if config["method"] == "grid" else sweep_create.corners(config)[0]
+    point = sweeping.create.expand(config)[0] if config["method"] == "grid" else sweeping.create.corners(config)[0]
     designs = np.random.default_rng(0).integers(0, 256, (20, *data.PROBLEMS[point["problem"]]["shape"]), dtype=np.uint8)
     np.savez(tmp_path / "designs.npz", designs=designs)
     point |= {"data": tmp_path / "designs.npz", "n_epochs": 2, "wandb": "disabled", "out": tmp_path / "runs", "device": "cpu"}
     monkeypatch.setenv("WANDB_RUN_ID", "first")
-    assert train.main([*sweep_create.agents.command_line(point), "--resume=auto"]) == 0
+    assert train.main([*sweeping.create.agents.command_line(point), "--resume=auto"]) == 0
     flags = json.loads((tmp_path / "runs/first/config.json").read_text())["flags"]
     assert all(flags[key] == value for key, value in point.items() if key not in ("data", "out", "precision"))
 
@@ -148,7 +148,7 @@ def test_bayes_without_a_problem_makes_one_sweep_for_each(here, capsys, monkeypa
     create(method="bayes", run_cap=3, lr={"min": 0.01, "max": 0.1})
     names = Path(".sweeps/current").read_text().split()
     records = [sweep.load_record(name) for name in names]
-    assert [r["config"]["parameters"]["problem"]["value"] for r in records] == list(sweep_create.STUDY)
+    assert [r["config"]["parameters"]["problem"]["value"] for r in records] == list(sweeping.create.STUDY)
     create("--problem", "toy", method="bayes", run_cap=3, lr={"min": 0.01, "max": 0.1})
     assert current()["name"] == "quick-toy"
     sweep.main(["list"])
@@ -176,8 +176,8 @@ def test_agents_refuse_other_designs(here, capsys):
     create("--set", f"data={file}", "--problem", "toy", seed=[1])
     record = current()
     record["data"] = {"custom": {"source": str(file), "toy_dims": 3, "sha256": data.load("custom", str(file)).fingerprint["sha256"]}}
-    sweep_create.check_data(record)
+    sweeping.create.check_data(record)
     np.savez(file, designs=np.full((20, 32, 32), 255, np.uint8))
     data.load.cache_clear()
-    with pytest.raises(sweep_create.SweepError, match="must not mix two data sets"):
-        sweep_create.check_data(record)
+    with pytest.raises(sweeping.create.SweepError, match="must not mix two data sets"):
+        sweeping.create.check_data(record)

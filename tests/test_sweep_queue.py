@@ -18,8 +18,8 @@ from conftest import ROOT
 from sweep_kit import create, rows, start_agent, starts, states, wait_until, work
 
 import sweep
-import sweep_agent
-import sweep_queue
+import sweeping.agents
+import sweeping.queue
 
 
 def exactly_once(agents, n):
@@ -41,15 +41,16 @@ def killed_agents(n):
     queue = sweep.Queue(record)
 
     def held_by(pids):
-        running = queue.trials(sweep_queue.TrialState.RUNNING)
+        running = queue.trials(sweeping.queue.TrialState.RUNNING)
         return [t.user_attrs["run"]["id"] for t in running if t.user_attrs["held"]["pid"] in pids]
 
     victims = [agent.pid for agent in agents[:2]]
-    wait_until(
-        lambda: (
-            sum(len(sweep_agent.history(run, "val_rec")) == 11 for run in Path("runs").glob("*") if (run / "checkpoint.pt").exists()) == 5
-        )
-    )
+
+    def at_the_hang():
+        runs = [path.parent for path in Path("runs").glob("*/checkpoint.pt")]
+        return sum(len(sweeping.agents.history(run, "val_rec")) == 11 for run in runs) == 5
+
+    wait_until(at_the_hang)
     killed = held_by(victims)
     for pid in victims:
         os.kill(pid, signal.SIGKILL)
@@ -92,7 +93,7 @@ def bayes_is_exact(agents, cap):
     }
     for trial in trials:  # the value is the best of the metric, as W&B's bayes takes it, and the bands are among the reports
         if trial.state.name == "COMPLETE":
-            values = sweep_agent.history(Path("runs") / trial.user_attrs["run"]["id"], "val_rec_pruned")
+            values = sweeping.agents.history(Path("runs") / trial.user_attrs["run"]["id"], "val_rec_pruned")
             assert trial.value == min(values) and all(trial.intermediate_values[band] == values[band - 1] for band in (4, 8, 16, 32))
 
 
@@ -173,9 +174,9 @@ def test_launcher_starts_agents_passes_signals_on_and_leaves_nobody_behind():
     assert {line.split()[1] for line in Path("starts.log").read_text().splitlines()} == {str(max(1, cores // 2))}
     launcher = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, process_group=0)
     wait_until(lambda: len(list(Path("runs").glob("*/checkpoint.pt"))) == 2)
-    held = [t.user_attrs["held"] for t in sweep.Queue(record).trials(sweep_queue.TrialState.RUNNING)]
+    held = [t.user_attrs["held"] for t in sweep.Queue(record).trials(sweeping.queue.TrialState.RUNNING)]
     launcher.kill()  # its agents stop resumably, and so do their runs
-    wait_until(lambda: not any(sweep_queue.is_alive(h) for h in held))
+    wait_until(lambda: not any(sweeping.queue.is_alive(h) for h in held))
     launcher.communicate()
     assert states(record) == {"COMPLETE": 2, "WAITING": 2}
 
@@ -218,12 +219,12 @@ def test_who_is_alive(monkeypatch):
     queue = sweep.Queue(create(seed=[1]))
     trial = queue.claim()
     held = trial.user_attrs["held"]
-    assert sweep_queue.is_alive({**held, "beat": 0}) and not sweep_queue.is_alive({**held, "started": "1"})
-    far = {**held, "machine": "far", "beat": time.time() - sweep_queue.GRACE + 5}
-    assert sweep_queue.is_alive(far) and not sweep_queue.is_alive({**far, "beat": time.time() - sweep_queue.GRACE - 1})
+    assert sweeping.queue.is_alive({**held, "beat": 0}) and not sweeping.queue.is_alive({**held, "started": "1"})
+    far = {**held, "machine": "far", "beat": time.time() - sweeping.queue.GRACE + 5}
+    assert sweeping.queue.is_alive(far) and not sweeping.queue.is_alive({**far, "beat": time.time() - sweeping.queue.GRACE - 1})
     assert queue.claim() is None and queue.is_busy()
     queue._attribute(trial, "held", {**far, "beat": 0})
-    assert not queue.beat(trial) and not queue.finish(trial, sweep_queue.TrialState.COMPLETE, 1.0)
+    assert not queue.beat(trial) and not queue.finish(trial, sweeping.queue.TrialState.COMPLETE, 1.0)
     taken = queue.claim()
     assert taken.user_attrs["held"]["machine"] == held["machine"] and len(taken.user_attrs["ends"]) == 1 and queue.beat(taken)
 
@@ -249,10 +250,10 @@ def test_hyperband_decides_as_wandb_does():
             return [h[band - 1] for h in histories if len(h) >= band]
 
         rule = {"min_iter": min_iter, "eta": eta, "strict": strict}
-        assert [i for i in range(0, len(histories), 2) if sweep_queue.hyperband_stops(histories[i], pool, rule)] == stopped
+        assert [i for i in range(0, len(histories), 2) if sweeping.queue.hyperband_stops(histories[i], pool, rule)] == stopped
 
 
 def test_growing_metrics_are_read_up_to_the_last_whole_line(tmp_path):
-    assert sweep_agent.history(tmp_path, "val_rec") == []
+    assert sweeping.agents.history(tmp_path, "val_rec") == []
     (tmp_path / "metrics.csv").write_text("epoch,val_rec\n0,0.5\n1,\n2,nan\n3,0.25\n4,0.12")
-    assert sweep_agent.history(tmp_path, "val_rec") == [0.5, 0.25] and sweep_agent.history(tmp_path, "other") == []
+    assert sweeping.agents.history(tmp_path, "val_rec") == [0.5, 0.25] and sweeping.agents.history(tmp_path, "other") == []

@@ -126,5 +126,5 @@ LOGINS = [({}, "local"), (KEY, "wandb"), ({"NETRC": "netrc"}, "wandb"), ({**KEY,
 def test_backend_is_wandb_when_logged_in(env, backend):
     Path("netrc").write_text("machine api.test login user password " + "0" * 40)
     env = {**os.environ, "NETRC": os.devnull, "WANDB_BASE_URL": "http://api.test", "PYTHONPATH": str(ROOT), **env}
-    code = "import sweep_create; print(sweep_create.choose_backend(None)[0])"
+    code = "import sweeping.create; print(sweeping.create.choose_backend(None)[0])"
     assert subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=60).stdout.strip() == backend

@@ -1,9 +1,9 @@
-"""The local queue of a sweep: Optuna 5 on a file journal or PostgreSQL, each run done to its end exactly once. sweep_agent.py works on it.
+"""The local queue of a sweep: Optuna 5 on a file journal or PostgreSQL, each run done to its end exactly once. agents.py works on it.
 
 One trial is one run for its whole life. It is WAITING, then RUNNING with a holder that beats, then COMPLETE (finished), PRUNED (stopped
 early by hyperband) or FAIL. A stopped run goes back to WAITING, a dead agent's run changes its holder: no run is ever copied, so none can
 run twice. Every change of hands happens under one lock (a file's, or PostgreSQL's), in a single write, so that a kill -9 anywhere leaves
-either the old state or the new one. Measured with this file's tests; SQLite is refused: 5 agents on it ran 15 of 225 points twice.
+either the old state or the new one. Measured with tests/test_sweep_queue.py; SQLite is refused: 5 agents on it ran 15 of 225 points twice.
 """
 
 import contextlib

@@ -16,8 +16,8 @@ from urllib.parse import urlsplit
 
 import yaml
 
-import sweep_agent as agents
-from sweep_queue import Queue, constants
+from sweeping import agents
+from sweeping.queue import Queue, constants
 
 STATE = Path(".sweeps")
 STUDY = ("beams2d", "heatconduction2d", "photonics2d")
@@ -61,9 +61,9 @@ def read_yaml(name):
     """A sweep file, by its path or its number (01, 01b, ...)."""
     path = Path(name)
     if not path.suffix:
-        found = sorted((Path(__file__).parent / "sweeps").glob(f"{name}_*.yaml"))
+        found = sorted((Path(__file__).parent.parent / "sweeps").glob(f"{name}_*.yaml"))
         if len(found) != 1:
-            known = ", ".join(sorted(p.stem.split("_")[0] for p in (Path(__file__).parent / "sweeps").glob("*_*.yaml")))
+            known = ", ".join(sorted(p.stem.split("_")[0] for p in (Path(__file__).parent.parent / "sweeps").glob("*_*.yaml")))
             raise SweepError(f"sweep {name}: unknown; allowed: {known}, or a .yaml file")
         path = found[0]
     try:

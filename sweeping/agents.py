@@ -1,6 +1,6 @@
 """The agents of a sweep: they take its runs, watch over them and write down what came of them. Started by `sweep.py agent`.
 
-Local backend: each agent is a process of its own that takes runs from sweep_queue.py. W&B backend: each is an unmodified `wandb agent`.
+Local backend: each agent is a process of its own that takes runs from queue.py. W&B backend: each is an unmodified `wandb agent`.
 Ctrl-C once: no new runs, the current ones finish. Twice, or SIGTERM: they write a checkpoint and stop; the next agent continues them.
 """
 
@@ -21,7 +21,7 @@ from pathlib import Path
 
 from optuna.trial import TrialState
 
-from sweep_queue import BEAT, bands, hyperband_stops
+from sweeping.queue import BEAT, bands, hyperband_stops
 
 REPORTS = 25  # of a run to the queue, besides hyperband's bands: each is an fsync
 PATIENCE = 300  # seconds for a stopped run to finish its epoch and write its checkpoint, before it is killed

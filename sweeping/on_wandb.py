@@ -5,7 +5,7 @@ from pathlib import Path
 
 import yaml
 
-from sweep_agent import command_line, labels, read_json, record_result, say
+from sweeping.agents import command_line, labels, read_json, record_result, say
 
 TRIES = 10  # how often a run is continued: one that crashes each time must not come back for ever
 
