@@ -14,6 +14,7 @@ import pytest
 
 import report
 from reporting import collect, page
+from reporting.stats import ALPHA
 
 
 @pytest.fixture
@@ -331,7 +332,7 @@ def test_headers_of_all_sweeps_are_read():
     for path in collect.SWEEPS.glob("*.yaml"):
         study = collect.study(path.name.split("_")[0], [])
         assert study.question.endswith("?") and len(study.hypothesis) > 20 and "upported if" in study.rule, path
-        assert 0.01 <= study.alpha <= 0.05, path
+        assert study.alpha == ALPHA, path
 
 
 # ----------------------------------------------------------------------------------------------------------------- the page itself
