@@ -45,11 +45,11 @@ data: setup-data ## make designs: PROBLEM=beams2d N=1024 SEED=0 (resumable; writ
 ground-truth: setup ## toy designs of known dimension, every strategy, three seeds: the README's table
 	$(PY) groundtruth.py
 
-# make sweep-01 [PROBLEM= SEEDS= EPOCHS= STRATEGY= SET="a=1 b=2" BACKEND=wandb|local PROJECT= ENTITY= STORAGE=]
+# make sweep-01 [PROBLEM= SEEDS= EPOCHS= STRATEGY= SET="a=1 b=2,3" EDITION= BACKEND=wandb|local PROJECT= ENTITY= STORAGE=]
 where = $(if $(SWEEP),--sweep "$(SWEEP)") $(if $(STORAGE),--storage "$(STORAGE)")
 sweep-%: setup ## create a sweep (01 01b 02 03 04 05 06) and make it the current one
 	$(PY) sweep.py create $* $(if $(PROBLEM),--problem "$(PROBLEM)") $(if $(SEEDS),--seeds "$(SEEDS)") $(if $(EPOCHS),--epochs "$(EPOCHS)") \
-	  $(if $(STRATEGY),--strategy "$(STRATEGY)") $(if $(SET),--set "$(SET)") $(if $(BACKEND),--backend "$(BACKEND)") \
+	  $(if $(STRATEGY),--strategy "$(STRATEGY)") $(if $(SET),--set "$(SET)") $(if $(EDITION),--edition "$(EDITION)") $(if $(BACKEND),--backend "$(BACKEND)") \
 	  $(if $(PROJECT),--project "$(PROJECT)") $(if $(ENTITY),--entity "$(ENTITY)") $(if $(STORAGE),--storage "$(STORAGE)")
 
 agents: setup ## work on the current sweep: N=5 agents, COUNT= runs each, SWEEP=entity/project/id to join one

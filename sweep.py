@@ -256,7 +256,8 @@ def main(argv=None):
     new.add_argument("--seeds", type=int, help="only the first so many seeds")
     new.add_argument("--epochs", type=int, help="so many epochs; pruning_epoch is scaled by the same factor, and nothing else is")
     new.add_argument("--strategy", help="the winner of 01, for the later sweeps")
-    new.add_argument("--set", metavar='"a=1 b=2"', help="fix any flag as it is")
+    new.add_argument("--set", metavar='"a=1 b=2,3"', help="fix any flag as it is, or vary it over the values listed")
+    new.add_argument("--edition", help="results go to results/NN-EDITION.csv (trial, if EPOCHS or SET leave the file's values)")
     new.add_argument("--project", help="W&B project (train.py's default)")
     new.add_argument("--entity", help="W&B entity (yours)")
     for sub in (command(agent), command(resume)):

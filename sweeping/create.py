@@ -28,26 +28,12 @@ AGGRESSIVE = {
     "lognorm": ("percentile", 0.4),
     "probabilistic": ("temperature", 1.0),
 }
-# Two points that differ only in these are the same point: they say where and how a run is computed and recorded, or (arm, safeguards)
-# stand for other flags. `data` is compared by its fingerprint.
+# Two points that differ only in these are the same point: they say where a run is computed, and what is kept of it.
 FREE = [
-    "out",
-    "resume",
-    "config",
-    "wandb",
-    "wandb_project",
-    "wandb_entity",
-    "device",
-    "precision",
-    "threads",
-    "figure_every",
-    "checkpoint_every",
-    "save_model",
-    "test",
-    "data",
-    "arm",
-    "safeguards",
+    *("out", "resume", "config", "device", "threads", "wandb", "wandb_project", "wandb_entity"),
+    *("figure_every", "checkpoint_every", "save_model", "test"),
 ]
+DERIVED = ["arm", "safeguards", "data"]  # compared by the flags they stand for, and by the designs' fingerprint
 
 
 class SweepError(ValueError):
@@ -94,14 +80,17 @@ def load_program(path):
 
 def number(text):
     """A value of SET= as YAML reads it; 1e-4, which YAML 1.1 takes for a string, is a number."""
-    value = yaml.safe_load(text)
-    with contextlib.suppress(TypeError, ValueError):
-        return float(value) if isinstance(value, str) else value
-    return value
+    with contextlib.suppress(yaml.YAMLError, ValueError):
+        value = yaml.safe_load(text)
+        return float(value) if isinstance(value, str) else value if isinstance(value, int | float) else text
+    return text
 
 
 def narrow(config, args, program):
-    """Apply PROBLEM, STRATEGY, SEEDS, EPOCHS, SET and PROJECT to a sweep's parameters, in this order."""
+    """Apply PROBLEM, STRATEGY, SEEDS, EPOCHS and SET to a sweep's parameters, in this order.
+
+    Returns whether EPOCHS or SET gave one of them a value that the file (with STRATEGY's arms) does not have.
+    """
     parameters = config["parameters"]
     if args.problem:
         if "value" in parameters.get("problem", {}) and config["method"] == "grid" and args.problem != parameters["problem"]["value"]:
@@ -109,6 +98,7 @@ def narrow(config, args, program):
         parameters["problem"] = {"value": args.problem}
     if args.strategy:
         choose_strategy(parameters, args.strategy, vars(program.parse([])))
+    file = {k: levels(p) for k, p in parameters.items()}
     if args.seeds is not None:
         seeds = parameters.get("seed", {}).get("values", [])
         if not 1 <= args.seeds <= len(seeds):
@@ -127,14 +117,22 @@ def narrow(config, args, program):
         }
         parameters["pruning_epoch"] = {**p, **scaled}
     for item in (args.set or "").split():
-        key, equals, value = item.partition("=")
-        if not equals:
-            raise SweepError(f"SET {item}: must be name=value")
-        parameters[key] = {"value": number(value)}
+        key, _, text = item.partition("=")
+        texts = [text] if key == "arm" else text.split(",")  # an arm has commas of its own
+        if not all(texts):
+            raise SweepError(f"SET {item}: must be name=value, or name=value,value,... for several")
+        values = list(dict.fromkeys(map(number, texts)))
+        parameters[key] = {"value": values[0]} if len(values) == 1 else {"values": values}
     known = {action.dest for action in program.parser()._actions}
     unknown = sorted(set(parameters) - known)
     if unknown:
         raise SweepError(f"parameter {', '.join(unknown)}: no such flag of {config['program']}")
+    return any(k not in FREE and k != "precision" and not set(levels(p)) <= set(file.get(k, [])) for k, p in parameters.items())
+
+
+def levels(p):
+    """All that a parameter of a sweep says about its values."""
+    return p["values"] if "values" in p else [p[k] for k in ("value", "min", "max") if k in p]
 
 
 def choose_strategy(parameters, strategy, defaults):
@@ -189,7 +187,8 @@ def check_points(points, program, epochs):
         first, n = min(x["pruning_epoch"] for x in pruning), f["polynomial_schedule_n"]
         if n > first:
             raise SweepError(
-                f"EPOCHS {epochs}: pruning would start at epoch {first}, before the schedule of w_v ends at {n}; allowed: more"
+                f"EPOCHS {epochs}: pruning would start at epoch {first}, before the schedule of w_v ends at {n}; "
+                f"allowed: more, or SET=polynomial_schedule_n={first}"
             )
         # the first pruning comes k_consecutive - 1 epochs after pruning_epoch, each further one cooldown_epochs + 1 after the one before
         floor, cap = max(1, f["min_active_dims"]), min(f["max_prune_per_epoch"], f["latent_dim"])
@@ -198,9 +197,18 @@ def check_points(points, program, epochs):
         if events > 0 and last >= f["n_epochs"]:
             path = f"from {f['latent_dim']} to {floor} dimensions by {cap:g} every {f['cooldown_epochs'] + 1} epochs"
             raise SweepError(
-                f"EPOCHS {epochs}: safeguards {f['safeguards']} get {path}, which would take until epoch {last}; allowed: more"
+                f"EPOCHS {epochs}: safeguards {f['safeguards']} get {path}, which would take until epoch {last}; "
+                "allowed: more, or a smaller SET=latent_dim="
             )
     return resolved
+
+
+def freeze_precision(config, program, flags):
+    """Resolve `precision: auto` as this machine would, for all machines: numbers in bf16 and fp32 must not be compared."""
+    if flags.get("precision") == "auto":
+        args = argparse.Namespace(**flags)
+        program.settle(args)
+        config["parameters"]["precision"] = {"value": args.precision}
 
 
 def freeze_data(config):
@@ -233,16 +241,18 @@ def check_data(record):
             )
 
 
-def skip_done(points, resolved, results, prints):
-    """The points without those that are in results/NN.csv already: same flags, same data, finished or diverged."""
+def skip_done(points, program, results, prints):
+    """The points without those that are in results/NN.csv already: all flags the same, same data, finished or diverged."""
+    resolved = [vars(program.parse(agents.command_line(point))) for point in points]
+    own = [k for k in resolved[0] if k not in (*FREE, *DERIVED)]
     have = {
-        tuple(sorted((k, v) for k, v in row.items() if k in resolved[0] and k not in FREE)) + (row["data_sha256"],)
+        tuple(row.get(k) for k in own) + (row["data_sha256"],)
         for row in agents.read_results(Path(results))
         if row["status"] in ("finished", "diverged")
     }
 
     def key(flags):
-        return tuple(sorted((k, str(v)) for k, v in flags.items() if k not in FREE)) + (prints[flags["problem"]]["sha256"],)
+        return tuple(str(flags[k]) for k in own) + (prints[flags["problem"]]["sha256"],)
 
     return [point for point, flags in zip(points, resolved, strict=True) if key(flags) not in have]
 
@@ -283,14 +293,15 @@ def create(args):
         raise SweepError(
             f"STORAGE {args.storage}: allowed: postgresql+psycopg://..., or nothing (a file journal); SQLite runs points twice"
         )
-    plans = [
-        plan(path, json.loads(json.dumps(config)), problem, args, program) for problem in problems
-    ]  # all are checked before one exists
+    if args.edition and not args.edition.replace("-", "").isalnum():
+        raise SweepError(f"EDITION {args.edition}: allowed: letters, digits and -")
+    # all are checked before one exists
+    plans = [plan(path, json.loads(json.dumps(config)), problem, args, program) for problem in problems]
     print(f"backend: {backend}, {why}")
     created = []
     for record, points, skipped in plans:
         if skipped:
-            print(f"{record['name']}: {skipped} points are in {record['results']} already and are not run again")
+            print(f"{record['name']}: {skipped} points are in {record['results']} already, and not run again unless you delete their rows")
         if points == []:
             print(f"{record['name']}: nothing is left to run")
             continue
@@ -299,7 +310,10 @@ def create(args):
         save(record)
         created.append(record["id"])
         sources = ", ".join(f"{p} from {d['source']} ({d['sha256'][:12]})" for p, d in record["data"].items())
-        print(f"created {record['id']}: {record['runs']} runs; {sources}")
+        precision = record["config"]["parameters"].get("precision", {}).get("value")
+        print(f"created {record['id']}: {record['runs']} runs; {sources}" + (f"; {precision}" if precision else ""))
+        trial = ": EPOCHS or SET gave values that the file does not have (EDITION=name makes them a study with a file of its own)"
+        print(f"results go to {record['results']}" + (trial if record["results"].endswith("-trial.csv") else ""))
     if created:
         write(STATE / "current", "\n".join(created) + "\n")
         print("next: make agents N=" + str(min(5, os.cpu_count())))
@@ -307,23 +321,20 @@ def create(args):
 
 def plan(path, config, problem, args, program):
     """What `create` is about to create: (record, the points of a grid or None, how many were skipped)."""
-    narrow(config, argparse.Namespace(**{**vars(args), "problem": problem}), program)
-    several = config["method"] != "grid" and problem
-    name = config.get("name", path.stem) + (f"-{problem}" if several else "")
-    config["name"], results, skipped, points = name, f"results/{path.stem.split('_')[0]}.csv", 0, None
-    if config["method"] == "grid":
-        resolved = check_points(points := expand(config), program, args.epochs)
-        prints = freeze_data(config)
-        points = [{**point, "data": config["parameters"]["data"]["value"]} for point in points]
-        left = skip_done(points, resolved, results, prints)
+    changed = narrow(config, argparse.Namespace(**{**vars(args), "problem": problem}), program)
+    edition = f"-{args.edition}" if args.edition else "-trial" if changed else ""
+    number, underscore, rest = config.get("name", path.stem).partition("_")
+    name = f"{number}{edition}{underscore}{rest}" + (f"-{problem}" if config["method"] != "grid" and problem else "")
+    config["name"], results, skipped, points = name, f"results/{path.stem.split('_')[0]}{edition}.csv", 0, None
+    grid = config["method"] == "grid"
+    flags = check_points(expand(config) if grid else corners(config), program, args.epochs)
+    freeze_precision(config, program, flags[0])
+    prints = freeze_data(config)
+    if grid:
+        left = skip_done(points := expand(config), program, results, prints)
         points, skipped = left, len(points) - len(left)
-    else:
-        check_points(corners(config), program, args.epochs)
-        prints = freeze_data(config)
     record = {"name": name, "results": results, "config": config, "data": prints, "created": time.strftime("%Y-%m-%d %H:%M:%S")}
     record["runs"] = config["run_cap"] if points is None else len(points)
-    if args.project:
-        record["project"] = args.project
     return record, points, skipped
 
 

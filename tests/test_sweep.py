@@ -112,7 +112,10 @@ def test_create_refuses_in_one_line(here, capsys):
     assert "--lr -1" in refusal(capsys, lr=[0.1, -1.0])
     assert "SEEDS 3: allowed: 1 to 2" in refusal(capsys, "--seeds", "3", seed=[1, 2])
     assert "SEEDS 1: this sweep does not vary" in refusal(capsys, "--seeds", "1", lr=[0.1])
-    assert "SET lr:" in refusal(capsys, "--set", "lr", seed=[1])
+    for text in ("lr", "lr=", "lr=0.1,,0.2"):
+        assert f"SET {text}: must be name=value" in refusal(capsys, "--set", text, seed=[1])
+    assert "--lr" in refusal(capsys, "--set", "lr=[0.1", seed=[1])
+    assert "EDITION a/b: allowed" in refusal(capsys, "--edition", "a/b", seed=[1])
     assert "STRATEGY best: unknown" in refusal(capsys, "--strategy", "best", seed=[1])
     assert "about toy only" in refusal(capsys, "--problem", "beams2d", seed=[1])
     assert "SQLite" in refusal(capsys, "--storage", "sqlite:///x.db", seed=[1])
@@ -136,6 +139,8 @@ def test_narrowing(here):
     found = points(record)
     assert [(p["seed"], p["lr"]) for p in found] == [(1, 0.1), (1, 0.2), (2, 0.1), (2, 0.2)]
     assert {(p["n_epochs"], p["w_v"], p["wandb_project"], p["data"]) for p in found} == {(5, 0.001, "mine", "sample")}
+    found = points(create("--set", "lr=1e-1,0.2,0.2 arm=percentile=0.3,w_v=0.5", seed=[1], arm=["w_v=0.1"]))
+    assert [(p["lr"], p["arm"]) for p in found] == [(0.1, "percentile=0.3,w_v=0.5"), (0.2, "percentile=0.3,w_v=0.5")]
     assert [p["strategy"] for p in points(create("--strategy", "lognorm", strategy=["plummet", "lognorm"]))] == ["lognorm"]
     swapped = points(create("--strategy", "lognorm", arm=arms, percentile={"value": 0.3}))
     assert [(p["arm"], "percentile" in p) for p in swapped] == [(f"strategy=lognorm,percentile={x}", False) for x in (0.2, 0.4)]
@@ -166,8 +171,53 @@ def test_points_in_the_results_are_not_run_again(here, capsys):
     before = Path(".sweeps/current").read_text()
     create(seed=[2], lr=[0.1])
     assert "nothing is left" in capsys.readouterr().out and Path(".sweeps/current").read_text() == before
-    create("--set", "n_epochs=7", seed=[2], lr=[0.1])  # another point
-    assert len(points(current())) == 1
+    for flag in ("n_epochs=7", "precision=bf16", "w_v=0.02"):  # each makes another point
+        Path("results/quick-x.csv").write_text(Path("results/quick.csv").read_text())
+        create("--edition", "x", "--set", flag, seed=[2], lr=[0.1])
+        assert len(points(current())) == 1 and "already" not in capsys.readouterr().out
+    create("--edition", "x", "--set", "threads=7 wandb=offline", seed=[2], lr=[0.1])  # these do not
+    assert "nothing is left" in capsys.readouterr().out
+
+
+def test_what_leaves_the_file_is_an_edition_with_results_of_its_own(here, capsys):
+    """A trial run must not end up among the study's rows, nor 500 epochs among 2500."""
+    sizes = dict(n_epochs={"value": 40}, pruning_epoch={"value": 8}, seed=[1, 2])
+    for flags, edition in (
+        ([], ""),
+        (["--seeds", "1", "--epochs", "40", "--set", "seed=2 threads=1 wandb=disabled"], ""),
+        (["--epochs", "20"], "-trial"),
+        (["--set", "seed=2,3"], "-trial"),
+        (["--set", "latent_dim=10"], "-trial"),
+        (["--epochs", "20", "--edition", "short"], "-short"),
+    ):
+        record = create(*flags, **sizes)
+        assert record["results"] == f"results/quick{edition}.csv" and record["id"].startswith(f"quick{edition}-")
+        assert f"results go to {record['results']}" in capsys.readouterr().out
+    work()
+    assert [(row["n_epochs"], row["pruning_epoch"], row["epoch"]) for row in rows("quick-short")] == [("20", "4", "19")] * 2
+    assert not Path("results/quick.csv").exists()
+
+
+ARM = "arm=strategy=plummet,plummet_threshold=0.05"
+FIRST = [  # the study's first edition (issue 7): 500 epochs from 100 dimensions
+    ("01", 36, "latent_dim=100"),
+    ("01b", 39, "latent_dim=100", "--seeds", "1"),
+    ("02", 40, "latent_dim=100", "--problem", "beams2d"),
+    ("03", 33, "polynomial_schedule_n=40", "--problem", "beams2d"),
+    ("04", 36, f"latent_dim=100 pruning_epoch=100,150,200 w_v=0.005,0.01,0.02 {ARM}", "--seeds", "4"),
+    ("05", 36, "latent_dim=100 pruning_epoch=100,150,200 w_v=0.005,0.01,0.02 safeguards=moderate", "--seeds", "4"),
+    ("06", 36, f"latent_dim=100 pruning_epoch=100,150,200 w_v=0.005,0.01,0.02 {ARM}", "--seeds", "4"),
+]
+
+
+@pytest.mark.parametrize("name, runs, settings, more", [(name, runs, settings, more) for name, runs, settings, *more in FIRST])
+def test_first_edition_can_be_created(here, monkeypatch, name, runs, settings, more):
+    monkeypatch.setattr(data, "load", lambda *_: CACHED("toy"))
+    Path("train.py").symlink_to(ROOT / "train.py")
+    sweep.main(["create", name, "--backend", "local", "--epochs", "500", "--set", settings, "--edition", "first", *more])
+    record = current()
+    assert record["runs"] == runs and record["results"] == f"results/{name}-first.csv"
+    assert record["config"]["parameters"]["precision"]["value"] in ("fp32", "bf16")  # auto is settled, for all machines
 
 
 def test_agents_refuse_other_designs(here, capsys):

@@ -36,7 +36,7 @@ def killed_agents(n):
     work(2)
     calm = {row["seed"]: row["metrics_sha256"] for row in rows("calm")}
     Path("starts.log").unlink()
-    record = create("--set", "end=hang end_epoch=11", seed=list(range(n)))  # two epochs after a checkpoint
+    record = create(end=["hang"], end_epoch=[11], seed=list(range(n)))  # two epochs after a checkpoint
     agents = [start_agent() for _ in range(5)]
     queue = sweep.Queue(record)
 
