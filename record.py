@@ -218,6 +218,7 @@ def open_run(folder, old, args, fingerprint, device):
         write_atomically(folder / "config.json", to_json(config))
     else:
         config |= describe_machine(device) | dict(started=datetime.datetime.now().astimezone().isoformat(timespec="seconds"))
+        config["sweep"] = os.environ.get("WANDB_RUN_GROUP")  # set by sweep.py's agents
         run.start(config)
     return run, config
 

@@ -45,6 +45,7 @@ class Run:
     versions: dict = field(default_factory=dict)
     machine: dict = field(default_factory=dict)
     git: str | None = None
+    sweep: str = ""  # the id of the sweep it was made for, 01b_strategy_sensitivity-k3x9wq
     started: str = ""
     summary: dict = field(default_factory=dict)
     metrics: dict = field(default_factory=dict)
@@ -116,6 +117,7 @@ def read_run(folder):
             if key not in run.flags:
                 raise KeyError(f"no flag {key}")
         run.id, run.started, run.git = str(config.get("id", folder.name)), str(config.get("started") or ""), config.get("git")
+        run.sweep = str(config.get("sweep") or "")
         run.versions, run.machine = dict(config.get("versions") or {}), dict(config.get("machine") or {})
     except FileNotFoundError:
         run.cause = "no config.json"
@@ -161,6 +163,7 @@ def _from_row(row, path):
         run.cause = "a row without problem or strategy"
         return run
     run.flags = {key: value for key, value in row.items() if key not in ("id", "name", "sweep", "status", "cause", "recorded", "host")}
+    run.sweep = row.get("sweep", "")
     run.data = {"source": row.get("data_source"), "sha256": row.get("data_sha256")}
     run.git, run.machine, run.summary = row.get("git") or None, {"cpu": row.get("host")}, dict(row)
     run.status, run.cause = {"stopped early": "stopped"}.get(row["status"], row["status"]), row.get("cause", "")
@@ -282,7 +285,7 @@ def study(name, runs):
     points = spec["run_cap"] if "run_cap" in spec else math.prod(map(len, varied.values()))
     used, left_out, notes = [], [], []
     for run in runs:
-        owner = _sweep_id(run).partition("_")[0]
+        owner = _owner(run)
         if owner and owner not in BORROWS.get(name, (name,)):
             continue  # it says itself that it belongs to another sweep
         # A broken run may have no flags at all: it is listed wherever it was found
@@ -317,14 +320,15 @@ def study(name, runs):
     )
 
 
-def _sweep_id(run):
-    """The sweep's id in a run's folder (runs/01b_strategy_sensitivity-k3x9wq/<id>), "" elsewhere."""
-    return next((part for part in Path(run.where).parts if re.fullmatch(r"\d\d[a-z]?_\w+-.+", part)), "")
+def _owner(run):
+    """The number of the sweep that a run was made for, 01b of 01b_strategy_sensitivity-k3x9wq or 01b-trial_..., "" if for none."""
+    number = re.match(r"(\d\d[a-z]?)[-_]", run.sweep)
+    return number[1] if number else ""
 
 
 def _as_created(spec, name, runs):
     """The sweep as sweep.py created it (PROBLEM=, SEEDS=, SET= narrow it), if all runs are of one that is known here; else its file."""
-    ids = {_sweep_id(run) for run in runs if _sweep_id(run).partition("_")[0] == name}
+    ids = {run.sweep for run in runs if _owner(run) == name}
     try:
         return json.loads((Path(".sweeps") / ids.pop() / "sweep.json").read_text())["config"] if len(ids) == 1 else spec
     except (OSError, ValueError, KeyError, TypeError):

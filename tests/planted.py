@@ -27,7 +27,7 @@ BASE = {"beams2d": 0.012, "heatconduction2d": 0.02, "photonics2d": 0.05, "toy": 
 EPOCHS = 40
 
 
-def write_run(folder, flags, val_rec, dims=40, status="finished", spike=1.0, epochs=EPOCHS, stop=None, events=2, data=None):
+def write_run(folder, flags, val_rec, dims=40, status="finished", spike=1.0, epochs=EPOCHS, stop=None, events=2, data=None, sweep=None):
     """One run folder. val_rec: of the last epoch; spike: its largest rise after pruning, as a factor; stop: epochs of an unfinished run."""
     folder.mkdir(parents=True)
     flags = dict(flags, n_epochs=epochs)
@@ -56,6 +56,7 @@ def write_run(folder, flags, val_rec, dims=40, status="finished", spike=1.0, epo
         git="0123456789abcdef",
         versions=dict(python="3.11", torch="2.13.0"),
         machine=dict(host="h", cpu="cpu", cores=2, device="cpu"),
+        sweep=sweep,
         started="2026-11-23T10:00:00",
     )
     (folder / "config.json").write_text(json.dumps(config))

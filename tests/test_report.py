@@ -160,11 +160,11 @@ def test_04_planted_interaction(tmp_path, undrawn, shift, word):
 
 def test_05_and_across(tmp_path, undrawn):
     for name in ("04", "05", "06"):
-        planted.plant(tmp_path / "runs" / f"{name}_x-abc", name, lambda f: valley(0)(f) - 0.2 * (f["safeguards"] == "conservative"),
-                      noise=0.02, keep=lambda f: f["seed"] < 4)  # fmt: skip
+        planted.plant(tmp_path / "runs" / name, name, lambda f: valley(0)(f) - 0.2 * (f["safeguards"] == "conservative"),
+                      noise=0.02, keep=lambda f: f["seed"] < 4, sweep=f"{name}_x-abc")  # fmt: skip
     text, verdict, folder, study = build("05", tmp_path / "runs", tmp_path / "report")
     assert verdict == "supported" and "conservative reaches a lower val_rec than moderate" in text
-    assert len(study.done) == 120 and not study.left_out  # the folders of 04 and 06 say that they are other sweeps
+    assert len(study.done) == 120 and not study.left_out  # the runs of 04 and 06 say that they are other sweeps
     assert {row["w_v"] for row in table(folder, "optima")} == {"0.01"} and "w_v: the same for all three" in text
     third = {row["third problem"]: row for row in table(folder, "prediction")}
     assert set(third) == {"beams2d", "heatconduction2d", "photonics2d"} and third["beams2d"]["predicted w_v"] == "0.01"
@@ -240,19 +240,24 @@ def test_doubles_and_other_settings_are_left_out(tmp_path):
         keep=lambda f: keep(f) and f["seed"] == 2 and f["strategy"] == "lognorm",
         data=dict(source="hub", sha256="other"),
     )
-    study = collect.study("01", collect.local_runs(runs))
+    found = collect.local_runs(runs)
+    study = collect.study("01", found)
     why = sorted(reason for _, reason in study.left_out)
     assert len(study.done) == 12 and why == ["another run of the same point is used"] * 3 + [
         "other designs than most runs",
         "other n_epochs (50)",
     ]
+    for run, sweep in zip(found, ("02_safeguard_impact-x", "01b-trial_x-x", "01-first_pruning_strategies-x"), strict=False):
+        run.sweep = sweep  # the first two were made for other sweeps: not even considered
+    study = collect.study("01", found)
+    assert {run.sweep for run in study.runs} | {run.sweep for run, _ in study.left_out} == {"", "01-first_pruning_strategies-x"}
 
 
 def test_a_narrowed_sweep_is_complete_when_its_points_are(tmp_path, undrawn, monkeypatch):
     """PROBLEM=toy SEEDS=3: sweep.py's record says what was asked, and a problem that the file does not list is no stranger."""
     monkeypatch.chdir(tmp_path)
-    planted.plant(tmp_path / "runs/01_pruning_strategies-abc", "01", lambda f: -0.3 * (f["strategy"] == "plummet"), noise=0.002,
-                  keep=lambda f: f["problem"] == "beams2d")  # fmt: skip
+    planted.plant(tmp_path / "runs", "01", lambda f: -0.3 * (f["strategy"] == "plummet"), noise=0.002,
+                  keep=lambda f: f["problem"] == "beams2d", sweep="01_pruning_strategies-abc")  # fmt: skip
     for path in (tmp_path / "runs").rglob("config.json"):
         path.write_text(path.read_text().replace("beams2d", "toy"))
     spec, _ = collect.header(next(collect.SWEEPS.glob("01_*.yaml")))
