@@ -48,15 +48,15 @@ ground-truth: setup ## toy designs of known dimension, every strategy, three see
 # make sweep-01 [PROBLEM= SEEDS= EPOCHS= STRATEGY= SET="a=1 b=2,3" EDITION= BACKEND=wandb|local PROJECT= ENTITY= STORAGE=]
 where = $(if $(SWEEP),--sweep "$(SWEEP)") $(if $(STORAGE),--storage "$(STORAGE)")
 sweep-%: setup ## create a sweep (01 01b 02 03 04 05 06) and make it the current one
-	$(PY) sweep.py create $* $(if $(PROBLEM),--problem "$(PROBLEM)") $(if $(SEEDS),--seeds "$(SEEDS)") $(if $(EPOCHS),--epochs "$(EPOCHS)") \
+	$(strip $(PY) sweep.py create $* $(if $(PROBLEM),--problem "$(PROBLEM)") $(if $(SEEDS),--seeds "$(SEEDS)") $(if $(EPOCHS),--epochs "$(EPOCHS)") \
 	  $(if $(STRATEGY),--strategy "$(STRATEGY)") $(if $(SET),--set "$(SET)") $(if $(EDITION),--edition "$(EDITION)") $(if $(BACKEND),--backend "$(BACKEND)") \
-	  $(if $(PROJECT),--project "$(PROJECT)") $(if $(ENTITY),--entity "$(ENTITY)") $(if $(STORAGE),--storage "$(STORAGE)")
+	  $(if $(PROJECT),--project "$(PROJECT)") $(if $(ENTITY),--entity "$(ENTITY)") $(if $(STORAGE),--storage "$(STORAGE)"))
 
 agents: setup ## work on the current sweep: N=5 agents, COUNT= runs each, SWEEP=entity/project/id to join one
-	$(PY) sweep.py agent --n $(or $(N),1) $(if $(COUNT),--count "$(COUNT)") $(where)
+	$(strip $(PY) sweep.py agent --n $(or $(N),1) $(if $(COUNT),--count "$(COUNT)") $(where))
 
 resume: setup ## go on after a stop or a reboot: N=5 agents
-	$(PY) sweep.py resume --n $(or $(N),1) $(if $(COUNT),--count "$(COUNT)") $(where)
+	$(strip $(PY) sweep.py resume --n $(or $(N),1) $(if $(COUNT),--count "$(COUNT)") $(where))
 
 status: setup ## done, running, failed, left, best so far, time to go
 	@$(PY) sweep.py status $(where)

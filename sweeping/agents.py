@@ -5,12 +5,8 @@ Ctrl-C once: no new runs, the current ones finish. Twice, or SIGTERM: they write
 """
 
 import contextlib
-import csv
 import ctypes
-import datetime
 import fcntl
-import json
-import math
 import os
 import signal
 import subprocess
@@ -22,13 +18,10 @@ from pathlib import Path
 from optuna.trial import TrialState
 
 from sweeping.queue import BEAT, bands, hyperband_stops
+from sweeping.results import history, read_json, record_result
 
 REPORTS = 25  # of a run to the queue, besides hyperband's bands: each is an fsync
 PATIENCE = 300  # seconds for a stopped run to finish its epoch and write its checkpoint, before it is killed
-RESULT_METRICS = [
-    *("epoch", "rec_loss", "val_rec", "val_vol_loss", "val_total_loss", "active_dims", "best_val_rec", "best_epoch"),
-    *("pca_rec", "pca_ratio", "prune_events", "seconds", "test_rec"),
-]
 
 stops = []  # the signals received so far; the handlers only take note, so that nothing is interrupted halfway
 
@@ -123,77 +116,6 @@ def start(command, env, log=None, death=signal.SIGKILL):
     )
 
 
-# ------------------------------------------------------------------------------------------------------------------- a run's record
-
-
-def history(folder, metric):
-    """The values of a metric in a growing metrics.csv, oldest first; the last line may be unfinished. Empty cells and NaN do not count."""
-    with contextlib.suppress(OSError):
-        lines = (folder / "metrics.csv").read_text().split("\n")[:-1]
-        if lines and metric in (header := lines[0].split(",")):
-            cells = [line.split(",")[header.index(metric)] for line in lines[1:]]
-            return [float(cell) for cell in cells if cell and math.isfinite(float(cell))]
-    return []
-
-
-def last_row(folder):
-    """The last whole row of metrics.csv as a dict."""
-    with contextlib.suppress(OSError):
-        lines = (folder / "metrics.csv").read_text().split("\n")[:-1]
-        if len(lines) > 1:
-            return dict(zip(lines[0].split(","), lines[-1].split(","), strict=True))
-    return {}
-
-
-def read_json(path):
-    with contextlib.suppress(OSError, ValueError):
-        return json.loads(path.read_text())
-    return None
-
-
-@contextlib.contextmanager
-def results_table(record):
-    """The rows of results/NN.csv, a dict each, under a lock; what the caller makes of the list is written back, whole or not at all."""
-    path = Path(record["results"])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(Path(".sweeps") / f"{path.stem}.results.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        rows = read_results(path)
-        before = list(rows)
-        yield rows
-        if rows != before:
-            columns = list(dict.fromkeys(key for row in rows for key in row))
-            temporary = path.with_name(path.name + ".tmp")
-            with open(temporary, "w", newline="") as file:
-                writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
-                writer.writeheader()
-                writer.writerows(rows)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-
-
-def read_results(path):
-    with contextlib.suppress(FileNotFoundError), open(path, newline="") as file:
-        return list(csv.DictReader(file))
-    return []
-
-
-def record_result(record, folder, status):
-    """Put a run into results/NN.csv: flags, metrics, hashes. A run that is there already is replaced."""
-    config, summary = read_json(folder / "config.json") or {}, read_json(folder / "summary.json") or {}
-    metrics = {**last_row(folder), **summary}
-    row = {"id": folder.name, "name": config.get("name", ""), "sweep": record["id"], "status": status, "cause": summary.get("cause") or ""}
-    row |= {key: str(value) for key, value in sorted(config.get("flags", {}).items())}
-    row |= {key: str(metrics[key]) if metrics.get(key) is not None else "" for key in RESULT_METRICS}
-    fingerprint = config.get("data", {})
-    row |= {"data_source": fingerprint.get("source", ""), "data_sha256": fingerprint.get("sha256", "")}
-    row |= {"metrics_sha256": summary.get("metrics_sha256", ""), "git": config.get("git") or ""}
-    row |= {"host": config.get("machine", {}).get("host", ""), "recorded": datetime.datetime.now().isoformat(timespec="seconds")}
-    with results_table(record) as rows:
-        rows[:] = [r for r in rows if r["id"] != row["id"]] + [row]
-
-
 def wait_for_folder(folder):
     """Wait while another process works in a run folder: the run of a dead agent where Linux's parent-death signal is missing.
 
@@ -270,10 +192,12 @@ def run(queue, trial, env, name):
     if not is_over and wait_for_folder(folder) and stop_level() < 2:
         command = [sys.executable, config["program"], *command_line(info["point"]), "--resume=auto"]
         env = {**env, **labels(queue.record), "WANDB_RUN_ID": info["id"]}
+        verb = "continued" if (folder / "metrics.csv").exists() else "started"
         with open(log, "a") as file:
             print("$", *command, file=file, flush=True)
             child = start(command, env, file)
-        say(f"{name}: run {info['id']} started (log: {log})")
+        point = " ".join(f"{key}={value:.6g}" if isinstance(value, float) else f"{key}={value}" for key, value in trial.params.items())
+        say(f"{name}: run {info['id']} {verb}: {point} (log: {log})")
         while True:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 code = child.wait(0.5)
@@ -305,7 +229,7 @@ def run(queue, trial, env, name):
         if values:
             value = summary.get(metric, values[-1]) if config["method"] == "grid" else sign * min(sign * v for v in values)
             queue.finish(trial, TrialState.COMPLETE, value)
-            outcome = f"finished, {metric} {value:.6g}"
+            outcome = f"finished, {metric} {value:.6g} with {summary.get('active_dims')} dims"
         else:
             outcome = f"finished without a value of {metric}"
             queue.finish(trial, TrialState.FAIL, None, outcome)
@@ -381,8 +305,7 @@ class Slot:
 
 def launch(slots, stagger, watch=lambda: None):
     """Run the slots side by side, started `stagger` seconds apart. Returns the highest exit code."""
-    announced = 0
-    active = []
+    announced, active, dead = 0, [], set()
     while True:
         if len(active) < len(slots) and not stop_level():
             active.append(slots[len(active)])
@@ -390,6 +313,10 @@ def launch(slots, stagger, watch=lambda: None):
             announced = stop_level()
             say("finishing the current runs; Ctrl-C once more stops them, resumably" if announced == 1 else "stopping the runs, resumably")
         busy = [slot.step() for slot in active]
+        for k, slot in enumerate(active, 1):
+            if k not in dead and slot.process and (slot.process.poll() or 0) < 0:
+                say(f"agent {k} was killed (signal {-slot.process.returncode}); another agent continues its run, or the next `make agents`")
+                dead.add(k)
         watch()
         if not any(busy) and (len(active) == len(slots) or stop_level()):
             break

@@ -18,6 +18,7 @@ import yaml
 
 from sweeping import agents
 from sweeping.queue import Queue, constants
+from sweeping.results import read_results
 
 STATE = Path(".sweeps")
 STUDY = ("beams2d", "heatconduction2d", "photonics2d")
@@ -247,7 +248,7 @@ def skip_done(points, program, results, prints):
     own = [k for k in resolved[0] if k not in (*FREE, *DERIVED)]
     have = {
         tuple(row.get(k) for k in own) + (row["data_sha256"],)
-        for row in agents.read_results(Path(results))
+        for row in read_results(Path(results))
         if row["status"] in ("finished", "diverged")
     }
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import yaml
 
-from sweeping.agents import command_line, labels, read_json, record_result, say
+from sweeping.agents import command_line, labels, say
+from sweeping.results import read_json, record_result
 
 TRIES = 10  # how often a run is continued: one that crashes each time must not come back for ever
 

@@ -18,8 +18,8 @@ from conftest import ROOT
 from sweep_kit import create, rows, start_agent, starts, states, wait_until, work
 
 import sweep
-import sweeping.agents
 import sweeping.queue
+import sweeping.results
 
 
 def exactly_once(agents, n):
@@ -48,7 +48,7 @@ def killed_agents(n):
 
     def at_the_hang():
         runs = [path.parent for path in Path("runs").glob("*/checkpoint.pt")]
-        return sum(len(sweeping.agents.history(run, "val_rec")) == 11 for run in runs) == 5
+        return sum(len(sweeping.results.history(run, "val_rec")) == 11 for run in runs) == 5
 
     wait_until(at_the_hang)
     killed = held_by(victims)
@@ -93,7 +93,7 @@ def bayes_is_exact(agents, cap):
     }
     for trial in trials:  # the value is the best of the metric, as W&B's bayes takes it, and the bands are among the reports
         if trial.state.name == "COMPLETE":
-            values = sweeping.agents.history(Path("runs") / trial.user_attrs["run"]["id"], "val_rec_pruned")
+            values = sweeping.results.history(Path("runs") / trial.user_attrs["run"]["id"], "val_rec_pruned")
             assert trial.value == min(values) and all(trial.intermediate_values[band] == values[band - 1] for band in (4, 8, 16, 32))
 
 
@@ -179,6 +179,12 @@ def test_launcher_starts_agents_passes_signals_on_and_leaves_nobody_behind():
     wait_until(lambda: not any(sweeping.queue.is_alive(h) for h in held))
     launcher.communicate()
     assert states(record) == {"COMPLETE": 2, "WAITING": 2}
+    launcher = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, process_group=0)
+    wait_until(lambda: len(sweep.Queue(record).trials(sweeping.queue.TrialState.RUNNING)) == 2)
+    os.kill(sweep.Queue(record).trials(sweeping.queue.TrialState.RUNNING)[0].user_attrs["held"]["pid"], signal.SIGKILL)
+    said = launcher.communicate(timeout=1800)[0]
+    assert launcher.returncode == 1 and states(record) == {"COMPLETE": 4}
+    assert "was killed (signal 9)" in said and said.count(" continued: seed=") == 3 and " started: " not in said
 
 
 @pytest.mark.usefixtures("here")
@@ -254,6 +260,6 @@ def test_hyperband_decides_as_wandb_does():
 
 
 def test_growing_metrics_are_read_up_to_the_last_whole_line(tmp_path):
-    assert sweeping.agents.history(tmp_path, "val_rec") == []
+    assert sweeping.results.history(tmp_path, "val_rec") == []
     (tmp_path / "metrics.csv").write_text("epoch,val_rec\n0,0.5\n1,\n2,nan\n3,0.25\n4,0.12")
-    assert sweeping.agents.history(tmp_path, "val_rec") == [0.5, 0.25] and sweeping.agents.history(tmp_path, "other") == []
+    assert sweeping.results.history(tmp_path, "val_rec") == [0.5, 0.25] and sweeping.results.history(tmp_path, "other") == []
