@@ -61,19 +61,19 @@ class Trainer:
         n = self.args.polynomial_schedule_n
         return self.args.w_v * (min(1.0, epoch / n) ** self.args.polynomial_schedule_p if n else 1.0)
 
-    def epoch(self, epoch):
-        """Train epoch `epoch` (from 0), validate, prune. Returns (row of metrics.csv, row of pruning.csv or None).
+    def steps(self, epoch, w_v):
+        """The training steps of epoch `epoch` (from 0). Returns the means of rec, vol and total loss (3,), still on the device.
 
         Everything random is drawn from a generator seeded by (seed, epoch): a resumed run needs no random state to go on bit for bit.
         Nothing is read back from the device before the epoch is over.
         """
-        args, start = self.args, time.perf_counter()
+        args = self.args
         generator = torch.Generator().manual_seed(args.seed * 1_000_003 + epoch)
         steps = len(self.train) // self.batch
         order = torch.randperm(len(self.train), generator=generator)[: steps * self.batch].view(steps, self.batch).to(self.device)
         for group in self.optimizer.param_groups:
             group["lr"] = args.lr * (0.51 + 0.49 * math.cos(math.pi * epoch / args.n_epochs))  # cosine, down to 2 %
-        w_v, sums = self.w_v(epoch), torch.zeros(3, device=self.device)
+        sums = torch.zeros(3, device=self.device)
         self.model.train()
         for batch in order:
             x = self.train[batch]
@@ -87,9 +87,14 @@ class Trainer:
             loss.backward()
             self.optimizer.step()
             sums += torch.stack((rec.detach(), vol.detach(), loss.detach()))
+        return sums / steps
 
+    def epoch(self, epoch):
+        """Train epoch `epoch`, validate, prune. Returns (row of metrics.csv, row of pruning.csv or None)."""
+        args, start, w_v = self.args, time.perf_counter(), self.w_v(epoch)
+        losses = self.steps(epoch, w_v)
         val_rec, val_vol = self.validate(self.val)
-        rec_loss, vol_loss, total_loss, val_rec, val_vol = torch.stack((*(sums / steps), val_rec, val_vol)).tolist()
+        rec_loss, vol_loss, total_loss, val_rec, val_vol = torch.stack((*losses, val_rec, val_vol)).tolist()
         proposal = self.pruner.step(epoch, val_rec)
         row = dict(epoch=epoch, rec_loss=rec_loss, vol_loss=vol_loss, total_loss=total_loss)
         row |= dict(val_rec=val_rec, val_vol_loss=val_vol, val_total_loss=val_rec + w_v * val_vol)
