@@ -5,7 +5,7 @@ PY := $(VENV)/bin/python
 NLOPT := nlopt==2.11.0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-data train test soak lint data ground-truth agents resume status stop list sync dashboard report gallery clean distclean
+.PHONY: help setup setup-data train test soak lint data ground-truth bench budget agents resume status stop list sync dashboard report gallery clean distclean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9%-]+:.*## / {sub("%", "01", $$1); printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +45,13 @@ data: setup-data ## make designs: PROBLEM=beams2d N=1024 SEED=0 (resumable; writ
 ground-truth: setup ## toy designs of known dimension, every strategy, three seeds: the README's table
 	$(PY) groundtruth.py
 
+DEVICE ?= cpu
+bench: setup ## speed against the published network, within 30 minutes; QUICK=1 within 5, DEVICE=cuda
+	$(PY) bench.py --device $(DEVICE) $(if $(QUICK),--quick)
+
+budget: setup ## hours of the six sweeps on this machine, measured: a minute; DEVICE=cuda
+	$(PY) bench.py --device $(DEVICE) --budget
+
 # make sweep-01 [PROBLEM= SEEDS= EPOCHS= STRATEGY= SET="a=1 b=2,3" EDITION= BACKEND=wandb|local PROJECT= ENTITY= STORAGE=]
 where = $(if $(SWEEP),--sweep "$(SWEEP)") $(if $(STORAGE),--storage "$(STORAGE)")
 sweep-%: setup ## create a sweep (01 01b 02 03 04 05 06) and make it the current one
@@ -52,7 +59,7 @@ sweep-%: setup ## create a sweep (01 01b 02 03 04 05 06) and make it the current
 	  $(if $(STRATEGY),--strategy "$(STRATEGY)") $(if $(SET),--set "$(SET)") $(if $(EDITION),--edition "$(EDITION)") $(if $(BACKEND),--backend "$(BACKEND)") \
 	  $(if $(PROJECT),--project "$(PROJECT)") $(if $(ENTITY),--entity "$(ENTITY)") $(if $(STORAGE),--storage "$(STORAGE)"))
 
-agents: setup ## work on the current sweep: N=5 agents, COUNT= runs each, SWEEP=entity/project/id to join one
+agents: setup ## work on the current sweep: N=5 agents, COUNT= runs each, SWEEP="01 02" for others
 	$(strip $(PY) sweep.py agent --n $(or $(N),1) $(if $(COUNT),--count "$(COUNT)") $(where))
 
 resume: setup ## go on after a stop or a reboot: N=5 agents

@@ -13,6 +13,7 @@ import json
 import os
 import re
 import shutil
+import statistics
 import subprocess
 import sys
 import time
@@ -26,11 +27,13 @@ from sweeping.queue import Queue, TrialState, is_alive
 
 
 def load_record(name, storage=None):
-    """The record of a sweep by its id, its W&B path (entity/project/id), or, with STORAGE, from the database."""
-    for path in STATE.glob("*/sweep.json"):
-        record = json.loads(path.read_text())
-        if name in (record["id"], record.get("path")):
-            return record
+    """The record of a sweep by its id or the beginning of it, its W&B path (entity/project/id), or, with STORAGE, from the database."""
+    known = [json.loads(path.read_text()) for path in STATE.glob("*/sweep.json")]
+    found = [r for r in known if name in (r["id"], r.get("path"))] or [r for r in known if r["id"].startswith(name)]
+    if len(found) > 1:
+        raise SweepError(f"SWEEP {name}: begins several sweeps: {', '.join(sorted(r['id'] for r in found))}; say which")
+    if found:
+        return found[0]
     if name.count("/") == 2:
         return join_wandb(name)
     if storage:
@@ -64,14 +67,15 @@ def join_wandb(path):
 
 
 def records(args):
-    """The sweeps a command is about: SWEEP=, else the current ones."""
-    if args.sweep:
-        return [load_record(args.sweep, args.storage)]
+    """The sweeps a command is about, in order: SWEEP=, else the current ones."""
     try:
-        names = (STATE / "current").read_text().split()
+        names = args.sweep.split() if args.sweep else (STATE / "current").read_text().split()
     except OSError:
         raise SweepError("no current sweep; create one: make sweep-01") from None
-    return [load_record(name, args.storage) for name in names]
+    found = [load_record(name, args.storage) for name in names]
+    if len({r["backend"] for r in found}) > 1:
+        raise SweepError(f"SWEEP {args.sweep}: some are on W&B and some are local; give those of one backend")
+    return found
 
 
 # ----------------------------------------------------------------------------------------------------------------------- commands
@@ -179,7 +183,7 @@ def status(args):
         metric = record["config"]["metric"]["name"]
         parts += [f"best {metric} {value:.6g} on {p} (run {run})" for p, (value, run) in sorted(c["best"].items())]
         if c["seconds"] and c["running"] and left is not None:
-            seconds = sum(c["seconds"]) / len(c["seconds"]) * (left + c["running"] / 2) / c["running"]
+            seconds = statistics.median(c["seconds"]) * (left + c["running"] / 2) / c["running"]
             parts.append(f"about {seconds / 3600:.1f} h to go" if seconds > 3600 else f"about {seconds / 60:.0f} min to go")
         print(f"{record['id']} ({record['backend']}{', stopped' if c['stopped'] else ''}): " + ", ".join(parts))
         for cause in c["causes"]:
@@ -244,7 +248,7 @@ def main(argv=None):
         sub = commands.add_parser(name or function.__name__, help=function.__doc__.splitlines()[0])
         sub.set_defaults(function=function)
         if function not in (create, list_sweeps, sync):
-            sub.add_argument("--sweep", help="a sweep's id, or entity/project/id on W&B (the current sweeps)")
+            sub.add_argument("--sweep", help="sweeps, by the beginning of their ids, or entity/project/id on W&B (the current ones)")
         if function not in (list_sweeps, sync):
             sub.add_argument("--storage", help="postgresql+psycopg://... for several machines without a common disk (a file journal)")
         return sub

@@ -156,6 +156,11 @@ def test_bayes_without_a_problem_makes_one_sweep_for_each(here, capsys, monkeypa
     assert [r["config"]["parameters"]["problem"]["value"] for r in records] == list(sweeping.create.STUDY)
     create("--problem", "toy", method="bayes", run_cap=3, lr={"min": 0.01, "max": 0.1})
     assert current()["name"] == "quick-toy"
+    sweep.main(["status", "--sweep", f"{names[1]} quick-toy"])  # in this order; the beginning of an id will do
+    assert [line.split(" (")[0] for line in capsys.readouterr().out.splitlines()[-2:]] == [names[1], current()["id"]]
+    with pytest.raises(SystemExit):
+        sweep.main(["status", "--sweep", "quick-"])
+    assert "begins several sweeps" in capsys.readouterr().err
     sweep.main(["list"])
     marks = [line[0] for line in capsys.readouterr().out.splitlines() if "quick-" in line and "created" not in line]
     assert sorted(marks) == [" ", " ", " ", "*"]
