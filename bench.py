@@ -1,0 +1,407 @@
+"""Speed against the published network, on the same designs in one run: time to quality, images a second, memory, where the epoch goes.
+
+    make bench                  # within 30 minutes on 2 cores; writes results/bench.csv and results/bench.md
+    make bench QUICK=1          # one seed, shorter budgets: within 5 minutes
+    make bench DEVICE=cuda      # the same on a GPU
+    make budget                 # hours of the six sweeps at the measured rate: results/budget.md
+
+The published network is the one of EngiOpt's LVAE: 4x4/2, 4x4/2, 3x3/2, 3x3/2 convolutions with batch norm (64 to 512 channels) and its
+mirror image, designs resized to 100x100 and back, every step logged and read back with .item(). Every measurement is a process of its own.
+"""
+
+import argparse
+import contextlib
+import csv
+import datetime
+import json
+import math
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import data
+import train
+from flags import parse
+from pruning import volume
+from sweeping.create import expand, levels, read_yaml
+
+PROBLEMS = ("beams2d", "heatconduction2d", "photonics2d")
+LATENT, BATCH = 100, 128
+
+
+class Published(nn.Module):
+    """The published autoencoder: (B, 1, H, W) -> (B, latent_dim) -> (B, 1, H, W), through 100x100."""
+
+    def __init__(self, shape, latent_dim):
+        super().__init__()
+        self.shape = tuple(shape)
+
+        def down(inputs, outputs, k):
+            return nn.Conv2d(inputs, outputs, k, 2, 1, bias=False), nn.BatchNorm2d(outputs), nn.LeakyReLU(0.2)
+
+        def up(inputs, outputs, k):
+            return nn.ConvTranspose2d(inputs, outputs, k, 2, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()
+
+        head = (nn.Conv2d(512, latent_dim, 7), nn.Flatten())
+        self.encoder = nn.Sequential(*down(1, 64, 4), *down(64, 128, 4), *down(128, 256, 3), *down(256, 512, 3), *head)
+        first = (nn.Linear(latent_dim, 512 * 7 * 7), nn.ReLU(), nn.Unflatten(1, (512, 7, 7)))
+        last = (nn.ConvTranspose2d(64, 1, 4, 2, 1), nn.Sigmoid())
+        self.decoder = nn.Sequential(*first, *up(512, 256, 3), *up(256, 128, 3), *up(128, 64, 4), *last)
+
+    def encode(self, x):
+        return self.encoder(F.interpolate(x, (100, 100), mode="bilinear", antialias=True)).float()
+
+    def decode(self, z):
+        return F.interpolate(self.decoder(z).float(), self.shape, mode="bilinear", antialias=True)
+
+
+def published_epoch(t, model, optimizer, epoch, habits, log):
+    """One epoch of the published training loop on a train.Trainer's designs; habits: read back and log every step, as published."""
+    model.train()
+    for indices in torch.randperm(len(t.train)).split(t.batch):
+        if len(indices) < min(t.batch, len(t.train)):
+            continue
+        x = t.train[indices.to(t.device)]
+        with t.autocast():
+            z = model.encode(x)
+            rec = F.mse_loss(model.decode(z), x)
+        vol = volume(z.std(0), t.args.eta)
+        loss = rec + t.w_v(epoch) * vol
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if habits:
+            log(dict(rec_loss=rec.item(), vol_loss=vol.item(), total_loss=loss.item(), epoch=epoch))
+    return published_error(t, model, t.val)
+
+
+@torch.no_grad()
+def published_error(t, model, x):
+    model.eval()
+    with t.autocast():
+        return F.mse_loss(torch.cat([model.decode(model.encode(part)) for part in x.split(256)]), x).item()
+
+
+def trainer(problem, device, precision, seed=1001, **flags):
+    """A train.Trainer on the bundled designs. Seeds from 1001 on: the study's own stay untouched."""
+    settings = dict(problem=problem, data="sample", latent_dim=LATENT, seed=seed, device=device, precision=precision, wandb="disabled")
+    args = parse([f"--{key}={value}" for key, value in (settings | flags).items()])
+    return train.Trainer(args, data.load(args.problem, args.data), train.settle(args))
+
+
+def synchronize(device):
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+@contextlib.contextmanager
+def wandb_log(habits):
+    """W&B's own log(), offline in a folder that is thrown away, if habits are asked for."""
+    if not habits:
+        yield None
+        return
+    import wandb
+
+    with tempfile.TemporaryDirectory() as folder:
+        run = wandb.init(mode="offline", dir=folder, settings=wandb.Settings(console="off", silent=True))
+        yield run.log
+        run.finish()
+
+
+# ---- Measurements: each runs in a process of its own, and prints one JSON object ------------------------------------------------
+
+
+def measure_rate(problem, network, precision, device, seconds):
+    """Training images a second at batch 128; FLOP/s by torch's count, its share of a large matrix product's; peak memory."""
+    t = trainer(problem, device, precision, batch_size=BATCH, strategy="none")
+    # No validation in here, and the same number of designs for all: whole batches only
+    t.train, t.val = t.train[: len(t.train) // BATCH * BATCH], t.val[:2]
+    with wandb_log(network == "published, as shipped") as log:
+        if network == "ours":
+            step = lambda: t.epoch(0)  # noqa: E731
+        else:
+            torch.manual_seed(1001)
+            model = Published(t.train.shape[2:], LATENT).to(t.device)
+            if precision == "bf16":
+                model = model.to(memory_format=torch.channels_last)
+            optimizer = torch.optim.Adam(model.parameters(), lr=4e-4)
+            step = lambda: published_epoch(t, model, optimizer, 0, log is not None, log)  # noqa: E731
+        with FlopCounterMode(display=False) as counter:
+            step()
+        synchronize(t.device)
+        start, epochs = time.perf_counter(), 0
+        while epochs == 0 or time.perf_counter() - start < seconds:
+            step()
+            epochs += 1
+        synchronize(t.device)
+        rate = epochs * len(t.train) / (time.perf_counter() - start)
+    flops = counter.get_total_flops() / len(t.train) * rate
+    return dict(images_per_s=rate, gflops=flops / 1e9, matmul_share=flops / matmul_rate(t), peak_mib=peak_memory(t.device))
+
+
+def matmul_rate(t):
+    """FLOP/s of a 2048-cubed matrix product in the trainer's precision."""
+    a = torch.randn(2048, 2048, device=t.device, dtype=torch.bfloat16 if t.bf16 else torch.float32)
+    best = math.inf
+    for _ in range(6):
+        synchronize(t.device)
+        start = time.perf_counter()
+        a @ a
+        synchronize(t.device)
+        best = min(best, time.perf_counter() - start)
+    return 2 * 2048**3 / best
+
+
+def peak_memory(device):
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def measure_published_quality(problem, device, precision, seed, seconds):
+    """The published network, as shipped, for a fixed budget: its best val_rec, and the training seconds until then."""
+    t = trainer(problem, device, precision, seed, batch_size=BATCH)
+    torch.manual_seed(seed)
+    model = Published(t.train.shape[2:], LATENT).to(t.device)
+    optimizer = torch.optim.Adam(model.parameters(), lr=4e-4)
+    best, at, epoch, start = math.inf, 0.0, 0, time.perf_counter()
+    with wandb_log(True) as log:
+        start = time.perf_counter()
+        while (now := time.perf_counter() - start) < seconds:
+            error = published_epoch(t, model, optimizer, epoch, True, log)
+            epoch += 1
+            if error < best:
+                best, at = error, time.perf_counter() - start
+    return dict(best_val_rec=best, seconds=at, epochs=epoch, budget=now)
+
+
+def measure_our_quality(problem, device, precision, seed, epochs, quality):
+    """Ours, at the shipped defaults but for the length of the run: seconds until val_rec first reaches `quality`; val_rec at the end."""
+    flags = dict(n_epochs=epochs, polynomial_schedule_n=epochs // 3, pruning_epoch=epochs // 2)
+    t = trainer(problem, device, precision, seed, **flags)
+    reached, spent = None, 0.0
+    for epoch in range(epochs):
+        row, _ = t.epoch(epoch)
+        spent += row["epoch_seconds"]
+        if reached is None and row["val_rec"] <= quality:
+            reached = spent
+    return dict(seconds=reached, val_rec=row["val_rec"], active_dims=row["active_dims"], total_seconds=spent)
+
+
+def measure_outside(problem, device, precision, epochs):
+    """Share of the loop spent outside the training steps: validation, statistics, pruning, CSV, W&B offline, checkpoints."""
+    spent = dict(steps=0.0, fit=0.0)
+
+    def timed(function, name):
+        def call(*args):
+            start = time.perf_counter()
+            result = function(*args)
+            synchronize(torch.device(device))
+            spent[name] += time.perf_counter() - start
+            return result
+
+        return call
+
+    train.Trainer.steps, train.fit = timed(train.Trainer.steps, "steps"), timed(train.fit, "fit")
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
+        flags = dict(
+            problem=problem, data="sample", latent_dim=LATENT, seed=1001, device=device, precision=precision, wandb="offline", out=folder
+        )
+        flags |= dict(n_epochs=epochs, polynomial_schedule_n=epochs // 3, pruning_epoch=epochs // 2)
+        train.main([f"--{key}={value}" for key, value in flags.items()])
+    return dict(outside_share=1 - spent["steps"] / spent["fit"])
+
+
+def measure_epoch(problem, device, seconds):
+    """Seconds an epoch, validation and all, at the defaults of train.py; the first epoch does not count."""
+    t = trainer(problem, device, "auto", latent_dim=250)
+    t.epoch(0)
+    spent = []
+    while sum(spent) < seconds or not spent:
+        spent.append(t.epoch(len(spent) + 1)[0]["epoch_seconds"])
+    return dict(epoch_s=statistics.mean(spent))
+
+
+def measure_one(name, **arguments):
+    """Run a measurement here, and print its result as the last line of stdout."""
+    print(json.dumps(globals()[f"measure_{name}"](**arguments)))
+
+
+# ---- The run of all of them -----------------------------------------------------------------------------------------------------
+
+
+def start(name, threads, **arguments):
+    """Start a measurement in a process of its own with so many threads."""
+    env = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    command = [sys.executable, __file__, "--measure", name, "--arguments", json.dumps(arguments)]
+    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def result(process):
+    out, errors = process.communicate()
+    if process.returncode:
+        sys.exit(f"bench.py: a measurement failed: {' '.join(process.args[2:])}\n{errors[-2000:]}")
+    return json.loads(out.splitlines()[-1])
+
+
+def spread(values, form="{:.3g}"):
+    """Median and range of some numbers, as text."""
+    shown = [form.format(v) for v in (statistics.median(values), min(values), max(values))]
+    return shown[0] if len(values) == 1 else f"{shown[0]} ({shown[1]} to {shown[2]})"
+
+
+class Table:
+    """Rows (measure, problem, setting, published, ours, ratio), printed as they come and written to results/ after each."""
+
+    COLUMNS = ("measure", "problem", "setting", "published", "ours", "ratio")
+
+    def __init__(self, path, about):
+        self.path, self.about, self.rows = Path(path), about, []
+        print("| " + " | ".join(self.COLUMNS) + " |\n|" + " --- |" * len(self.COLUMNS), flush=True)
+
+    def add(self, *row):
+        self.rows.append([f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in row])
+        print("| " + " | ".join(self.rows[-1]) + " |", flush=True)
+        self.path.parent.mkdir(exist_ok=True)
+        with open(self.path.with_suffix(".csv"), "w", newline="") as file:
+            csv.writer(file).writerows([self.COLUMNS, *self.rows])
+        lines = ["| " + " | ".join(row) + " |" for row in (self.COLUMNS, ["---"] * len(self.COLUMNS), *self.rows)]
+        self.path.with_suffix(".md").write_text(self.about + "\n\n" + "\n".join(lines) + "\n")
+
+
+def machine(device):
+    """What it ran on, in words."""
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    cpu = Path("/proc/cpuinfo")
+    names = [line.split(":")[1].strip() for line in cpu.read_text().splitlines() if line.startswith("model name")] if cpu.exists() else []
+    return f"{os.cpu_count()} cores of {names[0] if names else platform.processor() or platform.machine()}"
+
+
+def bench(device, quick):
+    cores = os.cpu_count()
+    rate_s, budget_s, epochs, seeds = (3, 40, 60, [1001]) if quick else (8, 150, 200, [1001, 1002, 1003])
+    problems = PROBLEMS[:1] if quick else PROBLEMS
+    command = f"make bench{' QUICK=1' if quick else ''}{' DEVICE=cuda' if device == 'cuda' else ''}"
+    about = f"`{command}` on {machine(device)}, torch {torch.__version__}, {datetime.date.today()}; latent_dim {LATENT}, bundled designs."
+    table = Table("results/bench-quick" if quick else "results/bench", about)
+    common = dict(device=device)
+
+    # (a), (c), (e): rate, memory, FLOP/s
+    for problem in PROBLEMS:
+        for precision in ("fp32", "bf16"):
+            found = {}
+            for network in ("published, as shipped", "published", "ours"):
+                arguments = dict(problem=problem, network=network, precision=precision, seconds=rate_s, **common)
+                found[network] = result(start("rate", cores, **arguments))
+            ours, plain, shipped = found["ours"], found["published"], found["published, as shipped"]
+            for setting, theirs in ((f"{precision}, as shipped", shipped), (f"{precision}, no logging", plain)):
+                ratio = ours["images_per_s"] / theirs["images_per_s"]
+                table.add("training images/s", problem, setting, theirs["images_per_s"], ours["images_per_s"], ratio)
+            for name, unit in (
+                ("peak_mib", "peak memory, MiB"),
+                ("gflops", "GFLOP/s"),
+                ("matmul_share", "share of a matrix product's FLOP/s"),
+            ):
+                table.add(unit, problem, precision, plain[name], ours[name], ours[name] / plain[name])
+
+    # (b): time to quality, seeds in turn with all threads; published as shipped
+    for problem in problems:
+        for precision in ("fp32", "bf16") if not quick and problem == "beams2d" else ("fp32",):
+            runs = []
+            for seed in seeds:
+                arguments = dict(problem=problem, precision=precision, seed=seed, **common)
+                theirs = result(start("published_quality", cores, seconds=budget_s, **arguments))
+                runs.append((theirs, result(start("our_quality", cores, epochs=epochs, quality=theirs["best_val_rec"], **arguments))))
+            reached = [(theirs, ours) for theirs, ours in runs if ours["seconds"]]
+            table.add(
+                "best val_rec",
+                problem,
+                precision,
+                *(spread([run[i][key] for run in runs]) for i, key in ((0, "best_val_rec"), (1, "val_rec"))),
+                "",
+            )
+            if len(reached) < len(runs):
+                table.add("seconds to the published best", problem, precision, "", f"reached in {len(reached)} of {len(runs)}", "")
+                continue
+            columns = [[run[i]["seconds"] for run in runs] for i in (0, 1)]
+            ratios = [theirs / ours for theirs, ours in zip(*columns, strict=True)]
+            table.add("seconds to the published best", problem, precision, spread(columns[0]), spread(columns[1]), spread(ratios))
+
+    # (d): outside the steps
+    for problem in problems:
+        share = result(start("outside", cores, problem=problem, precision="auto", epochs=20 if quick else 60, **common))["outside_share"]
+        table.add("share of the loop outside the steps", problem, "W&B offline", "", share, "")
+
+    # Two runs side by side with half the cores each, against one with all of one's half
+    if device == "cpu" and cores > 1:
+        arguments = dict(problem="beams2d", network="ours", precision="fp32", seconds=2 * rate_s, **common)
+        one = result(start("rate", cores // 2, **arguments))["images_per_s"]
+        two = [start("rate", cores // 2, **arguments) for _ in range(2)]
+        both = sum(result(process)["images_per_s"] for process in two)
+        table.add("two runs at once, images/s", "beams2d", f"{cores // 2} thread(s) each; ratio to one such run", "", both, both / one)
+    print(f"written: {table.path.with_suffix('.csv')}, {table.path.with_suffix('.md')}")
+
+
+def budget(device):
+    """Hours of each sweep at the rate measured now: seconds an epoch as the sweep trains, one agent a core (a GPU: one agent)."""
+    agents = os.cpu_count() if device == "cpu" else 1
+    rates = {}
+    for problem in PROBLEMS:
+        together = [start("epoch", 1, problem=problem, device=device, seconds=15) for _ in range(agents)]
+        rates[problem] = statistics.mean(result(process)["epoch_s"] for process in together)
+    rows, total = [], 0.0
+    for path in sorted((Path(__file__).parent / "sweeps").glob("*.yaml")):
+        _, config = read_yaml(str(path))
+        parameters = config["parameters"]
+        if config["method"] == "grid":
+            runs, problems = len(expand(config)), levels(parameters["problem"])
+        else:
+            runs, problems = config["run_cap"] * len(PROBLEMS), PROBLEMS  # a sweep a problem
+        epochs = parameters["n_epochs"]["value"]
+        hours = runs * epochs * statistics.mean(rates[problem] for problem in problems) / agents / 3600
+        total += hours
+        rows.append(f"| {path.stem.replace('_', ' ')} | {runs} | {epochs} | {hours:.1f} |")
+    seconds = ", ".join(f"{problem} {rate:.2f} s" for problem, rate in rates.items())
+    command = f"make budget{' DEVICE=cuda' if device == 'cuda' else ''}"
+    lines = [f"`{command}` on {machine(device)}, {agents} agent(s) at a time, {datetime.date.today()}, on the bundled designs."]
+    lines += [f"An epoch: {seconds}. 03 is an upper bound: hyperband stops runs early.", ""]
+    lines += ["| sweep | runs | epochs | hours |", "| --- | --- | --- | --- |"]
+    lines += [*rows, f"| all | | | {total:.1f} |"]
+    path = Path("results") / ("budget.md" if device == "cpu" else f"budget-{device}.md")
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("\n".join(lines) + "\n")
+    print("\n".join(lines), f"\nwritten: {path}")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="one seed, shorter budgets")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="(cpu)")
+    parser.add_argument("--budget", action="store_true", help="hours of the sweeps instead of the benchmark")
+    parser.add_argument("--measure", help=argparse.SUPPRESS)
+    parser.add_argument("--arguments", type=json.loads, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: no GPU that torch can use; allowed here: cpu")
+    if args.measure:
+        measure_one(args.measure, **args.arguments)
+    elif args.budget:
+        budget(args.device)
+    else:
+        bench(args.device, args.quick)
+
+
+if __name__ == "__main__":
+    main()
