@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 NLOPT := nlopt==2.11.0
+PSYCOPG := "psycopg[binary]==3.3.9"
 
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-data train test soak lint data ground-truth bench budget agents resume status stop list sync dashboard report gallery clean distclean
@@ -33,6 +34,7 @@ test: setup-data ## run the tests (under 5 minutes on 2 cores)
 	$(PY) -m pytest -q -n auto tests
 
 soak: setup-data ## the heavy counts: many agents, many kills, PostgreSQL (an hour or more)
+	$(PY) -m pip install --quiet --disable-pip-version-check $(PSYCOPG)
 	$(PY) -m pytest -q tests/soak_sweep.py
 
 lint: setup ## ruff: check and format

@@ -141,17 +141,26 @@ def constants(parameters):
     }
 
 
+def _database(url):
+    try:
+        return optuna.storages.RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
+    except ImportError:
+        raise ValueError("STORAGE: psycopg is missing; pip install 'psycopg[binary]'") from None
+    except Exception as error:  # sqlalchemy, psycopg and optuna raise many types for a server that is not there or refuses
+        raise ValueError(f"STORAGE: the database cannot be used ({str(error).strip().splitlines()[0]})") from None
+
+
 class Queue:
     """The runs of one sweep. `record` is what sweep.py created: id, config, data, storage (None: a journal in its folder)."""
 
     def __init__(self, record, create=False):
         self.record, self.name = record, record["id"]
         self.folder = Path(".sweeps") / self.name
-        self.folder.mkdir(parents=True, exist_ok=True)
         if record.get("storage"):
-            self.database = optuna.storages.RDBStorage(record["storage"], engine_kwargs={"pool_pre_ping": True})
+            self.database = _database(record["storage"])
             self.storage = optuna.storages.get_storage(self.database)
-        else:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if not record.get("storage"):
             journal = self.folder / "journal.log"
             backend = JournalFileBackend(str(journal), lock_obj=FileLock(self.folder / "journal.lock", journal))
             self.storage = optuna.storages.JournalStorage(backend)

@@ -1,6 +1,7 @@
 """The local queue in large numbers, on the file journal and on PostgreSQL. Minutes: `make soak`, or pytest tests/soak_sweep.py
 
-PostgreSQL is started for the test from the programs that Debian's package `postgresql` installs; without them its tests are skipped.
+PostgreSQL is started for the test from the programs that Debian's package `postgresql` installs; without them, or without psycopg, its
+tests are skipped.
 """
 
 import os
@@ -26,6 +27,7 @@ def storage(request, here, monkeypatch):
     if request.param == "journal":
         yield
         return
+    pytest.importorskip("psycopg", reason="no psycopg here; pip install 'psycopg[binary]'")
     programs = [_program(name) for name in ("initdb", "pg_ctl")]
     if None in programs:
         pytest.skip("no initdb and pg_ctl here; Debian: apt install postgresql")

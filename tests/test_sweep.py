@@ -119,6 +119,7 @@ def test_create_refuses_in_one_line(here, capsys):
     assert "STRATEGY best: unknown" in refusal(capsys, "--strategy", "best", seed=[1])
     assert "about toy only" in refusal(capsys, "--problem", "beams2d", seed=[1])
     assert "SQLite" in refusal(capsys, "--storage", "sqlite:///x.db", seed=[1])
+    assert "STORAGE: " in refusal(capsys, "--storage", "postgresql+psycopg://sweep@/x?host=/nowhere", seed=[1])
     assert "run_cap" in refusal(capsys, method="bayes", lr={"min": 0.1, "max": 1.0})
 
 

@@ -92,6 +92,25 @@ def test_failures_are_counted_from_the_runs(wandb_server):
 
 
 @pytest.mark.usefixtures("here")
+def test_train_itself_under_a_wandb_agent(wandb_server):
+    """Not the stub: 01 on toy designs, for 2 epochs, with the flags that W&B's agent passes."""
+    Path("train.py").symlink_to(ROOT / "train.py")
+    settings = "strategy=plummet n_epochs=2 pruning_epoch=1 polynomial_schedule_n=1 latent_dim=8"
+    command("create", "01", "--problem", "toy", "--seeds", "1", "--set", settings, env=wandb_server.env)
+    assert "1/1 over (1 finished" in command("agent", env={**wandb_server.env, "OMP_NUM_THREADS": "1"})
+    ((run_id, run),) = wandb_server.runs.items()
+    (row,) = rows("01-trial")
+    assert (run["state"], row["id"], row["status"], row["threads"]) == ("finished", run_id, "finished", "1")
+    (sweep,) = wandb_server.sweeps.values()
+    asked = {key: p["value"] if "value" in p else p["values"][0] for key, p in sweep["config"]["parameters"].items()}
+    assert {key: run["config"][key]["value"] for key in asked} == asked and asked["n_epochs"] == 2
+    epochs = [h for h in run["history"] if "val_rec" in h]
+    assert [h["epoch"] for h in epochs] == [0, 1] and float(row["val_rec"]) == run["summary"]["val_rec"] > 0
+    assert run["groupName"].startswith("01-trial_pruning_strategies-") and run["groupName"] == row["sweep"]
+    assert any(name.endswith(".png") for name in run["files"])  # the figures, too
+
+
+@pytest.mark.usefixtures("here")
 def test_offline_runs_of_a_local_sweep_are_uploaded_later(wandb_server, capsys):
     record = create("--set", "wandb=offline", "--project", "later", seed=[1, 2])
     work()
