@@ -4,7 +4,7 @@
     model = load("runs/<id>/model.pt")        # python train.py ... --save_model
     designs = model.sample(16)                # (16, 1, H, W); also model.encode(x), model.decode(z)
 
-The thing to take from here: the decoder's Lipschitz bound (SpectralNorm). Without it the volume shrinks by scaling alone and means
+The thing to take from here: the decoder's Lipschitz bound (BoundedLinear). Without it the volume shrinks by scaling alone and means
 nothing (Chen & Fuge, Least Volume, ICLR 2024, arXiv 2404.17773, section 3).
 """
 
@@ -13,35 +13,39 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.nn.utils import parametrize
 
 from data import InputError, first_line
 
 
-class SpectralNorm(nn.Module):
-    """Parametrisation that divides a weight matrix by its largest singular value: the layer becomes 1-Lipschitz (Miyato et al. 2018).
+class BoundedLinear(nn.Linear):
+    """A Linear whose weight is divided by its largest singular value: a 1-Lipschitz map (Miyato et al., Spectral Normalization, 2018).
 
-    One power iteration a training step keeps up with the weights. torch's own spectral_norm does the same, but under autocast in bf16,
-    which rounds the vectors away.
+    One power iteration a training step keeps up with the weight. torch's own spectral_norm does the same, but under autocast in bf16,
+    which rounds the vectors away; and dividing the layer's input (B, inputs) is cheaper than dividing its weight.
     """
 
-    def __init__(self, weight):
-        super().__init__()
-        self.register_buffer("u", torch.randn(weight.shape[0]))
-        self.register_buffer("v", torch.randn(weight.shape[1]))
-        for _ in range(300):
-            self._iterate(weight.detach())
+    def __init__(self, inputs, outputs):
+        super().__init__(inputs, outputs)
+        self.register_buffer("u", torch.randn(outputs))
+        self.register_buffer("v", torch.randn(inputs))
+        for _ in range(30):
+            self._iterate()
 
-    def _iterate(self, weight):
-        self.v.copy_(F.normalize(weight.T @ self.u, dim=0))
-        self.u.copy_(F.normalize(weight @ self.v, dim=0))
+    @torch.no_grad()
+    def _iterate(self):
+        self.v.copy_(F.normalize(self.weight.T @ self.u, dim=0))
+        self.u.copy_(F.normalize(self.weight @ self.v, dim=0))
 
-    def forward(self, weight):
-        with torch.autocast(weight.device.type, enabled=False):
+    def norm(self):
+        """The weight's largest singular value, as the power iteration knows it."""
+        return self.u.clone() @ (self.weight @ self.v.clone())
+
+    def forward(self, x):  # (..., inputs) -> (..., outputs)
+        with torch.autocast(x.device.type, enabled=False):
             if self.training:
-                with torch.no_grad():
-                    self._iterate(weight)
-            return weight / (self.u.clone() @ weight @ self.v.clone())
+                self._iterate()
+            norm = self.norm()
+        return F.linear(x / norm, self.weight, self.bias)
 
 
 class ToPatches(nn.Module):
@@ -81,7 +85,7 @@ class LVAE(nn.Module):
     """
 
     ENCODER_GAIN = 10.0
-    CHANNELS, STRIDES = (32, 64), (4, 2)
+    CHANNELS, STRIDES, HIDDEN = (32, 64), (4, 2), 256
 
     def __init__(self, shape, latent_dim, lipschitz):
         super().__init__()
@@ -94,16 +98,13 @@ class LVAE(nn.Module):
             inputs = channels
         self.encoder = nn.Sequential(*layers, nn.Flatten(), nn.Linear(h * w * inputs, latent_dim))
 
-        layers = [self._bounded(latent_dim, h * w * inputs), nn.Unflatten(1, (h, w, inputs))]
+        # A hidden layer, so that each pixel is a curved function of all latents: without it the latents have to be as many as PCA's
+        layers = [BoundedLinear(latent_dim, self.HIDDEN), nn.LeakyReLU(0.2)]
+        layers += [BoundedLinear(self.HIDDEN, h * w * inputs), nn.Unflatten(1, (h, w, inputs))]
         for channels, k in zip((*self.CHANNELS[-2::-1], 1), self.STRIDES[::-1], strict=True):
-            layers += [nn.LeakyReLU(0.2), self._bounded(inputs, k * k * channels), FromPatches(k)]
+            layers += [nn.LeakyReLU(0.2), BoundedLinear(inputs, k * k * channels), FromPatches(k)]
             inputs = channels
         self.decoder = nn.Sequential(*layers)
-
-    @staticmethod
-    def _bounded(inputs, outputs):
-        layer = nn.Linear(inputs, outputs)
-        return parametrize.register_parametrization(layer, "weight", SpectralNorm(layer.weight))
 
     def encode(self, x):  # (B, 1, H, W) -> (B, latent_dim)
         x = F.pad(x, self.padding, mode="replicate").movedim(1, -1)
@@ -122,9 +123,9 @@ class CompactLVAE(LVAE):
 
     def __init__(self, flags, shape, dims, std, mean):
         super().__init__(shape, len(dims), flags["lipschitz"])
-        for layer in self.decoder:
-            if isinstance(layer, nn.Linear):
-                parametrize.remove_parametrizations(layer, "weight")
+        for i, layer in enumerate(self.decoder):
+            if isinstance(layer, BoundedLinear):  # its weight is saved divided by its norm
+                self.decoder[i] = nn.Linear(layer.in_features, layer.out_features)
         self.flags, self.dims, self.std, self.mean = flags, dims, std, mean
 
     def sample(self, n, seed=0):
@@ -146,8 +147,9 @@ def compact(model, pruner, z, flags):
     with torch.no_grad():
         for name, part in (("encoder", model.encoder), ("decoder", model.decoder)):
             for i, layer in enumerate(part):
-                if hasattr(layer, "weight"):
-                    state[f"{name}.{i}.weight"], state[f"{name}.{i}.bias"] = layer.weight.clone(), layer.bias.clone()
+                if isinstance(layer, nn.Linear):
+                    norm = layer.norm() if isinstance(layer, BoundedLinear) else 1.0
+                    state[f"{name}.{i}.weight"], state[f"{name}.{i}.bias"] = layer.weight / norm, layer.bias.clone()
         last = f"encoder.{len(model.encoder) - 1}"
         state[f"{last}.weight"], state[f"{last}.bias"] = state[f"{last}.weight"][dims], state[f"{last}.bias"][dims]
         # The pruned latents are constants: what they contribute to the first layer of the decoder goes into its bias.

@@ -27,10 +27,7 @@ def run(tmp_path_factory):
     )
     loaded = data.load("heatconduction2d", flags["data"])
     torch.manual_seed(0)
-    model = lvae.LVAE((101, 101), 3, 30.0)
-    for layer in model.decoder:
-        if isinstance(layer, torch.nn.Linear | torch.nn.ConvTranspose2d):
-            torch.nn.utils.parametrize.remove_parametrizations(layer, "weight")
+    model = lvae.CompactLVAE(flags, (101, 101), [1, 4, 7], None, None)
     z = model.encode(loaded.train).detach()
     saved = dict(flags=flags, shape=[101, 101], dims=[1, 4, 7], std=z.std(0), mean=z.mean(0), state=model.state_dict())
     folder = root / "runs" / "abc"

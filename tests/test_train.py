@@ -67,7 +67,7 @@ def trainer(*flags):
 def operator_norm(layer):
     """Largest singular value of a layer's linear map at its input shape, by power iteration with autograd as the adjoint."""
     x = torch.randn(1, 3, 5, layer.in_features, dtype=torch.float64)
-    weight = layer.weight.detach().double()
+    weight = (layer.weight / layer.norm()).detach().double()
     for _ in range(500):
         x = (x / x.norm()).requires_grad_()
         y = F.linear(x, weight)
