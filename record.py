@@ -189,7 +189,9 @@ def locate(args, fingerprint):
     """The folder to work in, and the config of the run that is in it already, or None. Flags left to `auto` take that run's values."""
     folder, old = Path(args.out) / (os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4)), None
     if args.resume == "auto":
-        for path in sorted(Path(args.out).glob("*/config.json"), key=lambda p: -p.stat().st_mtime):
+        # an agent's run has its id, and is none of those that another sweep's agents left or work on
+        others = [] if "WANDB_RUN_ID" in os.environ else Path(args.out).glob("*/config.json")
+        for path in sorted(others, key=lambda p: -p.stat().st_mtime):
             config = _read_config(path.parent)
             if config and not status(path.parent) and not different_flags(config["flags"], vars(args)) and config["data"] == fingerprint:
                 folder, old = path.parent, config

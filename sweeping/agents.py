@@ -28,7 +28,8 @@ stops = []  # the signals received so far; the handlers only take note, so that 
 
 def handle_signals():
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(signum, lambda signum, frame: stops.append(signum))
+        if signum != signal.SIGHUP or signal.getsignal(signum) != signal.SIG_IGN:  # nohup make agents
+            signal.signal(signum, lambda signum, frame: stops.append(signum))
 
 
 def stop_level():

@@ -226,6 +226,15 @@ def test_first_edition_can_be_created(here, monkeypatch, name, runs, settings, m
     assert record["config"]["parameters"]["precision"]["value"] in ("fp32", "bf16")  # auto is settled, for all machines
 
 
+def test_a_run_does_not_continue_that_of_another_sweep(here, monkeypatch):
+    """A sweep that was interrupted and then created anew: the same flags, but other runs, which other agents may be working on."""
+    for name in ("old", "new"):
+        monkeypatch.setenv("WANDB_RUN_ID", name)
+        flags = ["--problem=toy", "--n_epochs=2", "--latent_dim=4", "--strategy=none", "--wandb=disabled", "--resume=auto", "--device=cpu"]
+        assert train.main(flags) == 0 and Path(f"runs/{name}/summary.json").exists()
+        Path(f"runs/{name}/summary.json").unlink()
+
+
 def test_agents_refuse_other_designs(here, capsys):
     file = here / "mine.npz"
     np.savez(file, designs=np.zeros((20, 32, 32), np.uint8))

@@ -18,6 +18,7 @@ from conftest import ROOT
 from sweep_kit import create, rows, start_agent, starts, states, wait_until, work
 
 import sweep
+import sweeping.agents
 import sweeping.queue
 import sweeping.results
 
@@ -140,6 +141,25 @@ def test_agent_stops_where_no_run_could_work():
     record = create(end=["full"], seed=[1, 2])
     assert "cannot write, and this agent stops" in work(code=4)
     assert states(record) == {"WAITING": 2}
+
+
+@pytest.mark.usefixtures("here")
+def test_nohup():
+    record = create(nap=[0.1], seed=[1])
+    command = ["nohup", sys.executable, str(ROOT / "sweep.py"), "agent", "--checked"]
+    agent = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    wait_until(lambda: list(Path("runs").glob("*/checkpoint.pt")))
+    agent.send_signal(signal.SIGHUP)
+    agent.communicate(timeout=1800)
+    assert agent.returncode == 0 and states(record) == {"COMPLETE": 1}
+
+
+@pytest.mark.usefixtures("here")
+def test_agents_share_cores_and_gpus(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+    found = [sweeping.agents.surroundings(k, 3) for k in range(3)]
+    assert [env["CUDA_VISIBLE_DEVICES"] for env in found] == ["4", "7", "4"]
+    assert {env["OMP_NUM_THREADS"] for env in found} == {str(max(1, len(os.sched_getaffinity(0)) // 3))}
 
 
 @pytest.mark.usefixtures("here")
