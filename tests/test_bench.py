@@ -1,0 +1,101 @@
+"""bench.py's parts with tiny budgets: what is measured, not how fast. No timed assertions."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import bench
+
+COMMON = dict(problem="photonics2d", precision="fp32", device="cpu")
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch, tmp_path):
+    monkeypatch.setattr(bench, "BATCH", 4)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize("shape", [(50, 100), (101, 101)])
+def test_the_published_network_has_its_published_shapes(shape):
+    model = bench.Published(shape, 7)
+    x = torch.rand(2, 1, *shape)
+    sizes = [tuple(m.weight.shape) for m in model.modules() if isinstance(m, torch.nn.Conv2d)]
+    assert sizes == [(64, 1, 4, 4), (128, 64, 4, 4), (256, 128, 3, 3), (512, 256, 3, 3), (7, 512, 7, 7)]
+    z = model.encode(x)
+    assert z.shape == (2, 7) and model.decode(z).shape == x.shape
+
+
+@pytest.mark.parametrize("network", ["ours", "published", "published, as shipped"])
+def test_rate(network):
+    found = bench.measure_rate(network=network, seconds=0, **COMMON)
+    assert all(found[key] > 0 for key in ("images_per_s", "gflops", "matmul_share", "peak_mib"))
+
+
+def test_flops_are_those_of_the_network():
+    """A training step costs three times a forward pass, but for the first layer, whose input needs no gradient."""
+    x = torch.rand(4, 1, 50, 100)
+    model = bench.Published((50, 100), 7)
+    with bench.FlopCounterMode(display=False) as counter:
+        model.decode(model.encode(x)).sum().backward()
+    sides = [(50, 1, 64, 4), (25, 64, 128, 4), (13, 128, 256, 3), (7, 256, 512, 3)]
+    forward = [2 * 4 * side**2 * inputs * outputs * k**2 for side, inputs, outputs, k in sides]
+    last = 2 * 4 * 7 * 512 * 49
+    assert counter.get_total_flops() == pytest.approx(3 * 2 * (sum(forward) + last) - forward[0], rel=0.05)
+
+
+def test_time_to_quality():
+    theirs = bench.measure_published_quality(seed=1001, seconds=0.1, **COMMON)
+    assert theirs["epochs"] >= 1 and 0 < theirs["best_val_rec"] < 1 and theirs["seconds"] <= theirs["budget"]
+    easy = bench.measure_our_quality(seed=1001, epochs=3, quality=1.0, **COMMON)
+    assert easy["reached"]
+    hard = bench.measure_our_quality(seed=1001, epochs=2, **COMMON)
+    assert not hard["reached"] and hard["seconds"] > easy["seconds"] / 3
+
+
+def test_share_outside_the_steps(monkeypatch):
+    for name in ("steps", "epoch"):  # measured by wrapping the class for good: undo it afterwards
+        monkeypatch.setattr(bench.train.Trainer, name, bench.train.Trainer.__dict__[name])
+    monkeypatch.setattr(bench.train, "fit", bench.train.fit)
+    share = bench.measure_outside(problem="beams2d", precision="fp32", epochs=2, device="cpu")["outside_share"]
+    assert 0 < share < 1
+
+
+def test_budget_counts_the_runs_of_the_sweeps(monkeypatch, capsys):
+    monkeypatch.setattr(bench.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(bench, "start", lambda name, threads, problem, **_: problem)
+    monkeypatch.setattr(bench, "result", lambda problem: dict(epoch_s=dict(beams2d=1.0, heatconduction2d=2.0, photonics2d=3.0)[problem]))
+    bench.budget("cpu")
+    lines = dict(line.strip("| ").split(" | ", 1) for line in capsys.readouterr().out.splitlines() if line.startswith("| 0"))
+    assert lines["01 pruning strategies"] == f"36 | 2500 | {36 * 2500 * 2 / 2 / 3600:.1f}"
+    assert lines["03 hyperparameter sensitivity"] == f"99 | 2500 | {99 * 2500 * 2 / 2 / 3600:.1f}"
+    assert lines["06 photonics2d deep dive"] == f"200 | 3000 | {200 * 3000 * 3 / 2 / 3600:.1f}"
+
+
+def test_the_whole_table(monkeypatch, capsys):
+    """Every row, from made-up measurements: medians, ratios, and what is said where the quality is not reached."""
+    made_up = dict(
+        rate=dict(images_per_s=10.0, gflops=1.0, matmul_share=0.5, peak_mib=100.0),
+        published_quality=dict(best_val_rec=0.01, seconds=60.0),
+        our_quality=dict(reached=True, seconds=2.0, val_rec=0.009),
+        outside=dict(outside_share=0.03),
+    )
+    monkeypatch.setattr(bench, "start", lambda name, threads, **_: name)
+    monkeypatch.setattr(bench, "result", lambda name: made_up[name])
+    bench.bench("cpu", quick=False)
+    text = bench.Path("results/bench.md").read_text()
+    assert (
+        "| seconds to quality | photonics2d | val_rec 0.01 (0.01 to 0.01), its best in 90 s | 60 (60 to 60) | 2 (2 to 2) | 30 (30 to 30) |"
+        in text
+    )
+    assert len(bench.Path("results/bench.csv").read_text().splitlines()) == len(text.splitlines()) - 3
+    made_up["our_quality"]["reached"] = False
+    bench.bench("cpu", quick=True)
+    assert "not reached in 20 epochs by every seed" in bench.Path("results/bench-quick.md").read_text()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there():
+    failed = subprocess.run([sys.executable, bench.__file__, "--device", "cuda"], capture_output=True, text=True)
+    assert failed.returncode == 2 and "no GPU" in failed.stderr
