@@ -216,6 +216,7 @@ def _from_wandb(found):
     run = Run(id=found.id, where="/".join(found.path), status="broken", started=str(found.created_at or ""))
     run.flags = {key: value for key, value in config.items() if not key.startswith("_")}
     run.data, run.git = dict(config.get("_data") or {}), config.get("_git")
+    run.sweep = str(getattr(found, "group", None) or "")
     run.versions, run.machine = dict(config.get("_versions") or {}), dict(config.get("_machine") or {})
     missing = [key for key in NEEDED if key not in run.flags]
     if missing:

@@ -108,6 +108,9 @@ def test_train_itself_under_a_wandb_agent(wandb_server):
     assert [h["epoch"] for h in epochs] == [0, 1] and float(row["val_rec"]) == run["summary"]["val_rec"] > 0
     assert run["groupName"].startswith("01-trial_pruning_strategies-") and run["groupName"] == row["sweep"]
     assert any(name.endswith(".png") for name in run["files"])  # the figures, too
+    report = [sys.executable, str(ROOT / "report.py"), "--sweep", "01", "--wandb", f"stub/lvae-pruning/{sweep['name']}"]
+    done = subprocess.run(report, env={**os.environ, **wandb_server.env}, capture_output=True, text=True, timeout=300)
+    assert "1 of 1 points finished, 0 other runs, 0 left out" in done.stdout, done.stdout + done.stderr
 
 
 @pytest.mark.usefixtures("here")

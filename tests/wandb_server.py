@@ -212,18 +212,9 @@ class Server:
             run["config"] = json.loads(v["config"])
         run["summary"] |= json.loads(v.get("summaryMetrics") or "{}")
         run["state"] = "running"
-        bucket = {
-            "id": run["id"],
-            "name": name,
-            "displayName": run["displayName"],
-            "description": None,
-            "config": json.dumps(run["config"]),
-        }
-        bucket |= {
-            "sweepName": run["sweep"],
-            "project": self.project(run["project"], run["entity"]),
-            "historyLineCount": len(run["history"]),
-        }
+        bucket = {key: run[key] for key in ("id", "name", "displayName")} | {"description": None, "config": json.dumps(run["config"])}
+        bucket |= {"sweepName": run["sweep"], "historyLineCount": len(run["history"])}
+        bucket["project"] = self.project(run["project"], run["entity"])
         return {"upsertBucket": {"bucket": bucket, "inserted": inserted}}
 
     def op_RunResumeStatus(self, v):
@@ -257,13 +248,7 @@ class Server:
 
     # ---- what wandb.Api() reads back
     def run_node(self, run):
-        node = {
-            "id": run["id"],
-            "tags": run.get("tags") or [],
-            "name": run["name"],
-            "displayName": run["displayName"],
-            "sweepName": run["sweep"],
-        }
+        node = {key: run[key] for key in ("id", "name", "displayName")} | {"sweepName": run["sweep"], "tags": run.get("tags") or []}
         node |= {"state": run["state"], "config": json.dumps(run["config"]), "group": run.get("groupName"), "jobType": None, "commit": None}
         node |= {"readOnly": False, "createdAt": "2026-01-01T00:00:00", "heartbeatAt": "2026-01-01T00:00:00", "description": None}
         node |= {"notes": run.get("notes"), "systemMetrics": "{}", "summaryMetrics": json.dumps(run["summary"]), "projectId": 1}
@@ -287,6 +272,16 @@ class Server:
         return {"project": {"run": self.run_node(run) if run else None}}
 
     op_GetRun = op_RunState = op_RunFullHistory = op_Run
+
+    def op_RunHistoryKeys(self, v):
+        return {"project": {"run": {"historyKeys": {"lastStep": len(self.runs[v["name"]]["history"]) - 1}}}}
+
+    def op_RunParquetHistory(self, v):  # nothing is archived yet
+        return {"project": {"run": {"parquetHistory": {"parquetUrls": [], "liveData": []}}}}
+
+    def op_HistoryPage(self, v):
+        rows = self.runs[v["run"]]["history"]
+        return {"project": {"run": {"history": [json.dumps(row) for row in rows if v["minStep"] <= row["_step"] < v["maxStep"]]}}}
 
     def graphql(self, body):
         query, operation = body.get("query") or "", body.get("operationName")
