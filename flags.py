@@ -41,8 +41,8 @@ def number(kind, low, high=math.inf, open_low=False, open_high=False):
 
 SHARE = number(float, 0, 1, open_low=True, open_high=True)
 POSITIVE = number(float, 0, open_low=True, open_high=True)
-COUNT = number(int, 0, open_high=True)
-AT_LEAST_ONE = number(int, 1, open_high=True)
+COUNT = number(int, 0, 2**31)
+AT_LEAST_ONE = number(int, 1, 2**31)
 
 
 def boolean(text):
@@ -118,7 +118,7 @@ def parser():
     # Machine
     add("device", str, "auto", "auto | cpu | cuda | cuda:N | mps; auto: a GPU if there is one")
     add("precision", str, "auto", "auto: bf16 where the hardware multiplies matrices in it", ["auto", "fp32", "bf16"])
-    add("threads", COUNT, 0, "CPU threads; 0: $OMP_NUM_THREADS or all cores")
+    add("threads", number(int, 0, 1024), 0, "CPU threads; 0: $OMP_NUM_THREADS or all cores")
 
     # Record
     add("out", str, "runs", "folder in which the run's folder is made")

@@ -42,10 +42,14 @@ AUTO = {"threads": 0, "precision": "auto"}
 def write_atomically(path, data):
     """Write bytes or text to path so that a reader, or a crash, sees the old file or the new one, never a part."""
     temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
-        file.write(data.encode() if isinstance(data, str) else data)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        temporary.unlink(missing_ok=True)  # or the full disk stays full
+        raise
     os.replace(temporary, path)
 
 
@@ -92,7 +96,7 @@ class Run:
     """An open run folder, locked by this process until it ends. Raises InputError if another process has it, OSError if unwritable."""
 
     def __init__(self, folder):
-        self.folder, self.id = folder, folder.name
+        self.folder, self.id, self.config = folder, folder.name, None  # open_run sets the config
         folder.mkdir(parents=True, exist_ok=True)
         self._lock = open(folder / "lock", "w")  # noqa: SIM115  held for the life of the process
         try:
@@ -125,7 +129,7 @@ class Run:
                 os.fsync(file.fileno())
                 positions[name] = file.seek(0, os.SEEK_END)
         buffer = io.BytesIO()
-        torch.save({**state, "positions": positions}, buffer)
+        torch.save({**state, "positions": positions, "flags": self.config["flags"], "sha256": self.config["data"]["sha256"]}, buffer)
         path = self.folder / "checkpoint.pt"
         new = path.with_name("checkpoint.new.pt")
         write_atomically(new, buffer.getvalue())
@@ -146,6 +150,8 @@ class Run:
                     if archive.testzip():
                         raise ValueError("checksum mismatch")
                 state = torch.load(path, map_location=device, weights_only=True)
+                if different_flags(state["flags"], self.config["flags"]) or state["sha256"] != self.config["data"]["sha256"]:
+                    raise ValueError("it is of other flags or designs")
                 if any((self.folder / f).stat().st_size < size for f, size in state["positions"].items()):
                     raise ValueError("it is newer than the CSV files")
             except Exception as error:  # zipfile, pickle and torch raise many types for a damaged file
@@ -157,7 +163,7 @@ class Run:
             return state
         if broken:
             raise InputError(f"--resume {self.folder}: no usable checkpoint ({', '.join(p.name for p in broken)} damaged)")
-        self.start(json.loads((self.folder / "config.json").read_text()))  # stopped before its first checkpoint: from the beginning
+        self.start(self.config)  # stopped before its first checkpoint: from the beginning
         return None
 
     def metrics_digest(self):
@@ -168,15 +174,16 @@ class Run:
     def finish(self, summary):
         """Write summary.json: the run is over, whatever its status. Checkpoints go, except a diverged run's last good one."""
         write_atomically(self.folder / "summary.json", to_json(summary))
-        for name in ("checkpoint.new.pt", "checkpoint.pt", "checkpoint_previous.pt") if summary["status"] == "finished" else ():
-            (self.folder / name).unlink(missing_ok=True)
+        for path in self.folder.glob("checkpoint*") if summary["status"] == "finished" else ():
+            path.unlink()
 
 
 def _read_config(folder):
-    """A run's config.json, or None."""
-    with contextlib.suppress(OSError, ValueError):
+    """A run's config.json, or None where it is missing or damaged."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         config = json.loads((folder / "config.json").read_text())
-        return config if isinstance(config, dict) and {"flags", "data", "name"} <= set(config) else None
+        needed = [config["name"], config["data"]["sha256"], config["data"]["source"], *(config["flags"][flag] for flag in AUTO)]
+        return config if None not in needed else None
 
 
 def status(folder):
@@ -199,6 +206,8 @@ def locate(args, fingerprint):
     elif args.resume:
         folder = Path(args.resume)
         old = _read_config(folder)
+        if old is None:
+            raise InputError(f"--resume {folder}: its config.json is damaged")
         if different := different_flags(old["flags"], vars(args)):
             recorded = ", ".join(f"--{key} {old['flags'].get(key)}" for key in different[:5])
             raise InputError(f"--resume {folder}: was started with other flags; allowed: {recorded}")
@@ -216,11 +225,14 @@ def open_run(folder, old, args, fingerprint, device):
     run = Run(folder)
     config = dict(id=folder.name, name=f"{args.problem}-{args.strategy}-s{args.seed}-{folder.name}", flags=vars(args), data=fingerprint)
     if old:
-        config = old | {"flags": vars(args)}  # n_epochs may have grown
+        if status(folder):  # by the process that had the lock until now
+            raise InputError(f"--resume {folder}: another process has just ended this run")
+        config = run.config = old | {"flags": vars(args)}  # n_epochs may have grown
         write_atomically(folder / "config.json", to_json(config))
     else:
         config |= describe_machine(device) | dict(started=datetime.datetime.now().astimezone().isoformat(timespec="seconds"))
         config["sweep"] = os.environ.get("WANDB_RUN_GROUP")  # set by sweep.py's agents
+        run.config = config
         run.start(config)
     return run, config
 

@@ -11,6 +11,7 @@ Every flag: --help, or flags.py. Minimised is
 standard deviation has fallen off the cliff are frozen at their mean (pruning.py). What is written where: record.py.
 """
 
+import contextlib
 import datetime
 import io
 import json
@@ -204,7 +205,8 @@ def train(args):
         wandb.finish(summary or {}, code)
     except OSError as error:
         code = 4
-        print(f"train.py: {run.folder}: cannot write ({error}); the last checkpoint is kept", file=sys.stderr)
+        with contextlib.suppress(OSError):  # stderr may lie on the full disk, too
+            print(f"train.py: {run.folder}: cannot write ({error}); the last checkpoint is kept", file=sys.stderr)
         wandb.finish({}, code)
     return code
 
@@ -297,7 +299,8 @@ def main(argv=None):
         print(f"train.py: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"train.py: cannot write ({error})", file=sys.stderr)
+        with contextlib.suppress(OSError):
+            print(f"train.py: cannot write ({error})", file=sys.stderr)
         return 4
     except KeyboardInterrupt:
         print("interrupted; the last checkpoint is kept", file=sys.stderr)

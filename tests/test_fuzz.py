@@ -14,6 +14,8 @@ import data
 import flags
 import lvae
 import record
+import train
+from pruning import PROFILES, STRATEGIES
 
 MANY = settings(max_examples=int(os.environ.get("FUZZ", 300)), deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 flags.parser()  # fills DEFAULTS
@@ -47,6 +49,31 @@ def test_any_command_line(pairs):
         return
     assert set(vars(args)) == set(flags.DEFAULTS)
     assert args.min_active_dims <= args.latent_dim
+
+
+PATHS = ("problem", "data", "out", "resume", "config", "arm", "device", "wandb", "wandb_project", "wandb_entity", "latent_dim", "toy_dims")
+EXTREMES = ["0", "1", "2", "1e-320", "1e-30", "1e-9", "0.5", "0.999999", "1e30", "1e308", "inf", "1000000", "2147483648", "9" * 400]
+EXTREMES += [*PROFILES, *STRATEGIES, "bf16"]
+
+
+@MANY
+@given(
+    st.dictionaries(st.sampled_from(sorted(flags.DEFAULTS.keys() - set(PATHS))), st.sampled_from(EXTREMES), max_size=3),
+    st.sampled_from([1, 4]),
+)
+def test_any_flags_that_are_taken_train(tmp_path_factory, chosen, latent_dim):
+    """Two epochs of a tiny run: finished, stopped or diverged; a refusal leaves nothing behind."""
+    folder = tmp_path_factory.mktemp("fuzz")
+    np.save(folder / "own.npy", DESIGNS)
+    argv = [f"--data={folder}/own.npy", f"--out={folder}/runs", f"--latent_dim={latent_dim}", "--n_epochs=2", "--pruning_epoch=0"]
+    argv += ["--problem=custom", "--wandb=disabled", "--threads=1"]
+    epochs = iter([None, None])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train.figures, "draw", lambda trainer, folder: None)
+        patch.setattr(train, "Stop", lambda: type("Stop", (), {"code": property(lambda self: next(epochs, 143))})())
+        code = train.main(argv + [f"--{flag}={value}" for flag, value in chosen.items()])
+    assert code in (0, 2, 3, 143)
+    assert (folder / "runs").exists() == (code != 2)
 
 
 def damaged(whole, where, how):
@@ -112,7 +139,9 @@ def test_any_damaged_checkpoint_or_config(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("WANDB_RUN_ID", raising=False)
     run = record.Run(tmp_path / "a")
-    config = dict(id="a", name="n", flags={k: v for k, v in flags.DEFAULTS.items() if v is not None}, data={"sha256": "0", "source": "x"})
+    fingerprint = {"sha256": "0", "source": "x"}
+    config = dict(id="a", name="n", flags=json.loads(record.to_json(vars(flags.parse([])))), data=fingerprint)
+    run.config = config
     run.start(config)
     run.checkpoint({"epoch": 1, "weights": torch.randn(100)})
     checkpoint, text = (tmp_path / "a/checkpoint.pt").read_bytes(), (tmp_path / "a/config.json").read_bytes()
@@ -122,9 +151,14 @@ def test_any_damaged_checkpoint_or_config(tmp_path, monkeypatch):
     def check(where, how):
         (tmp_path / "a/checkpoint.pt").write_bytes(damaged(checkpoint, where, how))
         (tmp_path / "a/config.json").write_bytes(damaged(text, where, how))
-        for attempt, argument in ((run.restore, "cpu"), (flags.parse, ["--resume=a"]), (flags.parse, ["--config=a/config.json"])):
+        for attempt in (
+            lambda: run.restore("cpu"),
+            lambda: record.locate(flags.parse(["--resume=a"]), fingerprint),
+            lambda: record.locate(flags.parse(["--config=a/config.json"]), fingerprint),
+            lambda: record.locate(flags.parse(["--resume=auto", "--out=."]), fingerprint),
+        ):
             try:
-                attempt(argument)
+                attempt()
             except data.InputError as error:
                 one_line(error)
 
