@@ -8,6 +8,7 @@ runs/<id>/checkpoint.pt     while running, with the one before it in checkpoint_
 """
 
 import contextlib
+import csv
 import datetime
 import fcntl
 import hashlib
@@ -19,6 +20,7 @@ import netrc
 import os
 import platform
 import secrets
+import shutil
 import subprocess
 import sys
 import threading
@@ -246,7 +248,7 @@ class NoWandb:
     def log(self, row):
         pass
 
-    def images(self, folder):
+    def images(self, folder, epoch):
         pass
 
     def finish(self, summary, code):
@@ -254,36 +256,61 @@ class NoWandb:
 
 
 class Wandb:
-    """A W&B run that can neither delay the start by more than a few seconds nor end the training."""
+    """A W&B run that can neither delay the start by more than a few seconds nor end the training. Its steps are the epochs.
+
+    What a process had not sent when it was killed is lost to W&B's client, even offline. So a resumed run first logs the rows of
+    metrics.csv that W&B lacks, and removes what its earlier processes left in wandb/: incomplete, and in the way of `wandb sync`.
+    """
 
     def __init__(self, mode, run, config, project, entity):
-        os.environ.setdefault("WANDB_SILENT", "true")
         import wandb
 
-        self._wandb = wandb
+        self._wandb, self.lost = wandb, False
         settings = wandb.Settings(init_timeout=10, root_dir=str(run.folder))
         kwargs = dict(dir=str(run.folder), id=run.id, name=config["name"], config=config["flags"], project=project, entity=entity)
         self.run = wandb.init(mode=mode, resume="allow" if mode == "online" else None, settings=settings, **kwargs)
+        self.folder, self.first = Path(self.run.settings.sync_dir), self.run.starting_step  # a server that has epochs 0..e: e + 1
         self.run.define_metric("epoch")
         self.run.define_metric("*", step_metric="epoch")
         for key in ("data", "git", "versions", "machine"):
             self.run.config.update({f"_{key}": config[key]}, allow_val_change=True)
+        with open(run.folder / "metrics.csv") as file:
+            for row in csv.DictReader(file):
+                self.log({key: int(text) if text.isdigit() else float(text) for key, text in row.items() if text})
+        for earlier in self.folder.parent.glob("*run-2*"):
+            if earlier != self.folder:
+                shutil.rmtree(earlier, ignore_errors=True)
+
+    def _call(self, function, *args, **kwargs):
+        """Call W&B's client; when its service process has died, which raises many types, the run goes on without it."""
+        try:
+            if not self.lost:
+                function(*args, **kwargs)
+        except Exception as error:
+            self.lost = True
+            print(f"W&B: its client died ({first_line(error)}); going on without it", file=sys.stderr, flush=True)
 
     def log(self, row):
-        self.run.log({key: value for key, value in row.items() if value is not None})
+        if row["epoch"] >= self.first:
+            self._call(self.run.log, {key: value for key, value in row.items() if value is not None}, step=row["epoch"])
 
-    def images(self, folder):
-        self.run.log({path.stem: self._wandb.Image(str(path)) for path in sorted(folder.glob("*.png"))})
+    def images(self, folder, epoch):
+        images = {path.stem: self._wandb.Image(str(path)) for path in sorted(folder.glob("*.png"))}
+        self._call(self.run.log, images, step=max(epoch, self.first))
 
     def finish(self, summary, code):
-        self.run.summary.update(summary)
         # A dead server would hold finish() for many minutes; the data are on disk already, and `wandb sync` uploads them later.
-        thread = threading.Thread(target=lambda: self.run.finish(exit_code=code), daemon=True)
+        self._call(self.run.summary.update, summary)
+        thread = threading.Thread(target=self._call, args=[self.run.finish], kwargs=dict(exit_code=code), daemon=True)
         thread.start()
         thread.join(60)
         if thread.is_alive():
-            print("W&B does not answer; `wandb sync` uploads this run later from its folder", file=sys.stderr, flush=True)
-            os._exit(code)  # wandb's exit hook would wait again
+            offline = self.folder.with_name("offline-" + self.folder.name)
+            os.rename(self.folder, offline)  # under this name `wandb sync` takes it
+            print(f"W&B does not answer; later: wandb sync {offline}", file=sys.stderr, flush=True)
+        if thread.is_alive() or self.lost:
+            sys.stdout.flush()
+            os._exit(code)  # wandb's exit hook would wait again, or print a traceback
 
 
 def logged_in(server):
@@ -302,6 +329,7 @@ def open_wandb(args, run, config):
         mode = os.environ.get("WANDB_MODE") or "auto"
     if mode == "disabled":
         return NoWandb()
+    os.environ.setdefault("WANDB_SILENT", "true")
     import wandb
 
     server = wandb.setup().settings.base_url
@@ -310,8 +338,10 @@ def open_wandb(args, run, config):
     if mode == "online" and not reachable(server):
         print("W&B: its server cannot be reached; this run is logged offline (`wandb sync` uploads it later)", file=sys.stderr, flush=True)
         mode = "offline"
-    try:
-        return Wandb(mode, run, config, args.wandb_project, args.wandb_entity)
-    except wandb.Error as error:
-        print(f"W&B: {first_line(error)}; going on without it", file=sys.stderr, flush=True)
-        return NoWandb()
+    for attempt in dict.fromkeys((mode, "offline")):
+        try:
+            return Wandb(attempt, run, config, args.wandb_project, args.wandb_entity)
+        except Exception as error:  # wandb.Error, or what the client's service raises
+            print(f"W&B: cannot log {attempt} ({first_line(error)})", file=sys.stderr, flush=True)
+            wandb.teardown()  # or the second attempt finds the run "in use"
+    return NoWandb()

@@ -197,7 +197,7 @@ def train(args):
         if summary:
             if code == 0:
                 summary |= conclude(args, trainer, designs, run)
-                wandb.images(run.folder / "figures")
+                wandb.images(run.folder / "figures", summary["epoch"])
             run.finish(summary)
             report(run, summary, args.latent_dim)
         else:
@@ -245,7 +245,7 @@ def fit(args, trainer, run, config, state, wandb, stop):
             print(line, flush=True)
         if args.figure_every and (epoch + 1) % args.figure_every == 0:
             figures.draw(trainer, run.folder)
-            wandb.images(run.folder / "figures")
+            wandb.images(run.folder / "figures", epoch)
         last = epoch + 1 == args.n_epochs
         due = (epoch + 1) % args.checkpoint_every == 0 if args.checkpoint_every else time.monotonic() - saved > 60
         if (due or stop.code) and not last:

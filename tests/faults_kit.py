@@ -1,0 +1,333 @@
+"""Faults, injected for real, for test_faults.py (a few of each) and soak_faults.py (many): each function injects one kind.
+
+They work in the current folder, on a small run in a process of its own, and return a list of what was lost against an undisturbed run.
+"""
+
+import contextlib
+import csv
+import json
+import os
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import torch
+from conftest import ROOT
+from wandb_server import serve
+
+CLEAN = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")} | {"NETRC": os.devnull, "OMP_NUM_THREADS": "1"}
+# Six seconds of toy designs that prune at several epochs, with a checkpoint at every second one
+EPOCHS = 40
+TOY = ["--problem=toy", "--latent_dim=8", "--batch_size=512", "--pruning_epoch=2", "--polynomial_schedule_n=2", "--strategy=lognorm"]
+TOY += ["--percentile=0.4", "--safeguards=none", "--max_prune_per_epoch=1", "--cooldown_epochs=3", "--threads=1", "--checkpoint_every=2"]
+TOY += ["--save_model", "--test", f"--n_epochs={EPOCHS}"]
+TRAIN = [sys.executable, str(ROOT / "train.py")]
+
+
+def start(name, *flags, env=CLEAN):
+    """Start run `name`, or continue it, as an agent would: by its id."""
+    command = [*TRAIN, *TOY, "--wandb=disabled", *flags]
+    return subprocess.Popen(command, env={**env, "WANDB_RUN_ID": name}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def end(process, *codes):
+    """Wait for a process to end with one of these exit codes and no traceback; returns its stderr."""
+    errors = process.communicate(timeout=1200)[1]
+    assert process.returncode in codes, (process.returncode, errors)
+    assert "Traceback" not in errors, errors
+    return errors
+
+
+def whole():
+    """The folder of the undisturbed run, which is trained at the first call in a folder."""
+    if not Path("runs/whole").exists():
+        end(start("whole"), 0)
+    return Path("runs/whole")
+
+
+def epochs(name):
+    """How many epochs stand in a run's metrics.csv."""
+    with contextlib.suppress(OSError):
+        return Path("runs", name, "metrics.csv").read_text().count("\n") - 1
+    return -1
+
+
+def wait_for(condition, process=None, seconds=600):
+    """Wait until condition() holds, looking all the time, or the process has ended. Returns whether it holds."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until and (process is None or process.poll() is None):
+        if condition():
+            return True
+        time.sleep(0.0005)
+    return condition()
+
+
+def lost(name, runs=Path("runs")):
+    """What run `name` lacks or has otherwise than the undisturbed one: cells of its CSV files, its summary, model, and file names."""
+    a, b, differences = whole(), runs / name, []
+    if not (b / "summary.json").exists():
+        return [f"{name}: not finished"]
+    for file in ("metrics.csv", "pruning.csv"):
+        with open(a / file) as one, open(b / file) as other:
+            one, other = list(csv.DictReader(one)), list(csv.DictReader(other))
+        differences += [f"{name}: {len(other)} rows in {file}"] * (len(one) != len(other))
+        for x, y in zip(one, other, strict=False):
+            differences += [f"{name}: {file} row {x['epoch']} {key}" for key in x if key != "epoch_seconds" and x[key] != y[key]]
+    one, other = (json.loads((folder / "summary.json").read_text()) for folder in (a, b))
+    differences += [
+        f"{name}: summary {key}" for key in one | other if key not in ("id", "name", "seconds") and one.get(key) != other.get(key)
+    ]
+    one, other = (torch.load(folder / "model.pt", weights_only=True) for folder in (a, b))
+    differences += [f"{name}: model {key}" for key, value in one["state"].items() if not torch.equal(value, other["state"][key])]
+    one, other = ({str(p.relative_to(f)) for p in f.rglob("*") if "wandb" not in p.relative_to(f).parts} for f in (a, b))
+    return differences + [f"{name}: file {path}" for path in sorted(one ^ other)]
+
+
+# ------------------------------------------------------------------------------------------------------------------- signals
+
+
+def kills(times, rng):
+    """kill -9 at random moments, from the start of Python to the last figure; each run is continued until it is finished."""
+    gone, left, n = [], times, 0
+    while left:
+        name, n = f"killed{n}", n + 1
+        while not (Path("runs", name) / "summary.json").exists():
+            process, before = start(name), epochs(name)
+            if left:
+                if rng.random() < 0.8:  # most while it trains: an import takes longer than the training does
+                    wait_for(lambda: epochs(name) > before, process)  # noqa: B023  called at once
+                time.sleep(rng.uniform(0, 3))
+                process.kill()
+            end(process, 0, -signal.SIGKILL)
+            left -= process.returncode != 0
+        gone += lost(name)
+    return gone
+
+
+def stopped_in_a_checkpoint(numbers):
+    """These signals, each while a checkpoint is being written: the process is frozen, and gets the signal if a part is there."""
+    gone = []
+    for i, number in enumerate(numbers):
+        name = f"writing{i}"
+        part = Path("runs", name, "checkpoint.new.pt.tmp")
+        process = start(name, "--checkpoint_every=1")
+        while True:
+            assert wait_for(part.exists, process), f"{name}: ended before a checkpoint was seen"
+            process.send_signal(signal.SIGSTOP)
+            os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+            hit = part.exists()
+            if hit:
+                process.send_signal(number)
+            process.send_signal(signal.SIGCONT)
+            if hit:
+                break
+        end(process, -number if number == signal.SIGKILL else 128 + number)
+        end(start(name, "--checkpoint_every=1"), 0)
+        gone += lost(name)
+    return gone
+
+
+def two_at_once(times):
+    """Two processes continue a stopped run in the same moment: one does, the other is refused."""
+    gone = []
+    for i in range(times):
+        name = f"two{i}"
+        process = start(name)
+        wait_for(lambda: epochs(name) > 3, process)  # noqa: B023
+        process.terminate()
+        end(process, 143)
+        pair = [start(name), start(name)]
+        errors = [end(process, 0, 2) for process in pair]
+        assert sorted(process.returncode for process in pair) == [0, 2]
+        assert sum("another process" in error for error in errors) == 1
+        gone += lost(name)
+    return gone
+
+
+# -------------------------------------------------------------------------------------------------------------- disks, files
+
+
+def may_mount():
+    """Whether this user may mount in a namespace of its own, where a mount ends with the process and nobody else sees it."""
+    with contextlib.suppress(OSError):
+        return subprocess.run(["unshare", "-rm", "mount", "-t", "tmpfs", "none", "/mnt"], capture_output=True).returncode == 0
+    return False
+
+
+def in_namespace(script):
+    """Run lines of bash in a namespace of its own. `train NAME FLAGS` trains, and says on stdout how it ended."""
+    train = f'train() {{ WANDB_RUN_ID=$1 {" ".join(TRAIN + TOY)} --wandb=disabled "${{@:2}}"; echo "exit $?"; }}\n'
+    done = subprocess.run(["unshare", "-rm", "bash", "-c", train + script], env=CLEAN, capture_output=True, text=True, timeout=1200)
+    assert "Traceback" not in done.stderr, done.stderr
+    return [int(line[5:]) for line in done.stdout.splitlines() if line.startswith("exit ")], done
+
+
+def full_disks(sizes):
+    """A disk of each size (KB), which fills up; exit code 4. Then there is room, and the run goes on."""
+    gone = []
+    for size in sizes:
+        script = f"mkdir disk; mount -t tmpfs -o size={size}k none disk; cd disk\n"
+        script += f"train full{size} > ../log 2>&1; cat ../log\n"
+        script += (
+            f"mount -o remount,size=64m .; train full{size} > ../log 2>&1; tail -1 ../log; cp -r runs ..; cd ..; umount disk; rmdir disk"
+        )
+        codes, done = in_namespace(script)
+        assert codes == [4, 0], (size, done.stdout, done.stderr)
+        assert "No space left" in done.stdout
+        gone += lost(f"full{size}")
+    return gone
+
+
+def read_only(times):
+    """The run's folder turns immutable while it trains: exit code 4. Then it can be written again, and the run goes on."""
+    gone = []
+    for i in range(times):
+        name = f"readonly{i}"
+        process = start(name)
+        wait_for(lambda: epochs(name) > 3, process)  # noqa: B023
+        try:
+            subprocess.run(["chattr", "+i", f"runs/{name}"], check=True, capture_output=True)
+            assert "cannot write" in end(process, 4)
+        finally:
+            subprocess.run(["chattr", "-i", f"runs/{name}"], check=True, capture_output=True)
+        end(start(name), 0)
+        gone += lost(name)
+    return gone
+
+
+def unreadable():
+    """Designs that cannot be read, by kind: (kind, exit code, stderr, whether anything was written)."""
+    whole = (ROOT / "samples/beams2d.npz").read_bytes()
+    Path("cut.npz").write_bytes(whole[: len(whole) // 2])
+    Path("flipped.npz").write_bytes(whole[:9999] + bytes([whole[9999] ^ 4]) + whole[10000:])
+    Path("empty.npz").write_bytes(b"")
+    Path("folder.npz").mkdir()
+    Path("forbidden.npz").write_bytes(whole)
+    Path("forbidden.npz").chmod(0)
+    for file in ("cut.npz", "flipped.npz", "empty.npz", "folder.npz", "forbidden.npz", "/proc/self/mem"):  # reading the last: EIO
+        # root reads what is forbidden, unless it gives up that right
+        drop = "-dac_override,-dac_read_search"
+        less = ["setpriv", "--bounding-set", drop, "--inh-caps", drop] if os.getuid() == 0 and shutil.which("setpriv") else []
+        command = [*less, *TRAIN, "--problem=beams2d", "--wandb=disabled", "--out=unread", f"--data={file}"]
+        done = subprocess.run(command, env=CLEAN, capture_output=True, text=True, timeout=600)
+        yield file, done.returncode, done.stderr, Path("unread").exists()
+
+
+# ----------------------------------------------------------------------------------------------------------------------- W&B
+
+
+class Proxy:
+    """Stands between W&B's client and its server, and breaks: hang() answers nothing, die() refuses connections, heal() mends.
+
+    Bytes wait where they are while it hangs, and are lost, with their connections, when it dies: as with a real server.
+    """
+
+    def __init__(self, target):
+        self.target, self.passing, self.pairs = target, threading.Event(), []
+        self.address, self.listener = ("127.0.0.1", 0), None
+        self.heal()
+
+    def heal(self):
+        self.passing.set()
+        if not self.listener:
+            self.listener = socket.create_server(self.address)
+            self.address = self.listener.getsockname()
+            threading.Thread(target=self._accept, args=[self.listener], daemon=True).start()
+
+    def hang(self):
+        self.passing.clear()
+
+    def die(self):
+        listener, self.listener = self.listener, None
+        for end in (listener, *(end for pair in self.pairs for end in pair)):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+        listener.close()
+        self.pairs = []
+        self.passing.set()
+
+    def _accept(self, listener):
+        with contextlib.suppress(OSError):
+            while True:
+                threading.Thread(target=self._pump, args=[listener.accept()[0]], daemon=True).start()
+
+    def _pump(self, client):
+        with contextlib.suppress(OSError), client, socket.create_connection(self.target) as server:
+            self.pairs.append((client, server))
+            while True:
+                for ready in select.select([client, server], [], [])[0]:
+                    self.passing.wait()
+                    data = ready.recv(1 << 16)
+                    if not data:
+                        return
+                    (server if ready is client else client).sendall(data)
+
+
+@contextlib.contextmanager
+def faulty_server():
+    """(server, proxy): a W&B server, and what breaks its connections; server.env leads clients through the proxy."""
+    with serve() as server:
+        proxy = Proxy(("127.0.0.1", int(server.url.rsplit(":", 1)[1])))
+        server.url = f"http://127.0.0.1:{proxy.address[1]}"
+        yield server, proxy
+        proxy.die()
+
+
+def lost_on_wandb(name, server):
+    """Epochs of run `name` that the server does not have, after `wandb sync` of what stayed behind where it lacks any."""
+    folder = Path("runs", name)
+
+    def missing():
+        with open(folder / "metrics.csv") as file:
+            mine = {(int(row["epoch"]), row["val_rec"]) for row in csv.DictReader(file)}
+        theirs = {(row["epoch"], f"{row['val_rec']:.9g}") for row in server.runs.get(name, {"history": []})["history"] if "val_rec" in row}
+        return [f"{name}: epoch {epoch} on W&B" for epoch, _ in sorted(mine - theirs)]
+
+    behind = sorted(map(str, folder.glob("wandb/offline-run-*")))
+    if missing() and behind:
+        subprocess.run([sys.executable, "-m", "wandb", "sync", *behind], env={**CLEAN, **server.env}, capture_output=True, check=True)
+    return missing()
+
+
+def server_trouble(name, trouble, then=None, seconds=0):
+    """A run whose W&B server hangs or dies (`trouble`) after a few epochs; after some seconds `then`. Returns what was lost."""
+    with faulty_server() as (server, proxy):
+        process = start(name, "--wandb=online", env={**CLEAN, **server.env})
+        wait_for(lambda: epochs(name) > 3, process)
+        getattr(proxy, trouble)()
+        if then:
+            time.sleep(seconds)
+            getattr(proxy, then)()
+        end(process, 0)
+        proxy.heal()
+        return lost(name) + lost_on_wandb(name, server)
+
+
+def server_hangs_at_the_start(name):
+    """A W&B server that answers the first look, and then nothing."""
+    with faulty_server() as (server, proxy):
+        process = start(name, "--wandb=online", env={**CLEAN, **server.env})
+        wait_for(lambda: proxy.pairs, process)
+        proxy.hang()
+        end(process, 0)
+        proxy.heal()
+        return lost(name) + lost_on_wandb(name, server)
+
+
+def killed_with_wandb(name, mode, times):
+    """kill -9 of a run that W&B logs `online` or `offline`, some epochs after each start; W&B has all epochs in the end."""
+    with faulty_server() as (server, _):
+        env = {**CLEAN, **server.env, "WANDB_MODE": mode}
+        for _ in range(times):
+            process, before = start(name, "--wandb=auto", env=env), epochs(name)
+            wait_for(lambda: epochs(name) > before + 5, process)  # noqa: B023
+            process.kill()
+            end(process, -signal.SIGKILL)
+        end(start(name, "--wandb=auto", env=env), 0)
+        return lost(name) + lost_on_wandb(name, server)
