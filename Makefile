@@ -33,9 +33,9 @@ train: setup ## train on the bundled beams: LVAE, pruning, figures; about three 
 test: setup-data ## run the tests (under 5 minutes on 2 cores)
 	$(PY) -m pytest -q -n auto tests
 
-soak: setup-data ## the heavy counts: many agents, many kills, PostgreSQL (an hour or more)
+soak: setup-data ## the heavy counts: many agents, many kills, PostgreSQL (an hour or more); writes results/faults.md
 	$(PY) -m pip install --quiet --disable-pip-version-check $(PSYCOPG)
-	$(PY) -m pytest -q tests/soak_sweep.py
+	$(PY) -m pytest -q tests/soak_sweep.py tests/soak_faults.py
 
 lint: setup ## ruff: check and format
 	$(VENV)/bin/ruff check .
