@@ -285,6 +285,8 @@ class Slot:
             # a `wandb agent` that lost its launcher finishes its run, and a local one stops resumably
             death = signal.SIGINT if self.kind == "wandb" else signal.SIGTERM
             self.process, self.sent = start(command, {**self.env, **extra}, self.log, death), 0
+            if self.kind == "program":
+                say(f"run {extra['WANDB_RUN_ID']} continued (log: {Path(self.log.name).name})")
         self._signal(stop_level())
         return True
 

@@ -63,7 +63,11 @@ def test_agents_on_wandb(wandb_server):
     assert agents.returncode == 143 and "1 of them interrupted" in said and "0 failed" in said
     agents = launch(1)
     said = agents.communicate(timeout=1800)[0]
-    assert agents.returncode == 0 and "3/3 over (3 finished, 0 stopped early, 0 diverged, 0 failed), 0 running, 0 left" in said
+    assert (
+        agents.returncode == 0
+        and " continued (log: agent-0.log)" in said
+        and "3/3 over (3 finished, 0 stopped early, 0 diverged, 0 failed), 0 running, 0 left" in said
+    )
     assert len([e for e in wandb_server.events if e["what"] == "run handed out"]) == 3 and not wandb_server.unknown
     assert sorted(starts().values()) == [1, 1, 2]
     assert sorted((r["config"]["seed"]["value"], r["state"], len(r["history"])) for r in wandb_server.runs.values()) == [
