@@ -310,10 +310,10 @@ def server_trouble(name, trouble, then=None, seconds=0):
 
 
 def server_hangs_at_the_start(name):
-    """A W&B server that answers the first look, and then nothing."""
+    """A W&B server that answers the first look at it, and then W&B's client nothing."""
     with faulty_server() as (server, proxy):
         process = start(name, "--wandb=online", env={**CLEAN, **server.env})
-        wait_for(lambda: proxy.pairs, process)
+        wait_for(lambda: len(proxy.pairs) > 1, process)
         proxy.hang()
         end(process, 0)
         proxy.heal()
