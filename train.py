@@ -218,7 +218,7 @@ def fit(args, trainer, run, config, state, wandb, stop):
         trainer.load_state(state)
         first, best = state["epoch"] + 1, tuple(state["best"])
         print(f"{config['name']}: continuing at epoch {first}", flush=True)
-    bar = tqdm(total=args.n_epochs, initial=first, disable=not sys.stderr.isatty(), bar_format="{l_bar}{bar}| {postfix}")
+    bar = tqdm(total=args.n_epochs, initial=first, disable=not sys.stderr.isatty(), bar_format="{percentage:3.0f}%|{bar:20}| {desc}")
     started = saved = time.monotonic()
     for epoch in range(first, args.n_epochs):
         row, proposal = trainer.epoch(epoch)
@@ -239,7 +239,7 @@ def fit(args, trainer, run, config, state, wandb, stop):
             f"epoch {epoch + 1:5d}/{args.n_epochs}  val_rec {row['val_rec']:.6f}  vol {row['vol_loss']:.5f}  dims {row['active_dims']:4d}"
         )
         line += f"  pruned {row['pruned']:3d}  {row['epoch_seconds']:6.2f} s/epoch  ETA {datetime.timedelta(seconds=round(eta))}"
-        bar.set_postfix_str(line, refresh=False)
+        bar.set_description_str(line, refresh=False)
         bar.update()
         if bar.disable:
             print(line, flush=True)
