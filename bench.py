@@ -233,11 +233,6 @@ def measure_epoch(problem, device, seconds):
     return dict(epoch_s=statistics.mean(spent))
 
 
-def measure_one(name, **arguments):
-    """Run a measurement here, and print its result as the last line of stdout."""
-    print(json.dumps(globals()[f"measure_{name}"](**arguments)))
-
-
 # ---- The run of all of them -----------------------------------------------------------------------------------------------------
 
 
@@ -297,7 +292,6 @@ def bench(device, quick):
     about = f"`{command}` on {machine(device)}, torch {torch.__version__}, {datetime.date.today()}; latent_dim {LATENT}, bundled designs."
     table = Table("results/bench-quick" if quick else "results/bench", about)
     common = dict(device=device)
-
     # (a), (c), (e): rate, memory, FLOP/s
     for problem in problems:
         for precision in ("fp32", "bf16"):
@@ -396,7 +390,7 @@ def main():
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: no GPU that torch can use; allowed here: cpu")
     if args.measure:
-        measure_one(args.measure, **args.arguments)
+        print(json.dumps(globals()[f"measure_{args.measure}"](**args.arguments)))
     elif args.budget:
         budget(args.device)
     else:
