@@ -290,7 +290,7 @@ def bench(device, quick):
     problems = PROBLEMS[:1] if quick else PROBLEMS
     command = f"make bench{' QUICK=1' if quick else ''}{' DEVICE=cuda' if device == 'cuda' else ''}"
     about = f"`{command}` on {machine(device)}, torch {torch.__version__}, {datetime.date.today()}; latent_dim {LATENT}, bundled designs."
-    table = Table("results/bench-quick" if quick else "results/bench", about)
+    table = Table(f"results/bench{'-quick' if quick else ''}", about)
     common = dict(device=device)
     # (a), (c), (e): rate, memory, FLOP/s
     for problem in problems:
