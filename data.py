@@ -1,6 +1,6 @@
 """Designs of a problem: EngiBench's hub, the bundled sample, your own file, or a toy with a known dimension. Also makes the samples.
 
-from data import load; designs = load("beams2d", "sample"); designs.train.shape      # torch.Size([717, 1, 50, 100])
+from data import load; designs = load("beams2d", "sample"); designs.train.shape      # torch.Size([716, 1, 50, 100])
 python data.py --problem heatconduction2d --n 16 --out mine.npz       # make 16 designs (make data PROBLEM=... N=... SEED=...)
 python data.py --check samples/beams2d.npz                            # range, volume and duplicates of a packed file
 """

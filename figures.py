@@ -38,7 +38,9 @@ def _spectrum(trainer, path):
     for chosen, colour, label in ((active, "C0", f"kept ({active.sum()})"), (~active, "C3", f"pruned ({(~active).sum()})")):
         axis.semilogy(rank[chosen[order]], std[order][chosen[order]] + 1e-12, ".", color=colour, label=label)
     axis.set(
-        xlabel="latent dimension, sorted", ylabel="standard deviation over designs", title="Latent spectrum: the cliff is where to cut"
+        xlabel="latent dimension, sorted",
+        ylabel="standard deviation, mean over batches",
+        title="Latent spectrum: the cliff is where to cut",
     )
     axis.legend()
     _save(figure, path)

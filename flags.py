@@ -116,7 +116,7 @@ def parser():
     add("seed", number(int, 0, 2**31), 1, "seed of weights, batches and draws")
 
     # Machine
-    add("device", str, "auto", "auto | cpu | cuda | cuda:N | mps; auto: a GPU if there is one")
+    add("device", str, "auto", "auto | cpu | cuda | cuda:N; auto: a GPU if there is one")
     add("precision", str, "auto", "auto: bf16 where the hardware multiplies matrices in it", ["auto", "fp32", "bf16"])
     add("threads", number(int, 0, 1024), 0, "CPU threads; 0: $OMP_NUM_THREADS or all cores")
 
@@ -181,7 +181,7 @@ def parse(argv):
     if args.min_active_dims > args.latent_dim:
         raise InputError(f"--min_active_dims {args.min_active_dims}: must not exceed --latent_dim {args.latent_dim}")
     try:
-        available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+        available = {"cpu": True, "cuda": torch.cuda.is_available()}
         if args.device != "auto" and not available.get(torch.device(args.device).type):
             raise RuntimeError
         if args.device.startswith("cuda:") and int(args.device[5:]) >= torch.cuda.device_count():

@@ -107,16 +107,20 @@ class LVAE(nn.Module):
         self.decoder = nn.Sequential(*layers)
 
     def encode(self, x):  # (B, 1, H, W) -> (B, latent_dim)
-        x = F.pad(x, self.padding, mode="replicate").movedim(1, -1)
-        return self.ENCODER_GAIN * self.encoder(x).float()
+        x = self.encoder[:-1](F.pad(x, self.padding, mode="replicate").movedim(1, -1))
+        with torch.autocast(x.device.type, enabled=False):  # bf16 would round away the std of a latent with a large mean
+            return self.ENCODER_GAIN * self.encoder[-1](x.float())
 
     def decode(self, z):  # (B, latent_dim) -> (B, 1, H, W)
-        x = self.decoder(self.lipschitz * z).movedim(-1, 1)
+        with torch.autocast(z.device.type, enabled=False):
+            x = self.decoder[0](self.lipschitz * z)
+        x = self.decoder[1:](x).movedim(-1, 1)
         return torch.sigmoid(x[..., : self.shape[0], : self.shape[1]].float())
 
 
 class CompactLVAE(LVAE):
-    """The trained model on its kept dimensions alone: encode gives (B, k), decode takes (B, k). Same output as the masked model.
+    """The trained model on its kept dimensions alone: encode gives (B, k), decode takes (B, k). Same output as the masked model
+    to 1e-5, both in fp32.
 
     dims: the kept dimensions' numbers in training; std, mean (k,): their statistics over the training designs; flags; shape (H, W).
     """
@@ -132,7 +136,7 @@ class CompactLVAE(LVAE):
         """n new designs (n, 1, H, W), decoded from a Gaussian with the training designs' mean and std in each dimension."""
         noise = torch.randn(n, len(self.dims), generator=torch.Generator().manual_seed(seed))
         with torch.no_grad():
-            return self.decode(self.mean + self.std * noise)
+            return self.decode((self.mean + self.std * noise).to(self.decoder[0].weight.device))
 
 
 def compact(model, pruner, z, flags):

@@ -151,7 +151,7 @@ class Pruner:
 
         The first batch initialises them; pruned dimensions keep theirs. In place and without waiting for the device.
         """
-        z = z.float()  # under autocast z is bfloat16: an average of which would stop moving
+        z = z.float()  # an average in bfloat16 would stop moving
         weight = 1 - self.flags.beta if self.seen else 1.0
         for ema, batch in ((self.std, z.std(0, correction=0)), (self.mean, z.mean(0))):
             ema.copy_(torch.where(self.active, torch.lerp(ema, batch, weight), ema))

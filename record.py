@@ -20,7 +20,6 @@ import netrc
 import os
 import platform
 import secrets
-import shutil
 import subprocess
 import sys
 import threading
@@ -37,6 +36,7 @@ COLUMNS += ["val_rec_pruned", "epoch_seconds"]
 PRUNING_COLUMNS = ["epoch", "proposed", "k_consecutive", "recon_tol", "cooldown", "cap", "floor", "pruned", "dims", "std"]
 # Flags that do not change what a run computes: a checkpoint continues under others. `n_epochs` may grow, too.
 FREE_FLAGS = ("out", "resume", "config", "wandb", "wandb_project", "wandb_entity", "device", "figure_every", "checkpoint_every")
+FREE_FLAGS += ("save_model", "test")
 # Flags with a value that leaves the choice to the machine; a run that continues keeps the choice made at its start.
 AUTO = {"threads": 0, "precision": "auto"}
 
@@ -207,6 +207,7 @@ def locate(args, fingerprint):
                 break
     elif args.resume:
         folder = Path(args.resume)
+        folder = folder if folder.name not in ("", "..") else folder.resolve()  # the name is the run's id
         old = _read_config(folder)
         if old is None:
             raise InputError(f"--resume {folder}: its config.json is damaged")
@@ -259,7 +260,8 @@ class Wandb:
     """A W&B run that can neither delay the start by more than a few seconds nor end the training. Its steps are the epochs.
 
     What a process had not sent when it was killed is lost to W&B's client, even offline. So a resumed run first logs the rows of
-    metrics.csv that W&B lacks, and removes what its earlier processes left in wandb/: incomplete, and in the way of `wandb sync`.
+    metrics.csv that W&B lacks; at its end, what its earlier processes left in wandb/ goes to wandb/superseded/: incomplete, and in the
+    way of `wandb sync`.
     """
 
     def __init__(self, mode, run, config, project, entity):
@@ -277,9 +279,7 @@ class Wandb:
         with open(run.folder / "metrics.csv") as file:
             for row in csv.DictReader(file):
                 self.log({key: int(text) if text.isdigit() else float(text) for key, text in row.items() if text})
-        for earlier in self.folder.parent.glob("*run-2*"):
-            if earlier != self.folder:
-                shutil.rmtree(earlier, ignore_errors=True)
+        self.earlier = [path for path in (run.folder / "wandb").glob(f"*run-2*-{run.id}") if path != self.folder]
 
     def _call(self, function, *args, **kwargs):
         """Call W&B's client; when its service process has died, which raises many types, the run goes on without it."""
@@ -295,8 +295,11 @@ class Wandb:
             self._call(self.run.log, {key: value for key, value in row.items() if value is not None}, step=row["epoch"])
 
     def images(self, folder, epoch):
-        images = {path.stem: self._wandb.Image(str(path)) for path in sorted(folder.glob("*.png"))}
-        self._call(self.run.log, images, step=max(epoch, self.first))
+        def upload():
+            images = {path.stem: self._wandb.Image(str(path)) for path in sorted(folder.glob("*.png"))}
+            self.run.log(images, step=max(epoch, self.first))
+
+        self._call(upload)
 
     def finish(self, summary, code):
         # A dead server would hold finish() for many minutes; the data are on disk already, and `wandb sync` uploads them later.
@@ -305,9 +308,15 @@ class Wandb:
         thread.start()
         thread.join(60)
         if thread.is_alive():
-            offline = self.folder.with_name("offline-" + self.folder.name)
-            os.rename(self.folder, offline)  # under this name `wandb sync` takes it
+            offline = self.folder.with_name("offline-" + self.folder.name.removeprefix("offline-"))
+            with contextlib.suppress(OSError):
+                os.rename(self.folder, offline)  # under this name `wandb sync` takes it
             print(f"W&B does not answer; later: wandb sync {offline}", file=sys.stderr, flush=True)
+        elif not self.lost:
+            for path in self.earlier:
+                with contextlib.suppress(OSError):
+                    path.parent.joinpath("superseded").mkdir(exist_ok=True)
+                    path.rename(path.parent / "superseded" / path.name)
         if thread.is_alive() or self.lost:
             sys.stdout.flush()
             os._exit(code)  # wandb's exit hook would wait again, or print a traceback

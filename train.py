@@ -1,7 +1,7 @@
 """Train a least-volume autoencoder (LVAE) whose needless latent dimensions are pruned while it trains.
 
-    python train.py --problem beams2d --strategy plummet        # bundled designs, W&B if you are logged in
-    python train.py --problem toy --toy_dims 2 --n_epochs 200 --pruning_epoch 100 --latent_dim 20
+    python train.py --problem beams2d --strategy plummet        # EngiBench's designs, or the bundled ones; W&B if you are logged in
+    python train.py --problem toy --toy_dims 2 --min_active_dims 1 --latent_dim 20 --w_v 0.1 --n_epochs 200 --pruning_epoch 120
 
 Every flag: --help, or flags.py. Minimised is
 
@@ -168,7 +168,11 @@ def settle(args):
         args.device = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(args.device)
     if args.precision == "auto":
-        fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else device.type == "cpu" and torch.cpu._is_amx_tile_supported()
+        fast = (
+            torch.cuda.is_bf16_supported(including_emulation=False)
+            if device.type == "cuda"
+            else device.type == "cpu" and torch.cpu._is_amx_tile_supported()
+        )
         args.precision = "bf16" if fast else "fp32"
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -197,6 +201,8 @@ def train(args):
         if summary:
             if code == 0:
                 summary |= conclude(args, trainer, designs, run)
+                if math.isinf(summary["best_val_rec"]):  # pruned in the very last epoch
+                    summary |= dict(best_val_rec=summary["val_rec"], best_epoch=summary["epoch"])
                 wandb.images(run.folder / "figures", summary["epoch"])
             run.finish(summary)
             report(run, summary, args.latent_dim)
@@ -255,8 +261,6 @@ def fit(args, trainer, run, config, state, wandb, stop):
             bar.close()
             return stop.code, None
     bar.close()
-    if math.isinf(best[0]):  # pruned in the very last epoch
-        best = (row["val_rec"], epoch)
     keys = ("epoch", "rec_loss", "val_rec", "val_vol_loss", "val_total_loss")
     summary = dict(status="finished", cause=None, id=run.id, name=config["name"], **{key: row[key] for key in keys})
     return 0, summary | dict(active_dims=int(trainer.pruner.active.sum()), best_val_rec=best[0], best_epoch=best[1])
