@@ -1,10 +1,13 @@
 """bench.py's parts with tiny budgets: what is measured, not how fast. No timed assertions."""
 
+import gc
+import os
 import subprocess
 import sys
 
 import pytest
 import torch
+import wandb
 
 import bench
 
@@ -15,6 +18,10 @@ COMMON = dict(problem="photonics2d", precision="fp32", device="cpu")
 def small(monkeypatch, tmp_path):
     monkeypatch.setattr(bench, "BATCH", 4)
     monkeypatch.chdir(tmp_path)
+    yield
+    wandb.teardown()  # W&B's service process, and the variable by which the commands of later tests would find it
+    assert "WANDB_SERVICE" not in os.environ
+    gc.collect()  # a run's lock file, held for the life of a process, must not be found by a test to which a warning is an error
 
 
 @pytest.mark.parametrize("shape", [(50, 100), (101, 101)])
