@@ -27,13 +27,13 @@ setup-data: $(VENV)/.data
 
 # Any flag of train.py can be added: make train ARGS="--seed 2 --wandb disabled"
 ARGS ?=
-train: setup ## train on the bundled beams: LVAE, pruning, figures; about three minutes on 2 cores
+train: setup ## train on the bundled beams: LVAE, pruning, figures; about two minutes on 2 cores
 	$(PY) train.py --problem beams2d --strategy plummet --data sample --latent_dim 100 --n_epochs 300 --pruning_epoch 120 --save_model $(ARGS)
 
 test: setup-data ## run the tests (under 5 minutes on 2 cores)
 	$(PY) -m pytest -q -n auto tests
 
-soak: setup-data ## the heavy counts: many agents, many kills, PostgreSQL (an hour or more); writes results/faults.md
+soak: setup-data ## the heavy counts: many agents, many kills, PostgreSQL; writes results/faults.md
 	$(PY) -m pip install --quiet --disable-pip-version-check $(PSYCOPG)
 	$(PY) -m pytest -q tests/soak_sweep.py tests/soak_faults.py
 
@@ -48,7 +48,7 @@ ground-truth: setup ## toy designs of known dimension, every strategy, three see
 	$(PY) groundtruth.py
 
 DEVICE ?= cpu
-bench: setup ## speed against the published network, within 30 minutes; QUICK=1 within 5, DEVICE=cuda
+bench: setup ## speed against the published network; QUICK=1 for a short look, DEVICE=cuda
 	$(PY) bench.py --device $(DEVICE) $(if $(QUICK),--quick)
 
 budget: setup ## hours of the six sweeps on this machine, measured: a minute; DEVICE=cuda

@@ -1,7 +1,7 @@
 """Speed against the published network, on the same designs in one run: time to quality, images a second, memory, where the epoch goes.
 
-    make bench                  # within 30 minutes on 2 cores; writes results/bench.csv and results/bench.md
-    make bench QUICK=1          # one seed, shorter budgets: within 5 minutes
+    make bench                  # writes results/bench.csv and results/bench.md
+    make bench QUICK=1          # beams2d alone, one seed, shorter budgets
     make bench DEVICE=cuda      # the same on a GPU
     make budget                 # hours of the six sweeps at the measured rate: results/budget.md
 
@@ -66,8 +66,15 @@ class Published(nn.Module):
         return F.interpolate(self.decoder(z).float(), self.shape, mode="bilinear", antialias=True)
 
 
-def published_epoch(t, model, optimizer, epoch, habits, log):
-    """One epoch of the published training loop on a train.Trainer's designs; habits: read back and log every step, as published."""
+def published(t):
+    """The published network and its optimiser, as new, for a train.Trainer's designs."""
+    torch.manual_seed(t.args.seed)
+    model = Published(t.train.shape[2:], LATENT).to(t.device)
+    return model, torch.optim.Adam(model.parameters(), lr=4e-4)
+
+
+def published_epoch(t, model, optimizer, epoch, log=None):
+    """One epoch of the published training loop on a train.Trainer's designs; log: read back and logged every step, as published."""
     model.train()
     for indices in torch.randperm(len(t.train)).split(t.batch):
         if len(indices) < min(t.batch, len(t.train)):
@@ -81,7 +88,7 @@ def published_epoch(t, model, optimizer, epoch, habits, log):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        if habits:
+        if log:
             log(dict(rec_loss=rec.item(), vol_loss=vol.item(), total_loss=loss.item(), epoch=epoch))
     return published_error(t, model, t.val)
 
@@ -106,11 +113,8 @@ def synchronize(device):
 
 
 @contextlib.contextmanager
-def wandb_log(habits):
-    """W&B's own log(), offline in a folder that is thrown away, if habits are asked for."""
-    if not habits:
-        yield None
-        return
+def wandb_log():
+    """W&B's own log(), offline in a folder that is thrown away."""
     import wandb
 
     with tempfile.TemporaryDirectory() as folder:
@@ -127,16 +131,14 @@ def measure_rate(problem, network, precision, device, seconds):
     t = trainer(problem, device, precision, batch_size=BATCH, strategy="none")
     # One or two whole batches an epoch, and next to no validation: the steps are what is measured
     t.train, t.val = t.train[: min(2, len(t.train) // BATCH) * BATCH], t.val[:2]
-    with wandb_log(network == "published, as shipped") as log:
+    with wandb_log() if network == "published, as shipped" else contextlib.nullcontext() as log:
         if network == "ours":
             step = lambda: t.epoch(0)  # noqa: E731
         else:
-            torch.manual_seed(1001)
-            model = Published(t.train.shape[2:], LATENT).to(t.device)
+            model, optimizer = published(t)
             if precision == "bf16":
                 model = model.to(memory_format=torch.channels_last)
-            optimizer = torch.optim.Adam(model.parameters(), lr=4e-4)
-            step = lambda: published_epoch(t, model, optimizer, 0, log is not None, log)  # noqa: E731
+            step = lambda: published_epoch(t, model, optimizer, 0, log)  # noqa: E731
         with FlopCounterMode(display=False) as counter:
             step()
         synchronize(t.device)
@@ -172,14 +174,12 @@ def peak_memory(device):
 def measure_published_quality(problem, device, precision, seed, seconds):
     """The published network, as shipped, for a fixed budget: its best val_rec, and the training seconds until then."""
     t = trainer(problem, device, precision, seed, batch_size=BATCH)
-    torch.manual_seed(seed)
-    model = Published(t.train.shape[2:], LATENT).to(t.device)
-    optimizer = torch.optim.Adam(model.parameters(), lr=4e-4)
-    best, at, epoch, start = math.inf, 0.0, 0, time.perf_counter()
-    with wandb_log(True) as log:
+    model, optimizer = published(t)
+    best, at, epoch = math.inf, 0.0, 0
+    with wandb_log() as log:
         start = time.perf_counter()
         while (now := time.perf_counter() - start) < seconds:
-            error = published_epoch(t, model, optimizer, epoch, True, log)
+            error = published_epoch(t, model, optimizer, epoch, log)
             epoch += 1
             if error < best:
                 best, at = error, time.perf_counter() - start
@@ -190,7 +190,7 @@ def measure_our_quality(problem, device, precision, seed, epochs, quality=0.0):
     """Ours, at the shipped defaults but for the length of the run: training seconds until val_rec first reaches `quality`, or the end."""
     flags = dict(n_epochs=epochs, polynomial_schedule_n=epochs // 3, pruning_epoch=epochs // 2)
     t = trainer(problem, device, precision, seed, **flags)
-    with wandb_log(True) as log:
+    with wandb_log() as log:
         start = time.perf_counter()
         for epoch in range(epochs):
             row, _ = t.epoch(epoch)
@@ -217,10 +217,8 @@ def measure_outside(problem, device, precision, epochs):
 
     train.Trainer.steps, train.fit = timed(train.Trainer.steps, "steps"), timed(train.fit, "fit")
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
-        flags = dict(
-            problem=problem, data="sample", latent_dim=LATENT, seed=1001, device=device, precision=precision, wandb="offline", out=folder
-        )
-        flags |= dict(n_epochs=epochs, polynomial_schedule_n=epochs // 3, pruning_epoch=epochs // 2)
+        flags = dict(problem=problem, device=device, precision=precision, data="sample", latent_dim=LATENT, seed=1001)
+        flags |= dict(wandb="offline", out=folder, n_epochs=epochs, polynomial_schedule_n=epochs // 3, pruning_epoch=epochs // 2)
         train.main([f"--{key}={value}" for key, value in flags.items()])
     return dict(outside_share=1 - spent["steps"] / spent["fit"])
 
@@ -294,30 +292,27 @@ def bench(device, quick):
     about = f"`{command}` on {machine(device)}, torch {torch.__version__}, {datetime.date.today()}; latent_dim {LATENT}, bundled designs."
     about += " Published: Adam at a constant 4e-4, batch 128; ours: the defaults of train.py. Ratio: how many times better ours is."
     table = Table(f"results/bench{'-quick' if quick else ''}", about)
-    common = dict(device=device)
+
     # (a), (c), (e): rate, memory, FLOP/s
     for problem in problems:
         for precision in ("fp32", "bf16"):
             found = {}
             for network in ("published, as shipped", "published", "ours"):
-                arguments = dict(problem=problem, network=network, precision=precision, seconds=rate_s, **common)
+                arguments = dict(problem=problem, network=network, precision=precision, seconds=rate_s, device=device)
                 found[network] = result(start("rate", cores, **arguments))
             ours, plain, shipped = found["ours"], found["published"], found["published, as shipped"]
             for setting, theirs in ((f"{precision}, published logs each step", shipped), (precision, plain)):
-                ratio = ours["images_per_s"] / theirs["images_per_s"]
-                table.add("training images/s", problem, setting, theirs["images_per_s"], ours["images_per_s"], ratio)
-            for name, unit in (
-                ("peak_mib", "peak memory of the process, MiB"),
-                ("gflops", "GFLOP/s"),
-                ("matmul_share", "share of a matrix product's FLOP/s"),
-            ):
+                rates = theirs["images_per_s"], ours["images_per_s"]
+                table.add("training images/s", problem, setting, *rates, rates[1] / rates[0])
+            units = dict(peak_mib="peak memory of the process, MiB", gflops="GFLOP/s", matmul_share="share of a matrix product's FLOP/s")
+            for name, unit in units.items():
                 table.add(unit, problem, precision, plain[name], ours[name], plain[name] / ours[name] if name == "peak_mib" else "")
 
     # (b): time to quality, with all threads, seed after seed; published as shipped. Both learn in fp32
     for problem in problems:
         runs = []
         for seed in seeds:
-            arguments = dict(problem=problem, precision="fp32", seed=seed, **common)
+            arguments = dict(problem=problem, precision="fp32", seed=seed, device=device)
             theirs = result(start("published_quality", cores, seconds=budget_s, **arguments))
             runs.append((theirs, result(start("our_quality", cores, epochs=epochs, quality=theirs["best_val_rec"], **arguments))))
         best = spread([theirs["best_val_rec"] for theirs, _ in runs])
@@ -330,20 +325,21 @@ def bench(device, quick):
         table.add("seconds to quality", problem, setting, spread(theirs), spread(ours), spread(ratios))
 
     # Does bf16 cost quality? Ours, whole short runs
-    ends = {}
     for precision in ("fp32", "bf16"):
-        arguments = dict(problem="beams2d", precision=precision, epochs=epochs, **common)
-        ends[precision] = [result(start("our_quality", cores, seed=seed, **arguments))["val_rec"] for seed in seeds]
-        table.add(f"val_rec after {epochs} epochs", "beams2d", precision, "", spread(ends[precision]), "")
+        arguments = dict(problem="beams2d", precision=precision, epochs=epochs, device=device)
+        ends = [result(start("our_quality", cores, seed=seed, **arguments))["val_rec"] for seed in seeds]
+        table.add(f"val_rec after {epochs} epochs", "beams2d", precision, "", spread(ends), "")
 
     # (d): outside the steps
     for problem in problems:
-        share = result(start("outside", cores, problem=problem, precision="auto", epochs=20 if quick else 60, **common))["outside_share"]
+        share = result(start("outside", cores, problem=problem, precision="auto", epochs=20 if quick else 60, device=device))[
+            "outside_share"
+        ]
         table.add("share of the loop outside the steps", problem, "W&B offline", "", share, "")
 
     # Two runs side by side with half the cores each, against one with all of one's half
     if device == "cpu" and cores > 1:
-        arguments = dict(problem="beams2d", network="ours", precision="fp32", seconds=2 * rate_s, **common)
+        arguments = dict(problem="beams2d", network="ours", precision="fp32", seconds=2 * rate_s, device=device)
         one = result(start("rate", cores // 2, **arguments))["images_per_s"]
         two = [start("rate", cores // 2, **arguments) for _ in range(2)]
         both = sum(result(process)["images_per_s"] for process in two)

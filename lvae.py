@@ -86,6 +86,7 @@ class LVAE(nn.Module):
 
     ENCODER_GAIN = 10.0
     CHANNELS, STRIDES, HIDDEN = (32, 64), (4, 2), 256
+    DECODER_LAYER = BoundedLinear
 
     def __init__(self, shape, latent_dim, lipschitz):
         super().__init__()
@@ -99,10 +100,10 @@ class LVAE(nn.Module):
         self.encoder = nn.Sequential(*layers, nn.Flatten(), nn.Linear(h * w * inputs, latent_dim))
 
         # A hidden layer, so that each pixel is a curved function of all latents: without it the latents have to be as many as PCA's
-        layers = [BoundedLinear(latent_dim, self.HIDDEN), nn.LeakyReLU(0.2)]
-        layers += [BoundedLinear(self.HIDDEN, h * w * inputs), nn.Unflatten(1, (h, w, inputs))]
+        layers = [self.DECODER_LAYER(latent_dim, self.HIDDEN), nn.LeakyReLU(0.2)]
+        layers += [self.DECODER_LAYER(self.HIDDEN, h * w * inputs), nn.Unflatten(1, (h, w, inputs))]
         for channels, k in zip((*self.CHANNELS[-2::-1], 1), self.STRIDES[::-1], strict=True):
-            layers += [nn.LeakyReLU(0.2), BoundedLinear(inputs, k * k * channels), FromPatches(k)]
+            layers += [nn.LeakyReLU(0.2), self.DECODER_LAYER(inputs, k * k * channels), FromPatches(k)]
             inputs = channels
         self.decoder = nn.Sequential(*layers)
 
@@ -125,11 +126,10 @@ class CompactLVAE(LVAE):
     dims: the kept dimensions' numbers in training; std, mean (k,): their statistics over the training designs; flags; shape (H, W).
     """
 
+    DECODER_LAYER = nn.Linear  # the weights are saved divided by their norms
+
     def __init__(self, flags, shape, dims, std, mean):
         super().__init__(shape, len(dims), flags["lipschitz"])
-        for i, layer in enumerate(self.decoder):
-            if isinstance(layer, BoundedLinear):  # its weight is saved divided by its norm
-                self.decoder[i] = nn.Linear(layer.in_features, layer.out_features)
         self.flags, self.dims, self.std, self.mean = flags, dims, std, mean
 
     def sample(self, n, seed=0):

@@ -68,6 +68,14 @@ def wait_for(condition, process=None, seconds=600):
     return condition()
 
 
+def training(name, more, *flags, env=CLEAN):
+    """Start run `name`, or continue it, and wait until it has trained `more` epochs more, or has ended. Returns the process."""
+    until = epochs(name) + more
+    process = start(name, *flags, env=env)
+    wait_for(lambda: epochs(name) > until, process)
+    return process
+
+
 def lost(name, runs=Path("runs")):
     """What run `name` lacks or has otherwise than the undisturbed one: cells of its CSV files, its summary, model, and file names."""
     a, b, differences = whole(), runs / name, []
@@ -138,8 +146,7 @@ def two_at_once(times):
     gone = []
     for i in range(times):
         name = f"two{i}"
-        process = start(name)
-        wait_for(lambda: epochs(name) > 3, process)  # noqa: B023
+        process = training(name, 4)
         process.terminate()
         end(process, 143)
         pair = [start(name), start(name)]
@@ -189,8 +196,7 @@ def read_only(times):
     gone = []
     for i in range(times):
         name = f"readonly{i}"
-        process = start(name)
-        wait_for(lambda: epochs(name) > 3, process)  # noqa: B023
+        process = training(name, 4)
         try:
             subprocess.run(["chattr", "+i", f"runs/{name}"], check=True, capture_output=True)
             assert "cannot write" in end(process, 4)
@@ -298,8 +304,7 @@ def lost_on_wandb(name, server):
 def server_trouble(name, trouble, then=None, seconds=0):
     """A run whose W&B server hangs or dies (`trouble`) after a few epochs; after some seconds `then`. Returns what was lost."""
     with faulty_server() as (server, proxy):
-        process = start(name, "--wandb=online", env={**CLEAN, **server.env})
-        wait_for(lambda: epochs(name) > 3, process)
+        process = training(name, 4, "--wandb=online", env={**CLEAN, **server.env})
         getattr(proxy, trouble)()
         if then:
             time.sleep(seconds)
@@ -325,8 +330,7 @@ def killed_with_wandb(name, mode, times):
     with faulty_server() as (server, _):
         env = {**CLEAN, **server.env, "WANDB_MODE": mode}
         for _ in range(times):
-            process, before = start(name, "--wandb=auto", env=env), epochs(name)
-            wait_for(lambda: epochs(name) > before + 5, process)  # noqa: B023
+            process = training(name, 5, "--wandb=auto", env=env)
             process.kill()
             end(process, -signal.SIGKILL)
         end(start(name, "--wandb=auto", env=env), 0)

@@ -1,4 +1,4 @@
-"""Faults in large numbers, injected for real: about half an hour. `make soak`, or pytest tests/soak_faults.py
+"""Faults in large numbers, injected for real. `make soak`, or pytest tests/soak_faults.py
 
 When all have passed, what was injected, how often, and what was lost is written to results/faults.md.
 """
