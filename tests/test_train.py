@@ -21,7 +21,7 @@ import record
 import train
 from pruning import PROFILES, STRATEGIES
 
-ROOT = Path(__file__).parent.parent
+ROOT, DRAW = Path(__file__).parent.parent, train.figures.draw
 # A few seconds of the toy problem that do prune: lognorm proposes at once, and no safeguard holds it back.
 FAST = ["--problem=toy", "--n_epochs=6", "--latent_dim=8", "--batch_size=256", "--pruning_epoch=2", "--polynomial_schedule_n=2"]
 FAST += ["--strategy=lognorm", "--percentile=0.4", "--safeguards=none", "--wandb=disabled", "--threads=1", "--data=sample"]
@@ -220,7 +220,7 @@ def test_a_file_that_is_no_model_is_refused(tmp_path):
 
 
 def test_figures(monkeypatch):
-    monkeypatch.undo()
+    monkeypatch.setattr(train.figures, "draw", DRAW)
     folder = run("--figure_every=4", "--n_epochs=3", "--out=runs", name="a")
     names = {"spectrum", "reconstructions", "interpolation", "samples", "curves"}
     assert {p.stem for p in (folder / "figures").iterdir()} == names
