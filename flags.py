@@ -146,9 +146,11 @@ def _parse_arm(text, p):
 def _parse_record(flag, path, p):
     """The flags in a run's config.json, through the flags' own types. Its arm and profile stand in the flags they set."""
     try:
-        flags = json.loads(path.read_text())["flags"].items()
-        argv = [f"--{k}={v}" for k, v in flags if k in DEFAULTS and k not in ("out", "resume", "config", "arm")]
-        return {k: v for k, v in vars(p.parse_args(argv)).items() if v is not None}
+        config = json.loads(path.read_text())
+        argv = [f"--{k}={v}" for k, v in config["flags"].items() if k in DEFAULTS and k not in ("out", "resume", "config", "arm")]
+        recorded = {k: v for k, v in vars(p.parse_args(argv)).items() if v is not None}
+        # Its learning rate followed one cosine, then another: not the run of its flags
+        return recorded | dict(n_epochs=None) if flag == "config" and config.get("extended") else recorded
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"--{flag} {path}: not the config.json of a run ({type(error).__name__}: {error})") from None
 
@@ -176,6 +178,8 @@ def parse(argv):
     profile = PROFILES[chosen["safeguards"]] if "safeguards" in chosen else {}
     args = argparse.Namespace(**{**DEFAULTS, **PROFILES[DEFAULTS["safeguards"]], **recorded, **profile, **chosen})
 
+    if args.n_epochs is None:
+        raise InputError(f"--config {args.config}: was made longer while it ran, and cannot be run again; to start afresh, give --n_epochs")
     if "min_active_dims" not in chosen:
         args.min_active_dims = min(args.min_active_dims, args.latent_dim)  # a profile's floor suits wider models
     if args.min_active_dims > args.latent_dim:

@@ -1,6 +1,6 @@
 """The record of a run: its folder, lock, CSV files, checkpoints, and W&B. train.py writes every file of a run through this.
 
-runs/<id>/config.json       flags, data fingerprint, versions, machine
+runs/<id>/config.json       flags, data fingerprint, versions, machine; extended: where a larger n_epochs came in, if one did
 runs/<id>/metrics.csv       one row an epoch (COLUMNS; what each means stands in the README)
 runs/<id>/pruning.csv       one row a proposal (PRUNING_COLUMNS)
 runs/<id>/summary.json      written last: the run is finished
@@ -124,14 +124,16 @@ class Run:
             file.write(",".join(map(cell, row.values())) + "\n")
 
     def checkpoint(self, state):
-        """Save the state, with the length of both CSV files; the checkpoint before it is kept as checkpoint_previous.pt."""
-        positions = {}
+        """Save the state, with length and hash of both CSV files; the checkpoint before it is kept as checkpoint_previous.pt."""
+        state = state | dict(flags=self.config["flags"], extended=self.config.get("extended", []))
+        state |= dict(sha256=self.config["data"]["sha256"], positions={})
         for name in ("metrics.csv", "pruning.csv"):
             with open(self.folder / name, "rb+") as file:
                 os.fsync(file.fileno())
-                positions[name] = file.seek(0, os.SEEK_END)
+                text = file.read()
+            state["positions"][name] = (len(text), hashlib.sha256(text).hexdigest())
         buffer = io.BytesIO()
-        torch.save({**state, "positions": positions, "flags": self.config["flags"], "sha256": self.config["data"]["sha256"]}, buffer)
+        torch.save(state, buffer)
         path = self.folder / "checkpoint.pt"
         new = path.with_name("checkpoint.new.pt")
         write_atomically(new, buffer.getvalue())
@@ -154,17 +156,22 @@ class Run:
                 state = torch.load(path, map_location=device, weights_only=True)
                 if different_flags(state["flags"], self.config["flags"]) or state["sha256"] != self.config["data"]["sha256"]:
                     raise ValueError("it is of other flags or designs")
-                if any((self.folder / f).stat().st_size < size for f, size in state["positions"].items()):
-                    raise ValueError("it is newer than the CSV files")
+                for file, (size, digest) in state["positions"].items():
+                    if hashlib.sha256((self.folder / file).read_bytes()[:size]).hexdigest() != digest:
+                        raise ValueError(f"{file} is damaged, or older")
             except Exception as error:  # zipfile, pickle and torch raise many types for a damaged file
                 print(f"checkpoint {path} cannot be used ({first_line(error)}); trying the one before it", file=sys.stderr)
                 broken.append(path)
                 continue
-            for file, size in state["positions"].items():
+            for file, (size, _) in state["positions"].items():
                 os.truncate(self.folder / file, size)
+            self.config["extended"] = state["extended"]
+            if state["flags"]["n_epochs"] < self.config["flags"]["n_epochs"]:
+                self.config["extended"] = [*state["extended"], dict(epoch=state["epoch"] + 1, n_epochs=state["flags"]["n_epochs"])]
+            write_atomically(self.folder / "config.json", to_json(self.config))
             return state
         if broken:
-            raise InputError(f"--resume {self.folder}: no usable checkpoint ({', '.join(p.name for p in broken)} damaged)")
+            raise InputError(f"--resume {self.folder}: no usable checkpoint ({', '.join(p.name for p in broken)}: see above)")
         self.start(self.config)  # stopped before its first checkpoint: from the beginning
         return None
 
@@ -173,11 +180,21 @@ class Run:
         lines = (self.folder / "metrics.csv").read_text().splitlines()
         return hashlib.sha256("\n".join(line.rsplit(",", 1)[0] for line in lines).encode()).hexdigest()
 
-    def finish(self, summary):
-        """Write summary.json: the run is over, whatever its status. Checkpoints go, except a diverged run's last good one."""
-        write_atomically(self.folder / "summary.json", to_json(summary))
-        for path in self.folder.glob("checkpoint*") if summary["status"] == "finished" else ():
-            path.unlink()
+    def finish(self, summary, wandb, code):
+        """End W&B's run, then write summary.json: the run is over, whatever its status.
+
+        Not before W&B has everything, since nobody continues a run that is over; but its place on the disk is taken before.
+        """
+        write_atomically(self.folder / "summary.new.json", to_json(summary))
+        wandb.finish(summary, code)
+        os.replace(self.folder / "summary.new.json", self.folder / "summary.json")
+        tidy(self.folder)
+
+
+def tidy(folder):
+    """Delete the checkpoints of a run that is over, except a diverged run's last good one. Any process may, at any time."""
+    for path in folder.glob("checkpoint*") if status(folder) == "finished" else ():
+        path.unlink(missing_ok=True)
 
 
 def _read_config(folder):
@@ -185,13 +202,18 @@ def _read_config(folder):
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         config = json.loads((folder / "config.json").read_text())
         needed = [config["name"], config["data"]["sha256"], config["data"]["source"], *(config["flags"][flag] for flag in AUTO)]
-        return config if None not in needed else None
+        return config if None not in needed and isinstance(config["flags"]["n_epochs"], int) else None
 
 
 def status(folder):
-    """None while a run is unfinished, else what its summary says: finished or diverged."""
-    with contextlib.suppress(OSError, ValueError):
-        return json.loads((folder / "summary.json").read_text())["status"]
+    """None while a run is unfinished, else what its summary says: finished or diverged; damaged if it says neither."""
+    try:
+        found = json.loads((folder / "summary.json").read_text())["status"]
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, KeyError):
+        found = None
+    return found if found in ("finished", "diverged") else "damaged"
 
 
 def locate(args, fingerprint):
@@ -202,7 +224,9 @@ def locate(args, fingerprint):
         others = [] if "WANDB_RUN_ID" in os.environ else Path(args.out).glob("*/config.json")
         for path in sorted(others, key=lambda p: -p.stat().st_mtime):
             config = _read_config(path.parent)
-            if config and not status(path.parent) and not different_flags(config["flags"], vars(args)) and config["data"] == fingerprint:
+            if not config or status(path.parent) or config["data"] != fingerprint or config["flags"]["n_epochs"] != args.n_epochs:
+                continue
+            if not different_flags(config["flags"], vars(args)):
                 folder, old = path.parent, config
                 break
     elif args.resume:
@@ -216,6 +240,10 @@ def locate(args, fingerprint):
             raise InputError(f"--resume {folder}: was started with other flags; allowed: {recorded}")
         if old["data"]["sha256"] != fingerprint["sha256"]:
             raise InputError(f"--resume {folder}: was started on other designs (source {old['data']['source']}); they have changed since")
+        if status(folder) == "damaged":
+            raise InputError(f"--resume {folder}: its summary.json is damaged; delete it to compute the run again")
+        if status(folder) and args.n_epochs > old["flags"]["n_epochs"]:
+            raise InputError(f"--n_epochs {args.n_epochs}: {folder} is {status(folder)} and cannot be made longer; leave the flag out")
     elif args.config and (theirs := _read_config(Path(args.config).parent)) and theirs["data"]["sha256"] != fingerprint["sha256"]:
         raise InputError(f"--config {args.config}: ran on other designs (source {theirs['data']['source']}) than --data {args.data}")
     for flag in AUTO if old else ():
@@ -224,14 +252,15 @@ def locate(args, fingerprint):
 
 
 def open_run(folder, old, args, fingerprint, device):
-    """Open and lock the run in `folder`, and write its config. Returns the Run and its config."""
+    """Open and lock the run in `folder`; a fresh one is started, with its config. Returns the Run and its config."""
     run = Run(folder)
     config = dict(id=folder.name, name=f"{args.problem}-{args.strategy}-s{args.seed}-{folder.name}", flags=vars(args), data=fingerprint)
     if old:
         if status(folder):  # by the process that had the lock until now
             raise InputError(f"--resume {folder}: another process has just ended this run")
-        config = run.config = old | {"flags": vars(args)}  # n_epochs may have grown
-        write_atomically(folder / "config.json", to_json(config))
+        config = run.config = old | {"flags": vars(args)}  # n_epochs may have grown: restore() sees to it
+    elif (folder / "config.json").exists():
+        raise InputError(f"--out {args.out}: another process has just started the run {folder.name}")
     else:
         config |= describe_machine(device) | dict(started=datetime.datetime.now().astimezone().isoformat(timespec="seconds"))
         config["sweep"] = os.environ.get("WANDB_RUN_GROUP")  # set by sweep.py's agents
@@ -253,6 +282,9 @@ class NoWandb:
         pass
 
     def finish(self, summary, code):
+        pass
+
+    def leave(self, code):
         pass
 
 
@@ -312,14 +344,18 @@ class Wandb:
             with contextlib.suppress(OSError):
                 os.rename(self.folder, offline)  # under this name `wandb sync` takes it
             print(f"W&B does not answer; later: wandb sync {offline}", file=sys.stderr, flush=True)
+            self.lost = True
         elif not self.lost:
             for path in self.earlier:
                 with contextlib.suppress(OSError):
                     path.parent.joinpath("superseded").mkdir(exist_ok=True)
                     path.rename(path.parent / "superseded" / path.name)
-        if thread.is_alive() or self.lost:
+
+    def leave(self, code):
+        """End the process here where W&B's exit hook would wait once more, or print a traceback."""
+        if self.lost:
             sys.stdout.flush()
-            os._exit(code)  # wandb's exit hook would wait again, or print a traceback
+            os._exit(code)
 
 
 def logged_in(server):

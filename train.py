@@ -187,6 +187,7 @@ def train(args):
     folder, old = record.locate(args, designs.fingerprint)
     device = settle(args)
     if old and (status := record.status(folder)):
+        record.tidy(folder)  # killed after its summary
         print(f"{folder}: this run is {status} already")
         return 3 if status == "diverged" else 0
     warn(args)
@@ -204,16 +205,17 @@ def train(args):
                 if math.isinf(summary["best_val_rec"]):  # pruned in the very last epoch
                     summary |= dict(best_val_rec=summary["val_rec"], best_epoch=summary["epoch"])
                 wandb.images(run.folder / "figures", summary["epoch"])
-            run.finish(summary)
+            run.finish(summary, wandb, code)
             report(run, summary, args.latent_dim)
         else:
             print(f"\nstopped; continue with: python train.py --resume {run.folder}", flush=True)
-        wandb.finish(summary or {}, code)
+            wandb.finish({}, code)
     except OSError as error:
         code = 4
         with contextlib.suppress(OSError):  # stderr may lie on the full disk, too
             print(f"train.py: {run.folder}: cannot write ({error}); the last checkpoint is kept", file=sys.stderr)
         wandb.finish({}, code)
+    wandb.leave(code)
     return code
 
 
@@ -312,4 +314,5 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="backslashreplace")  # a path may hold characters that the terminal's encoding lacks
     sys.exit(main())

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -176,6 +177,87 @@ def test_a_run_that_another_process_ends_meanwhile_is_left_alone(monkeypatch, ca
     assert train.main(["--resume", str(folder)]) == 2
     assert "another process has just ended this run" in capsys.readouterr().err
     assert (folder / "metrics.csv").read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["metrics.csv", "pruning.csv"])
+def test_a_damaged_csv_is_not_continued(name, capsys):
+    folder = stopped("a")
+    shutil.copytree(folder, "runs/b")
+    whole = (folder / name).read_bytes()
+    (folder / name).write_bytes(whole[:-2] + bytes([whole[-2] ^ 1]) + whole[-1:])  # in what the last checkpoint alone knows
+    assert train.main(["--resume", str(folder)]) == 0
+    assert f"checkpoint.pt cannot be used ({name} is damaged, or older)" in capsys.readouterr().err
+    assert summary(folder)["metrics_sha256"] == summary(run(name="whole"))["metrics_sha256"]
+    (Path("runs/b") / name).write_bytes(whole[:30] + b"\xff" + whole[31:])
+    assert train.main(["--resume=runs/b"]) == 2
+    assert "no usable checkpoint" in capsys.readouterr().err
+
+
+def test_a_damaged_summary_is_named(capsys):
+    folder = stopped("a")
+    for text in ("null", "{}", '{"status": "finishe', '{"status": "x"}'):
+        (folder / "summary.json").write_text(text)
+        capsys.readouterr()
+        assert train.main(["--resume", str(folder)]) == 2
+        assert capsys.readouterr().err == f"train.py: --resume {folder}: its summary.json is damaged; delete it to compute the run again\n"
+    before = (folder / "metrics.csv").read_bytes()
+    assert train.main([*FAST, "--resume=auto"]) == 0  # another run
+    assert (folder / "metrics.csv").read_bytes() == before
+
+
+def test_a_run_made_longer_says_so_and_is_not_run_again_as_if_it_had_not(capsys):
+    folder = stopped("a")
+    config = folder / "config.json"
+    run("--n_epochs=8", name="a")
+    assert len(rows(folder / "metrics.csv")) == 8
+    assert json.loads(config.read_text())["extended"] == [{"epoch": 4, "n_epochs": 6}]
+    assert train.main(["--config", str(config)]) == 2
+    assert capsys.readouterr().err.startswith(f"train.py: --config {config}: was made longer while it ran, and cannot be run again")
+    assert train.main(["--config", str(config), "--n_epochs=6", "--out=again"]) == 0
+    (again,) = Path("again").iterdir()
+    assert summary(again)["metrics_sha256"] == summary(run(name="whole"))["metrics_sha256"]
+    capsys.readouterr()
+    assert train.main(["--resume", str(folder), "--n_epochs=9"]) == 2
+    assert f"--n_epochs 9: {folder} is finished and cannot be made longer" in capsys.readouterr().err
+
+
+def test_an_extension_is_known_from_the_checkpoint_whenever_the_run_stops_again():
+    folder = stopped("a")
+    stopped("a", 6, "--n_epochs=8")
+    extended = [{"epoch": 4, "n_epochs": 6}]
+    (folder / "checkpoint.pt").write_bytes(b"")  # back to the one before, of epoch 4
+    assert train.main(["--resume", str(folder)]) == 0
+    assert json.loads((folder / "config.json").read_text())["extended"] == extended
+    never = stopped("b", 2)
+    for path in never.glob("checkpoint*.pt"):
+        path.unlink()
+    run("--n_epochs=8", name="b")  # started over: all of it ran at the new length
+    assert not json.loads((never / "config.json").read_text()).get("extended")
+
+
+def test_resume_auto_makes_no_run_longer():
+    folder = stopped("a")
+    assert train.main([*FAST, "--resume=auto", "--n_epochs=7"]) == 0
+    assert not (folder / "summary.json").exists()
+
+
+def test_a_run_that_another_process_has_started_meanwhile_is_left_alone(monkeypatch, capsys):
+    whole = stopped("a")
+    before = (whole / "metrics.csv").read_bytes()
+    shutil.move("runs", "elsewhere")
+    monkeypatch.setattr(train, "warn", lambda args: shutil.move("elsewhere", "runs"))  # between the look at the folder and its lock
+    run(name="a", code=2)
+    assert "another process has just started the run a" in capsys.readouterr().err
+    assert (whole / "metrics.csv").read_bytes() == before
+
+
+def test_a_run_killed_right_after_its_summary_keeps_no_checkpoint():
+    folder = stopped("a")
+    checkpoint = (folder / "checkpoint.pt").read_bytes()
+    assert train.main(["--resume", str(folder)]) == 0
+    (folder / "checkpoint.pt").write_bytes(checkpoint)
+    assert train.main(["--resume", str(folder)]) == 0
+    assert not list(folder.glob("checkpoint*"))
 
 
 def test_nothing_is_left_of_a_checkpoint_that_was_being_written():

@@ -306,6 +306,13 @@ def test_the_command_line_says_the_same():
     assert result.stderr == "train.py: --lr: 0 is out of range; allowed: 0 < value < inf\n"
 
 
+def test_a_path_may_hold_what_the_terminal_cannot_show():
+    command = [sys.executable, str(ROOT / "train.py"), *FAST, "--n_epochs=1", "--out=é"]
+    result = subprocess.run(command, env={**os.environ, "PYTHONIOENCODING": "ascii"}, capture_output=True, text=True)
+    assert (result.returncode, result.stderr.count("Traceback")) == (0, 0), result.stderr
+    assert "record   \\xe9/" in result.stdout
+
+
 def test_precedence_flag_over_arm_over_profile_over_default():
     args = train.parse(["--safeguards=conservative", "--arm=cooldown_epochs=7,k_consecutive=2", "--recon_tol=inf", "--lr=None"])
     expected = {**PROFILES["conservative"], "cooldown_epochs": 7, "k_consecutive": 2, "recon_tol": math.inf}
