@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -175,20 +176,28 @@ def in_namespace(script):
     return [int(line[5:]) for line in done.stdout.splitlines() if line.startswith("exit ")], done
 
 
-def full_disks(sizes):
-    """A disk of each size (KB), which fills up; exit code 4. Then there is room, and the run goes on."""
-    gone = []
-    for size in sizes:
-        script = f"mkdir disk; mount -t tmpfs -o size={size}k none disk; cd disk\n"
-        script += f"train full{size} > ../log 2>&1; cat ../log\n"
-        script += (
-            f"mount -o remount,size=64m .; train full{size} > ../log 2>&1; tail -1 ../log; cp -r runs ..; cd ..; umount disk; rmdir disk"
-        )
+def full_disks(cases):
+    """(size, checkpoint_every): a disk of this size, in model.pt's, which fills up; exit code 4. Then there is room, and the run goes on.
+
+    A checkpoint takes 3: a disk of 1.5 is full in the first, of 4.5 in the second, of 7.5 in the third, while there are two.
+    """
+    gone, unit = [], (whole() / "model.pt").stat().st_size
+    for i, (size, every) in enumerate(cases):
+        train = f"train full{i} --checkpoint_every={every} > ../log 2>&1"
+        script = f"mkdir disk; mount -t tmpfs -o size={int(size * unit)} none disk; cd disk; {train}; cat ../log\n"
+        script += f"mount -o remount,size=1g .; {train}; tail -1 ../log; cp -r runs ..; cd ..; umount disk; rmdir disk"
         codes, done = in_namespace(script)
         assert codes == [4, 0], (size, done.stdout, done.stderr)
         assert "No space left" in done.stdout
-        gone += lost(f"full{size}")
+        gone += lost(f"full{i}")
     return gone
+
+
+def may_freeze():
+    """Whether this user may make a folder immutable, here."""
+    with contextlib.suppress(OSError), tempfile.TemporaryDirectory() as folder:
+        return all(subprocess.run(["chattr", how, folder], capture_output=True).returncode == 0 for how in ("+i", "-i"))
+    return False
 
 
 def read_only(times):
@@ -333,5 +342,17 @@ def killed_with_wandb(name, mode, times):
             process = training(name, 5, "--wandb=auto", env=env)
             process.kill()
             end(process, -signal.SIGKILL)
+        end(start(name, "--wandb=auto", env=env), 0)
+        return lost(name) + lost_on_wandb(name, server)
+
+
+def killed_as_it_ends(name, mode, file):
+    """kill -9 at the moment at which `file` of run `name` appears, which W&B logs `online` or `offline`; W&B has all epochs in the end."""
+    with faulty_server() as (server, _):
+        env = {**CLEAN, **server.env, "WANDB_MODE": mode}
+        process = start(name, "--wandb=auto", env=env)
+        assert wait_for(Path("runs", name, file).exists, process), f"{name}: ended without {file}"
+        process.kill()
+        end(process, -signal.SIGKILL)
         end(start(name, "--wandb=auto", env=env), 0)
         return lost(name) + lost_on_wandb(name, server)

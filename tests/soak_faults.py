@@ -1,6 +1,7 @@
 """Faults in large numbers, injected for real. `make soak`, or pytest tests/soak_faults.py
 
-When all have passed, what was injected, how often, and what was lost is written to results/faults.md.
+What was injected, how often, and what was lost is written to results/faults.md, a row after each kind of fault. SOAK=0.1 injects a tenth
+of each, for a trial; its table, and that of a few tests alone (pytest -k), is printed instead.
 """
 
 import os
@@ -17,10 +18,13 @@ import faults_kit as kit
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from test_faults import in_one_folder, namespace  # noqa: F401  a fixture
+from test_faults import freezing, in_one_folder, namespace  # noqa: F401  a fixture
 from test_fuzz import FLAG, VALUES
 
+import record
+
 SEED = int(os.environ.get("SOAK_SEED", 0)) or time.time_ns() % 10**6  # other moments at each run; the table says which
+SCALE = float(os.environ.get("SOAK", 1))
 ROWS = []
 HEADER = """# Faults, and what was lost
 
@@ -29,52 +33,72 @@ real into `train.py`, as a process of its own, training toy designs for {epochs}
 with an undisturbed run of the same flags: every column of metrics.csv but `epoch_seconds`, pruning.csv, every number of summary.json, every
 weight of model.pt, and the names of the files, bit for bit; with W&B, every epoch's val_rec on the server, too.
 
+Kinds of fault so far: {done} of {kinds}.
+
 | fault | times | the process ended with | lost |
 | --- | --- | --- | --- |
 """
 
 
+def times(n):
+    return max(1, round(n * SCALE))
+
+
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, request):
-    yield tmp_path_factory.mktemp("soak")
-    tests = [item for item in request.session.items if item.module is request.module]
-    if len(ROWS) == len(tests) == sum(name.startswith("test_") for name in globals()) and not request.session.testsfailed:
-        rows = "".join(f"| {' | '.join(row)} |\n" for row in ROWS)
-        path = kit.ROOT / "results/faults.md"
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(HEADER.format(day=date.today(), seed=SEED, epochs=kit.EPOCHS) + rows)
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("soak")
 
 
-def row(fault, times, ending, lost):
-    """Note a row of the table; anything lost fails the test."""
-    ROWS.append((fault, str(times), ending, f"{len(lost)} differences" if lost else "nothing"))
-    assert lost == []
+@pytest.fixture
+def row(request):
+    """Notes a row of the table, and fails the test if anything was lost."""
+
+    def note(fault, times, ending, lost):
+        ROWS.append(f"| {fault} | {times} | {ending} | {f'{len(lost)} differences' if lost else 'nothing'} |\n")
+        kinds = sum(item.module is request.module for item in request.session.items)
+        text = HEADER.format(day=date.today(), seed=SEED, epochs=kit.EPOCHS, done=len(ROWS), kinds=kinds) + "".join(ROWS)
+        option = request.config.option
+        if SCALE < 1 or option.keyword or any("::" in argument for argument in request.config.args):
+            print(text)
+        else:
+            record.write_atomically(kit.ROOT / "results/faults.md", text)
+        assert lost == []
+
+    return note
 
 
-def test_killed_at_random_moments():
-    row("`kill -9` at random moments, from Python's start to the last figure", 50, "-9", kit.kills(50, random.Random(SEED)))
+def test_killed_at_random_moments(row):
+    n = times(50)
+    row("`kill -9` at random moments, from Python's start to the last figure", n, "-9", kit.kills(n, random.Random(SEED)))
 
 
 @pytest.mark.parametrize("number, ending", [(signal.SIGTERM, "143"), (signal.SIGINT, "130"), (signal.SIGKILL, "-9")])
-def test_in_the_middle_of_a_checkpoint(number, ending):
-    row(f"{number.name} while checkpoint.pt is being written", 5, ending, kit.stopped_in_a_checkpoint([number] * 5))
+def test_in_the_middle_of_a_checkpoint(row, number, ending):
+    n = times(5)
+    row(f"{number.name} while checkpoint.pt is being written", n, ending, kit.stopped_in_a_checkpoint([number] * n))
 
 
-def test_two_processes_at_once():
-    row("two processes continue the same run at once", 5, "0, and 2 for the one refused", kit.two_at_once(5))
+def test_two_processes_at_once(row):
+    n = times(5)
+    row("two processes continue the same run at once", n, "0, and 2 for the one refused", kit.two_at_once(n))
 
 
 @namespace
-def test_full_disks():
-    sizes = [4, 16, 100, 300, 600, 900, 1000, 1300]
-    row(f"disk full: a tmpfs of {sizes[0]} KB to {sizes[-1]} KB", len(sizes), "4", kit.full_disks(sizes))
+def test_full_disks(row):
+    cases = [(0.004, 2), (0.5, 2), (1.5, 2), (3.5, 2), (4.5, 2), (6.5, 2), (7.5, 2), (8.5, 2)]
+    cases += [(3.1, kit.EPOCHS // 2), (3.6, kit.EPOCHS // 2)]  # room for the one checkpoint, but not the figures, or the model
+    cases = cases[-times(10) :]
+    fault = "disk full: a tmpfs with room for nothing, for a part of the first, second or third checkpoint, of the figures, of model.pt"
+    row(fault, len(cases), "4", kit.full_disks(cases))
 
 
-def test_read_only():
-    row("the run's folder turns immutable while it trains (`chattr +i`)", 3, "4", kit.read_only(3))
+@freezing
+def test_read_only(row):
+    n = times(3)
+    row("the run's folder turns immutable while it trains (`chattr +i`)", n, "4", kit.read_only(n))
 
 
-def test_unreadable_designs():
+def test_unreadable_designs(row):
     found = list(kit.unreadable())
     assert [(code, written) for _, code, _, written in found] == [(2, False)] * len(found)
     row("designs cut short, bit-flipped, empty, a folder, forbidden, or with an I/O error", len(found), "2, nothing written", [])
@@ -90,23 +114,36 @@ TROUBLES = {
 
 
 @pytest.mark.parametrize("trouble", TROUBLES)
-def test_wandb_server(trouble):
-    lost = []
-    for i in range(2):
+def test_wandb_server(row, trouble):
+    lost, n = [], times(2)
+    for i in range(n):
         lost += kit.server_trouble(f"server{list(TROUBLES).index(trouble)}{i}", *TROUBLES[trouble])
-    row(f"W&B's server {trouble}", 2, "0", lost)
+    row(f"W&B's server {trouble}", n, "0", lost)
 
 
-def test_wandb_server_hangs_at_the_start():
-    row("W&B's server hangs while the run starts", 2, "0", kit.server_hangs_at_the_start("s0") + kit.server_hangs_at_the_start("s1"))
+def test_wandb_server_hangs_at_the_start(row):
+    lost, n = [], times(2)
+    for i in range(n):
+        lost += kit.server_hangs_at_the_start(f"start{i}")
+    row("W&B's server hangs while the run starts", n, "0", lost)
 
 
 @pytest.mark.parametrize("mode", ["online", "offline"])
-def test_killed_with_wandb(mode):
-    row(f"`kill -9` of a run that W&B logs {mode}", 4, "-9", kit.killed_with_wandb(mode, mode, 4))
+def test_killed_with_wandb(row, mode):
+    n = times(4)
+    row(f"`kill -9` of a run that W&B logs {mode}", n, "-9", kit.killed_with_wandb(mode, mode, n))
 
 
-def test_fuzz_in_process():
+@pytest.mark.parametrize("mode", ["online", "offline"])
+@pytest.mark.parametrize("file", ["summary.new.json", "summary.json"])
+def test_killed_as_it_ends(row, mode, file):
+    lost, n = [], times(2)
+    for i in range(n):
+        lost += kit.killed_as_it_ends(f"ends-{mode}-{file}-{i}", mode, file)
+    row(f"`kill -9` at the moment {file} appears, of a run that W&B logs {mode}", n, "-9", lost)
+
+
+def test_fuzz_in_process(row):
     command = [
         sys.executable,
         "-m",
@@ -117,16 +154,16 @@ def test_fuzz_in_process():
         "--hypothesis-show-statistics",
         str(kit.ROOT / "tests/test_fuzz.py"),
     ]
-    done = subprocess.run(command, env={**kit.CLEAN, "FUZZ": "2000"}, capture_output=True, text=True)
+    done = subprocess.run(command, env={**kit.CLEAN, "FUZZ": str(times(2000))}, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
     cases = sum(map(int, re.findall(r"(\d+) passing examples", done.stdout)))
     row("made-up flags, and damaged .npz, .npy, .pt and .json files, in process", cases, "0, 2, 3 or 143; no traceback", [])
 
 
-def test_fuzz_of_the_command_line():
+def test_fuzz_of_the_command_line(row):
     codes = []
 
-    @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), phases=[Phase.generate], database=None)
+    @settings(max_examples=times(40), deadline=None, suppress_health_check=list(HealthCheck), phases=[Phase.generate], database=None)
     @given(st.lists(st.tuples(FLAG, VALUES), max_size=2))
     def run(pairs):
         argv = [f"--{flag}={value}" for flag, value in pairs if "\0" not in value]

@@ -9,6 +9,7 @@ import faults_kit as kit
 import pytest
 
 namespace = pytest.mark.skipif(not kit.may_mount(), reason="this user may not mount, even in a namespace of its own")
+freezing = pytest.mark.skipif(not kit.may_freeze(), reason="this user may not make a folder immutable")
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,12 @@ def test_two_processes_at_once():
 
 @namespace
 def test_a_full_disk():
-    assert kit.full_disks([1000]) == []
+    assert kit.full_disks([(7.5, 2)]) == []
+
+
+@freezing
+def test_a_folder_that_turns_read_only():
+    assert kit.read_only(1) == []
 
 
 def test_a_full_disk_that_holds_the_log_too():
@@ -49,6 +55,10 @@ def test_unreadable_designs():
 
 def test_wandb_gets_what_it_lacked_when_a_run_was_killed():
     assert kit.killed_with_wandb("offline", "offline", 1) == []
+
+
+def test_wandb_has_everything_when_the_summary_is_there():
+    assert kit.killed_as_it_ends("ends", "offline", "summary.json") == []
 
 
 def test_a_wandb_server_that_hangs_at_the_start():
