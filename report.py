@@ -13,7 +13,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from reporting import collect, compare, deepdive, hyperparameters, safeguards, stats
+from reporting import collect, compare, deepdive, hyperparameters, safeguards, stats, studies
 from reporting.collect import InputError
 from reporting.page import Page, num
 
@@ -31,7 +31,7 @@ STATES = ("finished", "running", "stopped", "diverged", "broken")
 
 def build(name, runs, out, where):
     """The page of sweep `name` from `runs`, in the folder out/<name>. Returns (path of index.html, the study)."""
-    study = collect.study(name, runs)
+    study = studies.study(name, runs)
     page = Page(Path(out) / name, f"Sweep {name}: {study.title}")
     # What hyperband stopped is over, too: a search has reached its cap by the number of its runs
     over = [run for run in study.runs if run.status == "finished" or (study.name == "03" and run.status in ("stopped", "diverged"))]

@@ -1,6 +1,6 @@
 """Pages of the sweeps that compare arms: 01 (strategies), 01b (their levels), 02 (safeguards). report.py calls these.
 
-Each function takes a Study (collect.py) and a Page (page.py): verdict first, then figures and tables, caveats as they are found.
+Each function takes a Study (studies.py) and a Page (page.py): verdict first, then figures and tables, caveats as they are found.
 """
 
 import math

@@ -9,9 +9,10 @@ import numpy as np
 from matplotlib.patches import Rectangle
 
 from reporting import stats
-from reporting.collect import InputError, number, study
+from reporting.collect import InputError, number
 from reporting.compare import WORD, effect
 from reporting.page import COLOURS, MARKERS, change, log_axis, num, p_cell, panel
+from reporting.studies import study
 
 SWEEPS = ("04", "05", "06")
 # What each hypothesis is about (stats.effects), and the sign that supports it; None: either sign does.

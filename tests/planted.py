@@ -7,7 +7,8 @@ import zlib
 import numpy as np
 import yaml
 
-from reporting.collect import LEVEL, SWEEPS
+from reporting.collect import LEVEL
+from reporting.studies import SWEEPS
 
 COLUMNS = [
     "epoch",

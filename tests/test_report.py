@@ -13,7 +13,7 @@ import planted
 import pytest
 
 import report
-from reporting import collect, page
+from reporting import collect, page, studies
 from reporting.stats import ALPHA
 
 
@@ -241,7 +241,7 @@ def test_doubles_and_other_settings_are_left_out(tmp_path):
         data=dict(source="hub", sha256="other"),
     )
     found = collect.local_runs(runs)
-    study = collect.study("01", found)
+    study = studies.study("01", found)
     why = sorted(reason for _, reason in study.left_out)
     assert len(study.done) == 12 and why == ["another run of the same point is used"] * 3 + [
         "other designs than most runs",
@@ -249,7 +249,7 @@ def test_doubles_and_other_settings_are_left_out(tmp_path):
     ]
     for run, sweep in zip(found, ("02_safeguard_impact-x", "01b-trial_x-x", "01-first_pruning_strategies-x"), strict=False):
         run.sweep = sweep  # the first two were made for other sweeps: not even considered
-    study = collect.study("01", found)
+    study = studies.study("01", found)
     assert {run.sweep for run in study.runs} | {run.sweep for run, _ in study.left_out} == {"", "01-first_pruning_strategies-x"}
 
 
@@ -260,7 +260,7 @@ def test_a_narrowed_sweep_is_complete_when_its_points_are(tmp_path, undrawn, mon
                   keep=lambda f: f["problem"] == "beams2d", sweep="01_pruning_strategies-abc")  # fmt: skip
     for path in (tmp_path / "runs").rglob("config.json"):
         path.write_text(path.read_text().replace("beams2d", "toy"))
-    spec, _ = collect.header(next(collect.SWEEPS.glob("01_*.yaml")))
+    spec, _ = studies.header(next(studies.SWEEPS.glob("01_*.yaml")))
     text, verdict, _, _ = build("01", tmp_path / "runs", tmp_path / "report")
     assert verdict == "supported" and "Preliminary, 12 of 36 points" in text
     spec["parameters"]["problem"] = {"value": "toy"}
@@ -311,7 +311,7 @@ def test_wandb_runs(tmp_path):
     local[0].summary = {}
     found = [fake(local[0], "crashed"), *map(fake, local[1:])]
     runs = collect.wandb_runs("me/p/s", SimpleNamespace(sweep=lambda path: SimpleNamespace(runs=found)))
-    study = collect.study("01", runs)
+    study = studies.study("01", runs)
     assert len(study.done) == 35 and study.done[0].data == local[1].data and study.done[0].metrics.keys() == local[1].metrics.keys()
     assert [run.status for run in study.runs if run.id == local[0].id] == ["broken"]
     with pytest.raises(collect.InputError, match="entity/project/sweep id"):
@@ -334,8 +334,8 @@ def test_bad_input_is_one_line_and_writes_nothing(tmp_path, monkeypatch, capsys,
 
 
 def test_headers_of_all_sweeps_are_read():
-    for path in collect.SWEEPS.glob("*.yaml"):
-        study = collect.study(path.name.split("_")[0], [])
+    for path in studies.SWEEPS.glob("*.yaml"):
+        study = studies.study(path.name.split("_")[0], [])
         assert study.question.endswith("?") and len(study.hypothesis) > 20 and "upported if" in study.rule, path
         assert study.alpha == ALPHA, path
 
