@@ -34,9 +34,13 @@ def build(name, runs, out, where):
     study = studies.study(name, runs)
     page = Page(Path(out) / name, f"Sweep {name}: {study.title}")
     # What hyperband stopped is over, too: a search has reached its cap by the number of its runs
-    over = [run for run in study.runs if run.status == "finished" or (study.name == "03" and run.status in ("stopped", "diverged"))]
+    over = [run for run in study.own if run.status == "finished" or (study.name == "03" and run.status in ("stopped", "diverged"))]
+    finished = sum(run.status == "finished" for run in study.own)
     if study.done and len(over) < study.points:
-        page.preliminary = f"Preliminary, {len(study.done)} of {study.points} points are finished:"
+        page.opening.append(f"Preliminary, {finished} of {study.points} points are finished.")
+    found = sorted({run.flags["problem"] for run in study.done})
+    if found and name not in deepdive.SWEEPS and not set(studies.STUDY) <= set(found):
+        page.opening.append(f"On {' and '.join(found)} only:")
     if study.done:
         ANSWERS[name](study, page, *([runs] if ANSWERS[name] is deepdive.deepdive else []))
     else:
@@ -49,20 +53,22 @@ def build(name, runs, out, where):
 
 def facts(study, page, where):
     """Question, hypothesis and rule from the YAML, how complete the sweep is, the data and the versions."""
-    states = Counter(run.status for run in study.runs)
-    points = study.points
-    complete = f"{states['finished']} of {points} points finished" if points else f"{states['finished']} runs finished"
-    others = ", ".join(f"{states[s]} {s}" for s in STATES[1:] if states[s])
+    states = Counter(run.status for run in study.own)
+    told = [f"{states['finished']} of {study.points} points finished", *(f"{states[s]} {s}" for s in STATES[1:] if states[s])]
+    told += [f"{len(study.borrowed)} runs of 01 beside them"] if study.borrowed else []
+    told += [f"{len(study.left_out)} left out"] if study.left_out else []
     digests = {}
     for run in study.done:
         data = run.data
+        size = f"{data.get('train')}/{data.get('val')}/{data.get('test')} designs of {data.get('height')}x{data.get('width')}, "
         digests.setdefault(run.flags["problem"], set()).add(
-            f"{data.get('source', 'unknown')}, {data.get('train', '?')}/{data.get('val', '?')}/{data.get('test', '?')} designs of "
-            f"{data.get('height', '?')}x{data.get('width', '?')}, sha256 {str(data.get('sha256', ''))[:12]}"
+            f"{data.get('source', 'unknown')}, {size if 'train' in data else ''}sha256 {str(data.get('sha256', ''))[:12]}"
         )
     versions = Counter(", ".join(f"{k} {v}" for k, v in run.versions.items()) or "not recorded" for run in study.done)
     commits = Counter(str(run.git)[:12] for run in study.done)
-    machines = Counter(f"{run.machine.get('cpu', '?')} ({run.machine.get('device', '?')})" for run in study.done)
+    machines = Counter(
+        ", ".join(str(run.machine[k]) for k in ("cpu", "device") if run.machine.get(k)) or "not recorded" for run in study.done
+    )
     epochs = sorted({str(run.flags.get("n_epochs")) for run in study.done})
     hours = sum(run.value("seconds") for run in study.done if run.value("seconds") > 0) / 3600
     page.facts(
@@ -70,11 +76,7 @@ def facts(study, page, where):
             ("Question", study.question),
             ("Rule", study.rule),
             ("How it is tested", _method(study)),
-            (
-                "Runs",
-                f"{complete}{'; ' + others if others else ''}{f'; {len(study.left_out)} left out' if study.left_out else ''}. "
-                f"From {where}.",
-            ),
+            ("Runs", f"{', '.join(told)}. From {where}."),
             ("Length", f"{' and '.join(epochs) or 'no'} epochs a run, {num(hours)} hours in all"),
             ("Data", "; ".join(f"{problem}: {' and '.join(sorted(s))}" for problem, s in sorted(digests.items())) or "no finished run"),
             ("Versions", "; ".join(f"{v} ({n} runs)" for v, n in versions.items()) or "no finished run"),
@@ -139,8 +141,9 @@ def run_tables(study, page):
 
 def caveats(study, page):
     """What a reader should doubt, computed from the runs."""
-    if page.preliminary or not study.done:
-        page.caveat(f"Incomplete: {len(study.done)} of the {study.points} points of the sweep are finished.")
+    if any(line.startswith("Preliminary") for line in page.opening) or not study.done:
+        finished = sum(run.status == "finished" for run in study.own)
+        page.caveat(f"Incomplete: {finished} of the {study.points} points of the sweep are finished.")
     for note in study.notes:
         page.caveat(note)
     seeds = {}
@@ -204,8 +207,8 @@ def main(argv=None):
         print(f"report.py: --out {args.out}: cannot write ({error.strerror or error})", file=sys.stderr)
         return 4
     print(
-        f"{path}: {len(study.done)} of {study.points} points finished, {len(study.runs) - len(study.done)} other runs, "
-        f"{len(study.left_out)} left out"
+        f"{path}: {sum(run.status == 'finished' for run in study.own)} of {study.points} points finished, "
+        f"{len(study.runs) - len(study.done)} other runs, {len(study.left_out)} left out"
     )
     return 0
 

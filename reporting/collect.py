@@ -10,13 +10,17 @@ import csv
 import fcntl
 import json
 import math
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from sweeping.results import RESULT_METRICS
+
 LEVEL = dict(plummet="plummet_threshold", pca_cdf="cdf_threshold", lognorm="percentile", probabilistic="temperature")
-NEEDED = ("problem", "strategy", "seed")  # flags without which a run belongs nowhere
+# What a row of results/NN.csv holds besides flags and metrics
+BOOKKEEPING = ("id", "name", "sweep", "status", "cause", "data_source", "data_sha256", "metrics_sha256", "git", "host", "recorded")
 
 
 class InputError(ValueError):
@@ -47,6 +51,15 @@ class Run:
         return number(self.summary.get(name))
 
 
+def flags_of(found):
+    """A run's flags as a dict. Raises KeyError or TypeError without those that say where it belongs."""
+    flags = {key: value for key, value in dict(found).items() if not isinstance(value, dict | list)}
+    named = all(isinstance(flags[key], str) and flags[key] for key in ("problem", "strategy"))
+    if not named or not math.isfinite(number(flags["seed"])):
+        raise TypeError("problem and strategy must be text, seed a number")
+    return flags
+
+
 def number(value):
     """float(value), NaN for anything that is none (None, "", text, a truncated cell)."""
     try:
@@ -62,7 +75,12 @@ def local_runs(root):
     """Every run below the folder `root`, by its config.json (or by what else a run leaves, if that is missing)."""
     root = Path(root)
     if root.suffix == ".csv" and root.is_file():
-        return [_from_row(row, root) for row in _rows(root)]
+        # 01b is read with 01, and 04 to 06 with one another: the other sweeps of the same edition count, too
+        edition = re.fullmatch(r"\d\d[a-z]?(|-.+)\.csv", root.name)
+        others = sorted(
+            p for p in root.parent.glob("*.csv") if edition and re.fullmatch(rf"\d\d[a-z]?{re.escape(edition[1])}\.csv", p.name)
+        )
+        return [_from_row(row, path) for path in others or [root] for row in _rows(path)]
     if not root.is_dir():
         raise InputError(f"--runs {root}: no such folder; allowed: a folder with run folders anywhere below it, or a results/NN.csv")
     names = ("config.json", "metrics.csv", "summary.json")
@@ -75,10 +93,7 @@ def read_run(folder):
     run = Run(id=folder.name, where=str(folder), status="broken")
     try:
         config = json.loads((folder / "config.json").read_text())
-        run.flags, run.data = dict(config["flags"]), dict(config["data"])
-        for key in NEEDED:
-            if key not in run.flags:
-                raise KeyError(f"no flag {key}")
+        run.flags, run.data = flags_of(config["flags"]), dict(config["data"])
         run.id, run.started, run.git = str(config.get("id", folder.name)), str(config.get("started") or ""), config.get("git")
         run.sweep = str(config.get("sweep") or "")
         run.versions, run.machine = dict(config.get("versions") or {}), dict(config.get("machine") or {})
@@ -122,15 +137,22 @@ def _settle(run):
 def _from_row(row, path):
     """A row of results/NN.csv -> Run: what is left of a study whose machine is lost. Such a run has no curves and no proposals."""
     run = Run(id=row.get("id", ""), where=f"{path}:{row.get('id')}", status="broken", started=row.get("recorded", ""))
-    if not row.get("problem") or not row.get("strategy"):
-        run.cause = "a row without problem or strategy"
+    run.sweep = row.get("sweep") or path.stem + "-"
+    try:
+        found = {key: value for key, value in row.items() if key not in (*BOOKKEEPING, *RESULT_METRICS)}
+        run.flags = flags_of({key: None if value == "None" else value for key, value in found.items()})
+    except (KeyError, TypeError) as error:
+        run.cause = f"its row has no use ({type(error).__name__}: {error})"
         return run
-    run.flags = {key: value for key, value in row.items() if key not in ("id", "name", "sweep", "status", "cause", "recorded", "host")}
-    run.sweep = row.get("sweep", "")
     run.data = {"source": row.get("data_source"), "sha256": row.get("data_sha256")}
-    run.git, run.machine, run.summary = row.get("git") or None, {"cpu": row.get("host")}, dict(row)
-    run.status, run.cause = {"stopped early": "stopped"}.get(row["status"], row["status"]), row.get("cause", "")
-    if run.status == "finished" and not run.value("val_rec") > 0:
+    run.git, run.machine = row.get("git") or None, {"cpu": row.get("host")}
+    run.summary = {key: row.get(key) for key in RESULT_METRICS}
+    run.status, run.cause = row.get("status", ""), row.get("cause", "")
+    if run.status == "stopped early":
+        run.status, run.cause = "stopped", f"stopped early after epoch {row.get('epoch')}"
+    elif run.status not in ("finished", "diverged"):
+        run.status, run.cause = "broken", f"its row says status {run.status!r}"
+    elif run.status == "finished" and not 0 < run.value("val_rec") < math.inf:
         run.status, run.cause = "broken", f"val_rec is {row.get('val_rec')!r}"
     return run
 
@@ -138,11 +160,10 @@ def _from_row(row, path):
 def _rows(path):
     """Rows of a CSV as dicts; an unfinished last line, and any line with the wrong number of cells, is left out."""
     try:
-        text = path.read_text(errors="replace")
-    except OSError:
+        text = path.read_text(errors="replace").replace("\0", "")
+        lines = list(csv.reader(text[: text.rfind("\n") + 1].splitlines()))
+    except (OSError, csv.Error):
         return []
-    whole = text[: text.rfind("\n") + 1]
-    lines = list(csv.reader(whole.splitlines()))
     return [dict(zip(lines[0], line, strict=True)) for line in lines[1:] if len(line) == len(lines[0])] if lines else []
 
 
@@ -177,13 +198,13 @@ def _from_wandb(found):
     """A W&B run object -> Run."""
     config = dict(found.config)
     run = Run(id=found.id, where="/".join(found.path), status="broken", started=str(found.created_at or ""))
-    run.flags = {key: value for key, value in config.items() if not key.startswith("_")}
     run.data, run.git = dict(config.get("_data") or {}), config.get("_git")
     run.sweep = str(getattr(found, "group", None) or "")
     run.versions, run.machine = dict(config.get("_versions") or {}), dict(config.get("_machine") or {})
-    missing = [key for key in NEEDED if key not in run.flags]
-    if missing:
-        run.cause = f"its config has no {', '.join(missing)}"
+    try:
+        run.flags = flags_of({key: value for key, value in config.items() if not key.startswith("_")})
+    except (KeyError, TypeError) as error:
+        run.cause = f"its config cannot be used ({type(error).__name__}: {error})"
         return run
     rows = [row for row in found.scan_history() if row.get("epoch") is not None and row.get("val_rec") is not None]
     columns = sorted({key for row in rows for key in row if not key.startswith("_")})

@@ -9,7 +9,7 @@ import numpy as np
 
 from reporting import stats
 from reporting.collect import LEVEL, number
-from reporting.page import COLOURS, MARKERS, change, log_axis, num, p_cell, p_text, panel
+from reporting.page import COLOURS, MARKERS, change, log_axis, num, p_cell, p_text, panel, signed
 
 MEASURES = {  # name -> (title, axis, what it is)
     "val_rec": ("Reconstruction", "val_rec", "val_rec: mean squared error a pixel on the validation designs, last epoch."),
@@ -61,7 +61,7 @@ def effect(row, log=True):
     """'−12.3 % (95 % interval −15.0 % to −9.4 %, p = 0.002 after Holm, 9 pairs of 3 seeds)' of a row of stats.family."""
     if row["n"] < 2:
         return f"not computable from {row['n']} pair{'s' * (row['n'] != 1)}"
-    show = change if log else (lambda v: f"{v:+.3g}".replace("-", "−"))
+    show = change if log else signed
     return (
         f"{show(row['mean'])} (95 % interval {show(row['low'])} to {show(row['high'])}, {p_text(row['p_holm'])} after Holm, "
         f"{row['n']} pairs of {row['seeds']} seed{'s' * (row['seeds'] != 1)})"
@@ -70,7 +70,7 @@ def effect(row, log=True):
 
 def family_table(page, name, rows, caption, log=True, extra=()):
     """Rows of stats.family as a table. extra: (column, values) to put first."""
-    show = change if log else (lambda v: "–" if math.isnan(v) else f"{v:+.3g}".replace("-", "−"))
+    show = change if log else signed
     unit = "change" if log else "difference"
     columns = [*(c for c, _ in extra), "arm", "against", unit, "95 % low", "95 % high", "p", "p after Holm", "pairs", "seeds", "verdict"]
     table = []
@@ -377,7 +377,7 @@ def _level_panel(problem, strategy, mine, values, dims):
     figure, axes = panel(f"{problem}: {strategy}", height=2.3)
     told = []
     for x, arm in enumerate(mine):
-        y = [v for (p, _), v in values[arm].items() if p == problem]
+        y = [v for (p, _), v in values.get(arm, {}).items() if p == problem]  # an arm may have no finished run yet
         axes.plot([x] * len(y), y, "o", color=COLOURS[0], ms=3.5, mfc="none")
         if y:
             axes.plot([x - 0.15, x + 0.15], [np.mean(y)] * 2, color=COLOURS[1], lw=2)

@@ -12,7 +12,7 @@ from reporting import stats
 from reporting.collect import InputError, number
 from reporting.compare import WORD, effect
 from reporting.page import COLOURS, MARKERS, change, log_axis, num, p_cell, panel
-from reporting.studies import study
+from reporting.studies import strategy_of, study
 
 SWEEPS = ("04", "05", "06")
 # What each hypothesis is about (stats.effects), and the sign that supports it; None: either sign does.
@@ -43,7 +43,8 @@ def arms_of(found):
 def grid(found, measure="val_rec"):
     """(arms, pruning epochs, w_v values, seeds, values (arms, seeds, P, W)) of the finished runs, NaN where there is none."""
     arms = arms_of(found)
-    runs = [run for run in found.done if number(run.flags.get("pruning_epoch")) > 0 and number(run.flags.get("w_v")) > 0]  # log scale
+    # both axes are logarithmic
+    runs = [run for run in found.done if all(0 < number(run.flags.get(key)) < math.inf for key in ("pruning_epoch", "w_v"))]
     axis = {k: sorted({number(run.flags[k]) for run in runs}) for k in ("pruning_epoch", "w_v", "seed")}
     values = np.full((len(arms), len(axis["seed"]), len(axis["pruning_epoch"]), len(axis["w_v"])), np.nan)
     for run in runs:
@@ -63,7 +64,7 @@ def optima(found):
     """For each arm with a complete cell: dict of its best cell, val_rec there, how sure, and spans of the two settings."""
     arms, epochs, w_v, _, values = grid(found)
     out = []
-    for a, arm in enumerate(arms):
+    for a, arm in enumerate(arms if values.size else ()):
         cell, share = stats.optimum(np.log(values[a]))
         if cell is None:
             continue
@@ -71,6 +72,7 @@ def optima(found):
         out.append(
             dict(
                 arm=arm,
+                whole=next(f"{strategy_of(r.flags)}, {r.flags.get('safeguards')}" for r in found.done if found.arm[r.where] == arm),
                 index=a,
                 cell=cell,
                 epoch=epochs[cell[0]],
@@ -90,6 +92,9 @@ def optima(found):
 def deepdive(found, page, runs):
     """04, 05, 06: the response surface, its optimum, the verdict, and the three problems beside each other."""
     arms, epochs, w_v, _, values = grid(found)
+    if not values.size:
+        page.verdict("undecided", found.hypothesis, "No finished run has a pruning_epoch and a w_v above 0.", [])
+        return
     rows = stats.effects(epochs, w_v, np.log(values), found.alpha)
     what, sign = DECIDES[found.name]
     row = next(r for r in rows if r["a"] == what)
@@ -124,7 +129,7 @@ def deepdive(found, page, runs):
     shown = [
         [
             MEANING[r["a"]],
-            *((change(r[k]), r[k]) for k in ("mean", "low", "high")),
+            *((change(r[k]), math.expm1(r[k])) for k in ("mean", "low", "high")),
             p_cell(r["p"]),
             p_cell(r["p_holm"]),
             r["seeds"],
@@ -242,7 +247,18 @@ def across(page, runs):
     for name, (found, o) in best.items():
         epochs = number(found.done[0].flags.get("n_epochs"))
         rows.append(
-            [name, found.problems[0], o["arm"], o["epoch"], o["epochs"], o["epoch"] / epochs, o["w_v"], o["w_vs"], o["val_rec"], o["seeds"]]
+            [
+                name,
+                found.problems[0],
+                o["whole"],
+                o["epoch"],
+                o["epochs"],
+                o["epoch"] / epochs,
+                o["w_v"],
+                o["w_vs"],
+                o["val_rec"],
+                o["seeds"],
+            ]
         )
     columns = [
         "sweep",
@@ -268,8 +284,8 @@ def across(page, runs):
         same = len(set(values.values())) == 1
         told = "; ".join(f"{p} {num(v)} ({s})" for (p, v), s in zip(values.items(), spans[setting], strict=True))
         page.text(f"{label}: {'the same for all three' if same else 'not the same'}: {told}.")
-    arms = [o["arm"] for _, o in best.values()]
-    page.text(f"Best arm: {'the same for all three' if len(set(arms)) == 1 else 'not the same'}: {', '.join(arms)}.")
+    arms = [o["whole"] for _, o in best.values()]
+    page.text(f"Best arm: {'the same for all three' if len(set(arms)) == 1 else 'not the same'}: {'; '.join(arms)}.")
     rows = [_predict(name, best) for name in SWEEPS]
     columns = [
         "third problem",
@@ -297,7 +313,7 @@ def _predict(name, best):
     others = [o for other, (_, o) in best.items() if other != name]
     _, epochs, w_v, _, values = grid(found)
     target = [math.exp(np.mean([math.log(o[key]) for o in others])) for key in ("epoch", "w_v")]
-    cell = tuple(int(np.argmin(np.abs(np.log(axis) - math.log(t)))) for axis, t in zip((epochs, w_v), target, strict=True))
+    cell = tuple(int(np.argmin(np.abs(np.log(axis) - math.log(t)).round(9))) for axis, t in zip((epochs, w_v), target, strict=True))
     costs = stats.regret(np.log(values[own["index"]]), cell)
     mean, low, high, _ = (float(v) for v in stats.paired(costs))
     seeds, near = int(np.isfinite(costs).sum()), math.log1p(stats.NEAR)
@@ -307,7 +323,7 @@ def _predict(name, best):
         epochs[cell[0]],
         w_v[cell[1]],
         f"pruning_epoch {num(own['epoch'])}, w_v {num(own['w_v'])}",
-        *((change(v), v) for v in (mean, low, high)),
+        *((change(v), math.expm1(v)) for v in (mean, low, high)),
         seeds,
         verdict,
     ]

@@ -17,21 +17,8 @@ METRIC = "val_rec_pruned"
 FRESH_SEEDS = 5
 # Flags that say where and how a run is recorded, not what it computes; `arm` and `safeguards` are resolved into the flags they set.
 UNSAID = (
-    "arm",
-    "safeguards",
-    "seed",
-    "out",
-    "resume",
-    "config",
-    "wandb",
-    "wandb_project",
-    "wandb_entity",
-    "device",
-    "threads",
-    "checkpoint_every",
-    "figure_every",
-    "save_model",
-    "test",
+    *("arm", "safeguards", "seed", "out", "resume", "config", "wandb", "wandb_project", "wandb_entity"),
+    *("device", "threads", "checkpoint_every", "figure_every", "save_model", "test"),
 )
 
 
@@ -57,6 +44,7 @@ def hyperparameters(study, page):
     named = next(iter(sorted((n for n in names if n in study.hypothesis), key=study.hypothesis.find)), "w_v")
     for problem in study.problems:
         runs = [r for r in study.done if r.flags["problem"] == problem and math.isfinite(metric(r))]
+        runs = [r for r in runs if all(number(r.flags.get(name)) > 0 for name in names)]
         findings[problem] = dict(runs=runs, **_analyse(runs, names))
     word, lead, told = _verdict(findings, named, study.alpha)
     page.verdict(word, study.hypothesis, lead, told)
@@ -82,6 +70,8 @@ def hyperparameters(study, page):
             "Every run has the same seed: the settings are the sample here, and the best one is best with that seed only until "
             "the command below has been run."
         )
+    if not any(run.metrics for run in study.done):
+        page.caveat(f"These runs have no curves (a row each in a results table): their last val_rec stands in for the lowest {METRIC}.")
     page.caveat(
         "Importance and tests rest on the completed runs only; hyperband stopped the worst, so that the effects among the "
         "completed look smaller than they are."
@@ -162,15 +152,15 @@ def _importance(page, findings, names):
 
 def _isolation(study, problem, name):
     figure, axes = panel(f"{problem}: {name}", height=2.3)
-    done = [(number(r.flags[name]), metric(r)) for r in study.done if r.flags["problem"] == problem]
-    rest = [(number(r.flags[name]), metric(r)) for r in study.runs if r.flags.get("problem") == problem and r.status != "finished"]
-    rest = [point for point in rest if math.isfinite(point[1])]
+    mine = [r for r in study.runs if r.flags.get("problem") == problem and math.isfinite(metric(r)) and number(r.flags.get(name)) > 0]
+    done = [(number(r.flags[name]), metric(r)) for r in mine if r.status == "finished"]
+    rest = [(number(r.flags[name]), metric(r)) for r in mine if r.status != "finished"]
     if rest:
         axes.plot(*zip(*rest, strict=True), "x", color=COLOURS[7], ms=4, label="not completed")
     best = None
     if done:
         axes.plot(*zip(*done, strict=True), "o", color=COLOURS[0], ms=4, mfc="none", label="completed")
-        best = min(done, key=lambda point: point[1] if math.isfinite(point[1]) else math.inf)
+        best = min(done, key=lambda point: point[1])
         axes.plot(*best, "*", color=COLOURS[1], ms=10, label="best")
     axes.set(xlabel=name, ylabel=METRIC)
     if done and max(v for v, _ in done) / min(v for v, _ in done) > 5:
@@ -218,7 +208,7 @@ def _stops(study, page):
     for problem in study.problems:
         mine = [r for r in study.runs if r.flags.get("problem") == problem]
         stopped = [r for r in mine if r.status == "stopped"]
-        logged = {r.where: int(np.isfinite(r.metrics.get(METRIC, np.array([]))).sum()) for r in stopped}
+        logged = {r.where: _logged(r) for r in stopped}
         at = Counter(max((b for b in bands if b <= logged[r.where]), default=0) for r in stopped)
         rows.append(
             [
@@ -238,6 +228,14 @@ def _stops(study, page):
         f"Bands are at {', '.join(map(str, bands[:5]))} ... logged values of {METRIC} (the first comes n_epochs / 10 after pruning_epoch). "
         "A run stopped before the first band was stopped by something else.",
     )
+
+
+def _logged(run):
+    """How many values of the metric a run logged. One from results/NN.csv has no curve: counted from its last epoch."""
+    if METRIC in run.metrics:
+        return int(np.isfinite(run.metrics[METRIC]).sum())
+    epoch, start, n = run.value("epoch"), number(run.flags.get("pruning_epoch")), number(run.flags.get("n_epochs"))
+    return max(0, int(epoch + 1 - start - n // 10)) if math.isfinite(epoch + start + n) else 0
 
 
 def command(run, seeds):

@@ -94,7 +94,7 @@ def num(value, digits=3):
     """A number for people: `digits` significant digits, a dash for none."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "–"
-    if isinstance(value, float) and value == int(value) and abs(value) < 1e6:
+    if isinstance(value, float) and abs(value) < 1e6 and value == int(value):
         value = int(value)
     return f"{value:,}".replace(",", " ") if isinstance(value, int) else f"{value:.{digits}g}".replace("e-0", "e-").replace("-", "−")
 
@@ -107,6 +107,11 @@ def change(log_ratio):
         return f"x {math.exp(min(log_ratio, 700)):.3g}"
     percent = 100 * math.expm1(log_ratio)
     return f"{percent:+.1f} %".replace("-", "−") if abs(percent) < 100 else f"{percent:+.0f} %"
+
+
+def signed(value):
+    """A difference for people: +0.12, −3."""
+    return "–" if math.isnan(value) else f"{value:+.3g}".replace("-", "−")
 
 
 def p_cell(p):
@@ -138,7 +143,7 @@ def log_axis(axis, ticks=None):
         low, high = axis.get_data_interval()
         decades = math.log10(high / low) if 0 < low < high else 0
         axis.set_major_locator(
-            LogLocator(subs=(1,) if decades > 2 else (1, 2, 5) if decades > 0.6 else (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8))
+            LogLocator(subs=(1,) if decades > 1.7 else (1, 2, 5) if decades > 0.6 else (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8))
         )
     axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
     axis.set_minor_formatter(NullFormatter())
@@ -150,14 +155,14 @@ class Page:
     def __init__(self, folder, title):
         self.folder, self.title = Path(folder), title
         self.head, self.parts, self.caveats, self.names = [], [], [], set()
-        self.preliminary = ""  # what a verdict says first while runs are missing
+        self.opening = []  # what a verdict says first: that runs are missing, that it holds for one problem only
         for name in ("figures", "tables"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
 
     def verdict(self, word, hypothesis, lead, sentences):
         """The answer: word (supported, refuted, undecided) on the hypothesis, the lead in one sentence, then the numbers that decide."""
         items = "".join(f"<li>{html.escape(s)}</li>" for s in sentences)
-        lead = f"{self.preliminary} {lead}".strip()
+        lead = " ".join([*self.opening, lead])
         self.head.append(
             f'<div class="verdict {word}"><p class="soft">Hypothesis: {html.escape(hypothesis)}</p><p class="word">{word.capitalize()}</p>'
             f"<p><strong>{html.escape(lead)}</strong></p>{f'<ul>{items}</ul>' if items else ''}</div>"

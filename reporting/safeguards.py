@@ -7,7 +7,7 @@ import numpy as np
 from reporting import stats
 from reporting.collect import number
 from reporting.compare import HELD, WORD, effect, family_table, gather, strip, subject, summary_table
-from reporting.page import COLOURS, MARKERS, change, log_axis, num, panel
+from reporting.page import COLOURS, MARKERS, change, log_axis, num, panel, signed
 
 PROFILES = ("none", "min_dims", "max_prune", "cooldown", "consecutive", "recon_tol", "moderate", "conservative")
 POINTS = 200  # a curve is thinned to this many points on the page; the extremes of each stretch are kept
@@ -46,11 +46,13 @@ def safeguards(study, page):
     others = [arm for arm in arms if arm != "none"]
     named = subject(study, others) or "moderate"
     values = {name: gather(study, measure) for name, (measure, *_) in TESTED.items()}
+    values = {name: found for name, found in values.items() if any(math.isfinite(v) for arm in found.values() for v in arm.values())}
     families = {
         name: stats.family(
             values[name], [(arm, "none") for arm in others], log=log, margin=study.margin if name == "val_rec" else 0, alpha=study.alpha
         )
         for name, (_, log, *_) in TESTED.items()
+        if name in values
     }
     row = next((r for r in families["val_rec"] if r["a"] == named), None)
     word = {-1: "supported", 1: "refuted", 0: "undecided"}[row["verdict"] if row else 0]
@@ -65,15 +67,22 @@ def safeguards(study, page):
         head.append(f"{TESTED[name][2]} against none, decided for: {', '.join(decided) or 'no profile'}.")
     page.verdict(word, study.hypothesis, lead, head)
     page.section("Each profile against none", "Paired by problem and seed; left of the line is lower than without safeguards.")
-    page.figures([_forest(name, families[name], values[name]) for name in TESTED], wide=True)
-    for name, (_, log, _, what) in TESTED.items():
+    page.figures([_forest(name, families[name], values[name]) for name in values], wide=True)
+    for name, (_, log, _, what) in ((name, TESTED[name]) for name in values):
         family_table(page, f"none-{name}", families[name], f"{what}, against none; Holm over this table.", log)
     _by_problem(study, page, values, others)
-    page.section(
-        "Training curves", "Every seed of a profile, with a tick below where dims were pruned. One panel for each problem and profile."
-    )
-    page.figures([_curves(study, problem, arm) for problem in study.problems for arm in arms])
-    _held_back(study, page, arms)
+    curves = [_curves(study, problem, arm) for problem in study.problems for arm in arms if _drawable(study, problem, arm)]
+    if curves:
+        page.section(
+            "Training curves", "Every seed of a profile, with a tick below where dims were pruned. One panel for each problem and profile."
+        )
+        page.figures(curves)
+    else:
+        page.caveat("These runs have no curves (a row each in a results table): their instability cannot be told.")
+    if any(run.pruning for run in study.done):
+        _held_back(study, page, arms)
+    else:
+        page.caveat("These runs have no pruning.csv (W&B and results tables do not carry it): what held pruning back cannot be told.")
     for measure in ("val_rec", "active_dims"):
         strip(study, page, measure, arms)
     page.section("All numbers")
@@ -81,7 +90,7 @@ def safeguards(study, page):
 
 
 def effect_short(row, log):
-    return change(row["mean"]) if log else f"{row['mean']:+.3g}".replace("-", "−")
+    return change(row["mean"]) if log else signed(row["mean"])
 
 
 def _forest(name, rows, values):
@@ -113,14 +122,14 @@ def _by_problem(study, page, values, others):
     """The same differences problem by problem: a description, three to five pairs decide little."""
     rows = []
     for problem in study.problems:
-        here = {n: {arm: {k: v for k, v in d.items() if k[0] == problem} for arm, d in values[n].items()} for n in TESTED}
-        tests = {n: {r["a"]: r for r in stats.family(here[n], [(a, "none") for a in others], log=TESTED[n][1])} for n in TESTED}
+        here = {n: {arm: {k: v for k, v in d.items() if k[0] == problem} for arm, d in values[n].items()} for n in values}
+        tests = {n: {r["a"]: r for r in stats.family(here[n], [(a, "none") for a in others], log=TESTED[n][1])} for n in values}
         for arm in others:
-            cells = [(effect_short(tests[n][arm], TESTED[n][1]), tests[n][arm]["mean"]) for n in TESTED]
+            cells = [(effect_short(tests[n][arm], TESTED[n][1]), tests[n][arm]["mean"]) for n in values]
             rows.append([problem, arm, tests["val_rec"][arm]["n"], *cells])
     page.table(
         "by-problem",
-        ["problem", "profile", "pairs", *(TESTED[n][2] for n in TESTED)],
+        ["problem", "profile", "pairs", *(TESTED[n][2] for n in values)],
         rows,
         "Mean change (val_rec) and mean difference (the rest) against none, problem by problem.",
     )
@@ -138,8 +147,14 @@ def thin(epoch, value, points=POINTS):
     return epoch[index], value[index]
 
 
+def _drawable(study, problem, arm):
+    """The runs of an arm that have a curve, unfinished ones too."""
+    mine = [r for r in study.runs if r.flags and r.flags["problem"] == problem and study.arm[r.where] == arm]
+    return [r for r in mine if np.isfinite(r.metrics.get("val_rec", np.array([]))).any() and "epoch" in r.metrics]
+
+
 def _curves(study, problem, arm):
-    runs = [r for r in study.runs if r.flags and r.flags["problem"] == problem and study.arm[r.where] == arm and "val_rec" in r.metrics]
+    runs = _drawable(study, problem, arm)
     figure, axes = panel(f"{problem}: {arm}", height=2.2)
     events, worst = 0, 0.0
     for s, run in enumerate(sorted(runs, key=lambda run: number(run.flags["seed"]))):
@@ -150,8 +165,7 @@ def _curves(study, problem, arm):
         worst = np.fmax(worst, unsteady(run)["rise"])
     axes.set(xlabel="epoch", ylabel="val_rec")
     log_axis(axes.yaxis)
-    if runs:
-        axes.legend(fontsize=6, ncols=2)
+    axes.legend(fontsize=6, ncols=2)
     told = f"{len(runs)} runs, {events} pruning events, largest rise {num(100 * float(worst))} %"
     return (
         f"curves-{problem}-{arm}",
@@ -165,7 +179,7 @@ def _held_back(study, page, arms):
     """From pruning.csv: how many dims each safeguard held back, and how many were pruned, per run."""
     page.section(
         "What held pruning back",
-        "Dims proposed but held back, summed over the epochs of a run: a dim that waits ten epochs counts ten times.",
+        "What came of the dims that a strategy proposed, summed over the epochs of a run: one that waits ten epochs counts ten times.",
     )
     rows, items = [], []
     for problem in study.problems:
@@ -178,18 +192,17 @@ def _held_back(study, page, arms):
             sums = {key: float(np.mean([np.nansum([number(row.get(key)) for row in r.pruning]) for r in runs])) for key in HELD}
             proposed = float(np.mean([np.nansum([number(row.get("proposed")) for row in r.pruning]) for r in runs]))
             rows.append([problem, arm, len(runs), proposed, *sums.values()])
-            left = 0.0
+            share = 100 * np.array([*sums.values()]) / (sum(sums.values()) or 1)
             for c, key in enumerate(HELD):
-                axes.barh(y, sums[key], left=left, color=COLOURS[c], label=key if not told else None, height=0.7)
-                left += sums[key]
+                axes.barh(y, share[c], left=share[:c].sum(), color=COLOURS[c], label=None if told else key, height=0.7)
             strongest = max(HELD[:-1], key=lambda key: sums[key])
             told.append(f"{arm}: {strongest if sums[strongest] else 'nothing held back'}")
         axes.set_yticks(range(len(arms)), arms)
         axes.invert_yaxis()
-        axes.set_xscale("symlog", linthresh=10)
-        axes.set_xlabel("dims x epochs, mean of the runs")
+        axes.set(xlabel="share of the dims proposed, %", xlim=(0, 100))
+        axes.grid(False)
         if told:
-            axes.legend(fontsize=6, ncols=2)
+            figure.legend(fontsize=6.5, ncols=3, loc="outside lower center")
         items.append(
             (
                 f"held-{problem}",
@@ -199,6 +212,9 @@ def _held_back(study, page, arms):
             )
         )
     page.figures(items)
-    page.table("held-back", ["problem", "profile", "runs", "proposed", *HELD], rows, "Sums over a run of pruning.csv, mean over the runs.")
-    if rows and not any(run.pruning for run in study.done):
-        page.caveat("There is no pruning.csv in these runs (W&B does not carry it): what held pruning back cannot be told.")
+    page.table(
+        "held-back",
+        ["problem", "profile", "runs", "proposed", *HELD],
+        rows,
+        "Dims x epochs: sums over a run of pruning.csv, mean over the runs.",
+    )

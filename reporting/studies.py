@@ -18,6 +18,7 @@ from reporting.stats import ALPHA
 
 SWEEPS = Path(__file__).parent.parent / "sweeps"
 CATEGORICAL = ("problem", "strategy", "safeguards")  # a run whose value of these is not in the YAML's list belongs to another sweep
+STUDY = ("beams2d", "heatconduction2d", "photonics2d")  # a search is created once for each of them
 BORROWS = {"01b": ("01b", "01")}  # 01's runs are the fourth level of each strategy
 
 
@@ -39,10 +40,15 @@ class Study:
     left_out: list  # (run, why)
     notes: list  # what the choice of runs did, in words
     arm: dict
+    borrowed: set  # run.where of those made for another sweep: they answer, but are no points of this one
 
     @property
     def done(self):
         return [run for run in self.runs if run.status == "finished"]
+
+    @property
+    def own(self):
+        return [run for run in self.runs if run.where not in self.borrowed]
 
     @property
     def problems(self):
@@ -72,12 +78,15 @@ def header(path):
 
 def arm_of(name, run):
     """The label of a run's arm in sweep `name`."""
-    strategy, level = run.flags["strategy"], run.flags.get(LEVEL.get(run.flags["strategy"]))
     if name == "01":
-        return strategy
-    if name == "02":
-        return str(run.flags.get("safeguards"))
-    return strategy if level is None else f"{strategy} {number(level):g}"
+        return run.flags["strategy"]
+    return str(run.flags.get("safeguards")) if name == "02" else strategy_of(run.flags)
+
+
+def strategy_of(flags):
+    """Strategy and level: plummet 0.05."""
+    level = flags.get(LEVEL.get(flags["strategy"]))
+    return flags["strategy"] if level is None else f"{flags['strategy']} {number(level):g}"
 
 
 def study(name, runs):
@@ -86,15 +95,16 @@ def study(name, runs):
     if len(paths) != 1:
         allowed = ", ".join(sorted(p.name.split("_")[0] for p in SWEEPS.glob("[0-9]*.yaml")))
         raise InputError(f"--sweep {name}: no such sweep; allowed: {allowed or 'none, sweeps/ is empty'}")
-    spec, words = header(paths[0])
-    spec = _as_created(spec, name, runs)
+    file, words = header(paths[0])
+    notes = []
+    spec = _as_created(file, name, runs, notes)
     parameters = spec.get("parameters", {})
     varied = {key: p["values"] for key, p in parameters.items() if len(p.get("values", ())) > 1}
     ranges = {key for key, p in parameters.items() if "min" in p}
     level = re.search(r"(?:two-sided,|below) (\d+(?:\.\d+)?) ?%", words.get("rule", ""))
     margin = re.search(r"margin (\d+(?:\.\d+)?) ?%", words.get("rule", ""))
     points = spec["run_cap"] if "run_cap" in spec else math.prod(map(len, varied.values()))
-    used, left_out, notes = [], [], []
+    used, left_out = [], []
     for run in runs:
         owner = _owner(run)
         if owner and owner not in BORROWS.get(name, (name,)):
@@ -105,13 +115,15 @@ def study(name, runs):
             left_out.append((run, f"{wrong[0]} {run.flags[wrong[0]]} is not in this sweep"))
         else:
             used.append(run)
-    used = _same_settings(used, parameters, varied.keys() | ranges, left_out, notes)
+    used = _same_settings(used, parameters, varied.keys() | ranges, left_out)
     arms = {run.where: arm_of(name, run) for run in used if run.flags}
     if name in ("04", "05", "06") and len({run.flags.get("safeguards") for run in used if run.flags}) > 1:
         arms = {run.where: str(run.flags.get("safeguards")) for run in used if run.flags}
     used = _one_a_point(used, arms, varied.keys() | ranges, left_out)
     if "run_cap" in spec:
         points *= max(1, len({run.flags["problem"] for run in used if run.flags}))  # created once a problem
+    borrowed = {run.where for run in used if run.flags and _is_borrowed(run, name, arms, parameters)}
+    notes[:0] = _departures(file, [run for run in used if run.status == "finished" and run.where not in borrowed])
     title = paths[0].stem.partition("_")[2].replace("_", " ")
     asked = {key: words.get(key) or "not stated in the YAML" for key in ("question", "hypothesis", "rule")}
     log_margin = math.log1p(float(margin[1]) / 100) if margin else 0.0
@@ -128,6 +140,7 @@ def study(name, runs):
         left_out=left_out,
         notes=notes,
         arm=arms,
+        borrowed=borrowed,
     )
 
 
@@ -137,28 +150,93 @@ def _owner(run):
     return number[1] if number else ""
 
 
-def _as_created(spec, name, runs):
-    """The sweep as sweep.py created it (PROBLEM=, SEEDS=, SET= narrow it), if all runs are of one that is known here; else its file."""
-    ids = {run.sweep for run in runs if _owner(run) == name}
+def _as_created(spec, name, runs, notes):
+    """The sweep as sweep.py created it: PROBLEM=, SEEDS=, EPOCHS=, SET= narrow it, and .sweeps/ says how. Else its file.
+
+    Sweeps that differ only in problem and seed (03 makes one a problem) are read as one."""
+    own = [run for run in runs if _owner(run) == name]
+    ids = sorted({run.sweep for run in own})
     try:
-        return json.loads((Path(".sweeps") / ids.pop() / "sweep.json").read_text())["config"] if len(ids) == 1 else spec
+        records = [json.loads((Path(".sweeps") / i / "sweep.json").read_text())["config"] for i in ids]
+        parts = {key: [p for record in records for p in levels(record["parameters"].get(key, {}))] for key in ("problem", "seed")}
+        merged = {key: {"values": list(dict.fromkeys(parts[key]))} for key in parts}
+        wholes = [record | {"name": "", "parameters": record["parameters"] | merged} for record in records]
+        if wholes and all(whole == wholes[0] for whole in wholes):
+            return wholes[0]
     except (OSError, ValueError, KeyError, TypeError):
+        pass
+    if not ids or not all(re.match(r"\d\d[a-z]?-", i) for i in ids):  # 01_pruning_strategies-...: every value is one of the file's
         return spec
+    notes.append(
+        "The record of how this edition was narrowed (.sweeps/) is not here: its points are counted from the values that its runs have."
+    )
+    return spec | {"parameters": {key: _as_found(p, key, own) for key, p in spec["parameters"].items()}}
+
+
+def levels(p):
+    """All values that a parameter of a sweep lists."""
+    return p["values"] if "values" in p else [p["value"]] if "value" in p else []
+
+
+def values_of(key, runs):
+    """The values of a flag in the runs, sorted: numbers, or text where there are none."""
+    found = {run.flags.get(key) for run in runs if run.flags} - {None, ""}
+    return sorted({number(v) for v in found if math.isfinite(number(v))}) or sorted(map(str, found))
+
+
+def _as_found(p, key, runs):
+    """A parameter with the values that the runs have, where the file has a list; with their range, where they leave the file's."""
+    found = values_of(key, runs)
+    if not found or "value" in p:
+        return p
+    if "values" in p:
+        return {"values": found}
+    return p if isinstance(found[0], str) or (p["min"] <= found[0] and found[-1] <= p["max"]) else p | {"min": found[0], "max": found[-1]}
+
+
+def _departures(file, runs):
+    """In words: values of the runs that the sweep's file does not have, and values of the file that no run has."""
+    other, absent = [], []
+    for key, p in file.get("parameters", {}).items():
+        found = values_of(key, runs)
+        asked = STUDY if key == "problem" and "run_cap" in file else levels(p)
+        if not found or key == "data" or "auto" in asked:
+            continue
+        if "min" in p:
+            if isinstance(found[0], float) and not p["min"] <= found[0] <= found[-1] <= p["max"]:
+                other.append(f"{key} {found[0]:g} to {found[-1]:g} (file: {p['min']:g} to {p['max']:g})")
+        elif not all(any(_same(v, a) for a in asked) for v in found):
+            other.append(f"{key} {_list(found)} (file: {_list(asked)})")
+        elif left := [a for a in asked if not any(_same(v, a) for v in found)]:
+            absent.append(f"{key} {_list(left)}")
+    notes = [f"These runs differ from the sweep's file: {'; '.join(other)}."] if other else []
+    return notes + ([f"No finished run with a value that the sweep's file asks for: {'; '.join(absent)}."] if absent else [])
+
+
+def _list(values, most=5):
+    shown = [v if isinstance(v, str) else f"{v:g}" for v in values]
+    return ", ".join(shown[:most]) + (f" and {len(shown) - most} more" if len(shown) > most else "")
+
+
+def _is_borrowed(run, name, arms, parameters):
+    """Was the run made for another sweep? One without a sweep's id: is its arm another than those of this sweep?"""
+    if _owner(run) or name not in BORROWS:
+        return _owner(run) not in ("", name)
+    own = [dict(pair.split("=") for pair in arm.split(",")) for arm in levels(parameters.get("arm", {}))]
+    return arms[run.where] not in {strategy_of(flags) for flags in own if "strategy" in flags}
 
 
 def _in_sweep(key, value, parameters, search):
     """Can a run of this sweep have the value? STRATEGY= may change a fixed strategy; a search goes problem by problem."""
-    p = parameters.get(key, {})
-    if key == "problem" and "value" in p and not search:
-        return value == p["value"]
-    return len(p.get("values", ())) < 2 or value in p["values"]
+    asked = levels(parameters.get(key, {}))
+    return value in asked or len(asked) < (1 if key == "problem" and not search else 2)
 
 
 def _same(a, b):
     return a == b or math.isclose(number(a), number(b), rel_tol=1e-9)
 
 
-def _same_settings(runs, parameters, varied, left_out, notes):
+def _same_settings(runs, parameters, varied, left_out):
     """Runs that agree in every flag that the sweep does not vary: the YAML's value where some run has it, else the most common."""
     skip = set(varied) | {"arm", "problem", "seed"}
     fixed = {key: p.get("value", (p.get("values") or [None])[0]) for key, p in parameters.items() if key not in skip}
@@ -175,8 +253,6 @@ def _same_settings(runs, parameters, varied, left_out, notes):
         if not values:
             continue
         target = next((v for v in values if wanted is not None and _same(v, str(wanted))), values.most_common(1)[0][0])
-        if wanted is not None and not _same(target, str(wanted)):
-            notes.append(f"{key} is {target} in these runs; the sweep's file says {wanted}.")
         runs = _drop(runs, [r for r in mine if not _same(str(r.flags[key]), target)], f"other {key}", key, left_out)
     for problem in {run.flags.get("problem") for run in runs if run.flags}:
         mine = [run for run in runs if run.flags.get("problem") == problem]
