@@ -20,7 +20,15 @@ from lvae import load
 from reporting.page import COLOURS, Page, change, log_axis, num, panel
 
 STEPS = 7  # of a traversal and of an interpolation
-BEST = {"beams2d": "lower", "heatconduction2d": "lower", "photonics2d": "higher"}  # objective: compliance, thermal compliance, overlap
+OBJECTIVE = {  # name, what is better, what else to look at; all dimensionless (data.objective)
+    "beams2d": ("compliance", "lower", "More material makes it better by itself: look at the volume, too."),
+    "heatconduction2d": ("thermal compliance", "lower", "More conductor makes it better by itself: look at the volume, too."),
+    "photonics2d": (
+        "mode overlap",
+        "higher",
+        "It is the product of the two overlaps less a small penalty on material, and may be negative.",
+    ),
+}
 PER_PAGE = 20  # rows of a traversal figure
 
 
@@ -46,6 +54,13 @@ def images(rows, labels=None, columns=None, size=1.1):
             if i == 0 and columns:
                 axis.set_title(columns[j], fontsize=7)
     return figure
+
+
+def frame(x):
+    """(rows, columns) slices of the part of the domain in which designs (N, 1, H, W) differ: photonics2d's has a wide empty margin."""
+    varies = (x.amax(0) - x.amin(0))[0] > 0.01
+    rows, columns = varies.any(1).nonzero().flatten().tolist(), varies.any(0).nonzero().flatten().tolist()
+    return (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)) if rows else (slice(None), slice(None))
 
 
 def open_run(folder):
@@ -78,22 +93,25 @@ def draw(page, config, model, designs, count, simulations):
     page.section(
         "Reconstructions, best to worst", "Validation designs, from the smallest to the largest squared error; the steps between are equal."
     )
-    rows = [[d[0].numpy() for d in part] for part in (x[picked], y[picked], (y - x)[picked].abs())]
+    part = frame(x)
+    rows = [[d[0][part].numpy() for d in row] for row in (x[picked], y[picked], (y - x)[picked].abs())]
     told = f"mean squared error from {num(float(error.min()))} to {num(float(error.max()))}, median {num(float(error.median()))}"
-    columns = [f"{float(e):.2g}" for e in error[picked]]
+    columns, shown = [f"{float(e):.2g}" for e in error[picked]], rows[0][0].shape
     page.image(
         "reconstructions",
         images(rows, ["design", "reconstruction", "difference"], columns),
         f"{len(picked)} validation designs, their reconstructions and the differences: {told}",
-        f"{told}. The column title is the error.",
+        f"{told[0].upper() + told[1:]}. The column title is the error. Dark is material."
+        + (f" Shown: the {shown[0]} x {shown[1]} pixels in which designs differ." if shown != tuple(x.shape[2:]) else ""),
     )
-    if simulations and config["flags"]["problem"] in BEST and designs.conditions["val"]:
+    if simulations and config["flags"]["problem"] in OBJECTIVE and designs.conditions["val"]:
         physics(page, config["flags"]["problem"], designs, x, y, model, simulations)
-    traversals(page, model, z)
+    traversals(page, model, z, part)
     page.section("Interpolation", "Straight lines in the latent space between two validation designs: the ends are reconstructions.")
     pairs = np.random.default_rng(0).permutation(len(x))[: 2 * min(4, len(x) // 2)].reshape(-1, 2)
     t = torch.linspace(0, 1, STEPS)[:, None]
-    rows = [[x[a, 0].numpy(), *model.decode((1 - t) * z[a] + t * z[b])[:, 0].numpy(), x[b, 0].numpy()] for a, b in pairs.tolist()]
+    rows = [[x[a, 0], *model.decode((1 - t) * z[a] + t * z[b])[:, 0], x[b, 0]] for a, b in pairs.tolist()]
+    rows = [[design[part].numpy() for design in row] for row in rows]
     page.image(
         "interpolation",
         images(rows, columns=["design", *(f"{float(v):.2f}" for v in t[:, 0]), "design"]),
@@ -101,7 +119,7 @@ def draw(page, config, model, designs, count, simulations):
         "Left and right: the designs themselves.",
     )
     page.section("Samples", "New designs: latents drawn from a Gaussian with the training designs' mean and std in each dimension.")
-    drawn = model.sample(2 * count, seed=0)[:, 0].numpy()
+    drawn = model.sample(2 * count, seed=0)[:, 0][(slice(None), *part)].numpy()
     page.image(
         "samples",
         images([list(drawn[:count]), list(drawn[count:])]),
@@ -110,7 +128,7 @@ def draw(page, config, model, designs, count, simulations):
     )
 
 
-def traversals(page, model, z):
+def traversals(page, model, z, part):
     """Each kept dimension from the 1st to the 99th percentile of the validation designs, the others at their mean; widest first."""
     k, order = z.shape[1], z.std(0).argsort(descending=True)
     low, high = torch.quantile(z, 0.01, dim=0), torch.quantile(z, 0.99, dim=0)
@@ -124,7 +142,7 @@ def traversals(page, model, z):
         for i in order[first : first + PER_PAGE].tolist():
             point = z.mean(0).repeat(STEPS, 1)
             point[:, i] = torch.linspace(float(low[i]), float(high[i]), STEPS)
-            rows.append(list(model.decode(point)[:, 0].numpy()))
+            rows.append([design[part].numpy() for design in model.decode(point)[:, 0]])
             labels.append(f"dim {model.dims[i]}\nstd {num(float(z[:, i].std()), 2)}")
         last = first + len(rows)
         page.image(
@@ -138,6 +156,7 @@ def traversals(page, model, z):
 def physics(page, problem, designs, x, y, model, count):
     """The objective of originals, of their reconstructions, and of samples under the conditions of the nearest original."""
     conditions = designs.conditions["val"]
+    name, better, advice = OBJECTIVE[problem]
 
     def score(i, design):
         return data.objective(problem, {name: v[i].item() for name, v in conditions.items()}, np.asarray(design, dtype=float).clip(0, 1))
@@ -154,8 +173,8 @@ def physics(page, problem, designs, x, y, model, count):
         rows.append(("sample", i, own, other, float(x[i].mean()), float(drawn.mean()), float(((drawn - x[i, 0]) ** 2).mean())))
     page.section(
         "Physics",
-        f"The objective of EngiBench's {problem} ({BEST[problem]} is better), by the simulator, beside that of the originals. A sample "
-        "is scored under the conditions of the validation design nearest to it in pixels, and compared with that design.",
+        f"The objective of EngiBench's {problem}: {name}, dimensionless, {better} is better. By the simulator, beside that of "
+        "the originals. A sample is scored under the conditions of the validation design nearest to it in pixels, and compared with that design.",
     )
     items = []
     for kind in ("reconstruction", "sample"):
@@ -170,7 +189,7 @@ def physics(page, problem, designs, x, y, model, count):
         ends = [min(own.min(), other.min()), max(own.max(), other.max())]
         axes.plot(ends, ends, color=COLOURS[7], lw=1, ls="--")
         axes.plot(own, other, "o", color=COLOURS[0], mfc="none", ms=4)
-        axes.set(xlabel="objective of the original", ylabel=f"objective of the {kind}")
+        axes.set(xlabel=f"{name} of the original", ylabel=f"{name} of the {kind}")
         if ratio is not None and ends[1] / ends[0] > 10:
             log_axis(axes.xaxis)
             log_axis(axes.yaxis)
@@ -178,8 +197,9 @@ def physics(page, problem, designs, x, y, model, count):
             (
                 f"physics-{kind}",
                 figure,
-                f"objective of {len(own)} originals and their {kind}s: {told}",
-                f"On the dashed line: as good as the original. {told[0].upper() + told[1:]}; {BEST[problem]} is better.",
+                f"{name} of {len(own)} originals and their {kind}s: {told}",
+                f"On the dashed line: as good as the original; {'above' if better == 'lower' else 'below'} it: worse. "
+                f"{told[0].upper() + told[1:]}.",
             )
         )
     page.figures(items, wide=True)
@@ -196,7 +216,7 @@ def physics(page, problem, designs, x, y, model, count):
         "physics",
         columns,
         [list(r) for r in rows],
-        "Every design that was simulated. More material makes an objective better by itself: look at the volume, too.",
+        f"Every design that was simulated. {advice}",
         closed=True,
     )
 

@@ -56,6 +56,7 @@ dl{display:grid;grid-template-columns:max-content 1fr;gap:.35rem 1rem;margin:1re
 .figures{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,19rem),1fr));gap:1.2rem}
 .figures.wide{grid-template-columns:repeat(auto-fit,minmax(min(100%,28rem),1fr))}
 figure{margin:0;min-width:0;max-width:34rem}figure svg,figure img{width:100%;height:auto;display:block}
+figure.pixels{max-width:none;overflow-x:auto}figure.pixels img{min-width:40rem}
 figure svg text{font-family:inherit}figure h3{margin:.2rem 0}
 .scroll{overflow-x:auto;margin:0 0 1rem;border:1px solid var(--line);border-radius:.4rem}
 table{border-collapse:collapse;width:100%;font-size:.88rem;font-variant-numeric:tabular-nums}
@@ -67,7 +68,8 @@ th[aria-sort=ascending] button::after{content:" \\2191"}th[aria-sort=descending]
 pre{overflow-x:auto;background:var(--card);border:1px solid var(--line);border-radius:.4rem;padding:.6rem .8rem;
 font-size:.85rem;white-space:pre-wrap}
 details summary{cursor:pointer;margin:.5rem 0}ul{padding-left:1.2rem}li{max-width:46rem;margin:.25rem 0}
-@media print{:root{color-scheme:light;--bg:#fff;--fg:#000;--soft:#333;--line:#999;--card:#fff;--good:#0a6b3d;--bad:#a62b1f;--open:#7a5200}
+@media print{figure.pixels img{min-width:0}
+:root{color-scheme:light;--bg:#fff;--fg:#000;--soft:#333;--line:#999;--card:#fff;--good:#0a6b3d;--bad:#a62b1f;--open:#7a5200}
 body{max-width:none;padding:0;font-size:10pt}.figures{grid-template-columns:repeat(3,1fr)}figure,.verdict,tr{break-inside:avoid}h2,h3,h2+p,.caption{break-after:avoid}figcaption,.caption{font-size:8pt}
 .scroll{overflow:visible;border:0}table{font-size:7.5pt}th,td{white-space:normal;padding:.15rem .3rem}}
 """
@@ -143,7 +145,7 @@ def log_axis(axis, ticks=None):
         low, high = axis.get_data_interval()
         decades = math.log10(high / low) if 0 < low < high else 0
         axis.set_major_locator(
-            LogLocator(subs=(1,) if decades > 1.7 else (1, 2, 5) if decades > 0.6 else (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8))
+            LogLocator(subs=(1,) if decades > 1.9 else (1, 2, 5) if decades > 0.6 else (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8))
         )
     axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
     axis.set_minor_formatter(NullFormatter())
@@ -210,7 +212,7 @@ class Page:
         figure.savefig(path, dpi=110)
         data = base64.b64encode(path.read_bytes()).decode()
         self.parts.append(
-            f'<figure style="max-width:none"><img alt="{html.escape(alt)}" src="data:image/png;base64,{data}">'
+            f'<figure class="pixels" tabindex="0"><img alt="{html.escape(alt)}" src="data:image/png;base64,{data}">'
             f"<figcaption>{html.escape(caption)}</figcaption></figure>"
         )
 

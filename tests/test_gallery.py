@@ -87,3 +87,11 @@ def test_gallery_refuses_other_designs(run, tmp_path, capsys):
     (other / "model.pt").write_bytes((folder / "model.pt").read_bytes())
     assert gallery.main(["--run", str(other), "--out", str(tmp_path)]) == 2
     assert "it was trained on other designs" in capsys.readouterr().err
+
+
+def test_empty_margins_are_not_drawn():
+    x = torch.zeros(3, 1, 12, 20)
+    x[:, :, 10:] = 1.0  # the same in every design: a feed, no part of the design
+    x[1, :, 3:7, 5:9] = 0.5
+    assert gallery.frame(x) == (slice(3, 7), slice(5, 9))
+    assert gallery.frame(x[:1]) == (slice(None), slice(None))  # nothing differs: all of it

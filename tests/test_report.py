@@ -278,19 +278,6 @@ def test_a_missing_strategy_leaves_01_undecided(tmp_path, undrawn):
     assert verdict == "undecided" and "against lognorm: not computable from 0 pairs" in text
 
 
-def test_results_csv_stands_in_for_lost_runs(tmp_path, undrawn):
-    planted.plant(
-        tmp_path / "runs", "01", lambda f: -0.15 * (f["strategy"] == "plummet"), noise=0.01, keep=lambda f: f["problem"] != "beams2d"
-    )
-    rows = [run.flags | run.summary | {"recorded": run.started, "data_sha256": "x"} for run in collect.local_runs(tmp_path / "runs")]
-    with open(tmp_path / "01.csv", "w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    _, verdict, _, study = build("01", tmp_path / "01.csv", tmp_path / "report")
-    assert verdict == "supported" and len(study.done) == 24
-
-
 def test_wandb_runs(tmp_path):
     """A fake of the public API, as wandb 0.31 shows runs: the real one needs an account, which is not tested."""
     planted.plant(tmp_path / "runs", "01", lambda f: -0.15 * (f["strategy"] == "plummet"), noise=0.01)
@@ -381,29 +368,41 @@ def test_figures_and_tables_are_files_too(drawn):
 
 
 def test_page_in_a_browser(drawn, tmp_path):
-    """Headless Chromium at phone width: no console message, no request, nothing wider than the screen, and a click sorts a table."""
+    """Headless Chromium at phone width: no console message, no request, nothing wider than the screen, and a click sorts a table.
+
+    In a frame, since its own window is never narrower than 500 pixels."""
     browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if not browser:
         pytest.skip("no Chromium on this machine (Debian: apt-get install chromium)")
     probe = """<script>
     var t = Array.prototype.find.call(document.querySelectorAll("table"), function (t) { return t.rows[0].cells[1].innerText === "arm"; });
     [2, 3, 3].forEach(function (i) { t.querySelectorAll("th button")[i].click(); });
-    document.title = JSON.stringify({wide: document.documentElement.scrollWidth - window.innerWidth,
+    parent.postMessage(JSON.stringify({width: window.innerWidth, wide: document.documentElement.scrollWidth - window.innerWidth,
       requests: performance.getEntriesByType("resource").map(function (e) { return e.name; }),
-      sorted: Array.prototype.map.call(t.tBodies[0].rows, function (r) { return +r.cells[3].dataset.v; })});
+      sorted: Array.prototype.map.call(t.tBodies[0].rows, function (r) { return +r.cells[3].dataset.v; })}), "*");
     </script></body>"""
 
     def visit(text):
-        copy = tmp_path / "probe.html"
-        copy.write_text(text.replace("</body>", probe))
+        (tmp_path / "probe.html").write_text(text.replace("</body>", probe))
+        phone = tmp_path / "phone.html"
+        phone.write_text(
+            "<title></title><script>onmessage = function (e) { document.title = e.data; };</script>"
+            '<iframe src="probe.html" style="width:390px;height:800px;border:0"></iframe>'
+        )
         command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
-        command += ["--disable-background-networking", "--disable-component-update", "--enable-logging=stderr", "--window-size=390,900"]
-        command += ["--dump-dom", f"--user-data-dir={tmp_path / 'profile'}", f"file://{copy}"]
+        command += [
+            "--disable-background-networking",
+            "--disable-component-update",
+            "--enable-logging=stderr",
+            "--window-size=600,900",
+            "--virtual-time-budget=5000",
+        ]
+        command += ["--dump-dom", f"--user-data-dir={tmp_path / 'profile'}", f"file://{phone}"]
         result = subprocess.run(command, capture_output=True, text=True, timeout=120)
         return json.loads(re.search(r"<title>(.*?)</title>", result.stdout)[1]), result.stderr
 
     found, messages = visit(drawn.read_text())
-    assert found["wide"] <= 0 and not [url for url in found["requests"] if not url.startswith("data:")]
+    assert found["width"] == 390 and found["wide"] <= 0 and not [url for url in found["requests"] if not url.startswith("data:")]
     assert len(found["sorted"]) == 4 and found["sorted"] == sorted(found["sorted"], reverse=True)
     assert "CONSOLE" not in messages, messages
     # The page's own policy refuses a request, and this test sees it: a picture from elsewhere is not loaded

@@ -47,6 +47,19 @@ def table(name, which):
         return list(csv.DictReader(file))
 
 
+def test_results_csv_stands_in_for_lost_runs(tmp_path):
+    planted.plant(
+        tmp_path / "runs", "01", lambda f: -0.15 * (f["strategy"] == "plummet"), noise=0.01, keep=lambda f: f["problem"] != "beams2d"
+    )
+    rows = [run.flags | run.summary | {"recorded": run.started, "data_sha256": "x"} for run in collect.local_runs(tmp_path / "runs")]
+    with open(tmp_path / "01.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    _, verdict, study = build("01", tmp_path / "01.csv")
+    assert verdict == "supported" and len(study.done) == 24
+
+
 def test_03_retrains_by_flags_alone(tmp_path):
     folders = planted.plant_search(tmp_path / "runs", problems=["beams2d"])
     path = record(folders, "03", status=lambda folder: "finished" if (folder / "summary.json").exists() else "stopped early")
