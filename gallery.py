@@ -173,8 +173,8 @@ def physics(page, problem, designs, x, y, model, count):
         rows.append(("sample", i, own, other, float(x[i].mean()), float(drawn.mean()), float(((drawn - x[i, 0]) ** 2).mean())))
     page.section(
         "Physics",
-        f"The objective of EngiBench's {problem}: {name}, dimensionless, {better} is better. By the simulator, beside that of "
-        "the originals. A sample is scored under the conditions of the validation design nearest to it in pixels, and compared with that design.",
+        f"The objective of EngiBench's {problem}, simulated, beside the originals': {name}, dimensionless, {better} is better. "
+        "A sample is scored under the conditions of the validation design nearest to it in pixels, and compared with that design.",
     )
     items = []
     for kind in ("reconstruction", "sample"):

@@ -1,6 +1,7 @@
 """Finished runs -> the answer to a sweep's question: one self-contained HTML page, its figures (PNG, SVG) and tables (CSV, Markdown).
 
     python report.py --sweep 01 --runs runs                        # make report SWEEP=01 RUNS=runs
+    python report.py --sweep 01 --runs results/01.csv              # from the rows that the agents keep: no curves, no proposals
     python report.py --sweep 02 --wandb entity/project/sweepid     # the same from W&B
 
 Expect report/<sweep>/index.html within seconds to a minute, also while the sweep is running: the page says how complete it is. A run that
@@ -189,7 +190,7 @@ def _some(items, most=8):
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sweep", required=True, help="01, 01b, 02, 03, 04, 05 or 06")
-    parser.add_argument("--runs", default="runs", help="folder with run folders anywhere below it (runs)")
+    parser.add_argument("--runs", default="runs", help="folder with run folders anywhere below it, or a results/NN.csv (runs)")
     parser.add_argument(
         "--wandb", metavar="ENTITY/PROJECT/ID", action="append", help="read this W&B sweep instead of --runs; may be repeated"
     )

@@ -233,7 +233,7 @@ class Page:
         numeric = [all(not isinstance(row[i][1], str) for row in cells) for i in range(len(columns))]
 
         def td(i, shown, value):
-            kind = ' class="n"' if numeric[i] else ' class="long"' if len(str(shown)) > 60 else ""
+            kind = ' class="n"' if numeric[i] else ' class="long"' if len(str(shown)) > 40 else ""
             sort = "" if value is None or value != value else html.escape(str(value))
             return f'<td{kind} data-v="{sort}">{html.escape(str(shown))}</td>'
 
