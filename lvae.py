@@ -17,11 +17,40 @@ from torch import nn
 from data import InputError, first_line
 
 
+class _Normalised(torch.autograd.Function):
+    """x @ (weight / norm).T + bias, the gradient of the norm included: d norm / d weight = outer(u, v).
+
+    Autograd would make that outer product a matrix of its own, and could not choose to divide the smaller of x and weight.
+    """
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, u, v, norm):  # (B, inputs), (outputs, inputs), (outputs,), (outputs,), (inputs,), ()
+        kind = x.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+        ctx.wide = weight.numel() > x.numel()  # then x is divided
+        x, weight = (x / norm, weight) if ctx.wide else (x, weight / norm)
+        x, weight = x.to(dtype), weight.to(dtype)
+        ctx.save_for_backward(x, weight, u, v, norm)
+        return F.linear(x, weight, bias.to(dtype))
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, weight, u, v, norm = ctx.saved_tensors
+        grad_x, grad_weight = grad @ weight, (grad.T @ x).to(u.dtype)
+        if ctx.wide:
+            grad_norm = -(grad_x.to(u.dtype) * x).sum() / norm
+            grad_x = grad_x / norm
+        else:
+            grad_norm = -(grad_weight * weight).sum() / norm
+            grad_weight /= norm
+        return grad_x, grad_weight.addr_(u, grad_norm * v), grad.to(u.dtype).sum(0), None, None, None
+
+
 class BoundedLinear(nn.Linear):
     """A Linear whose weight is divided by its largest singular value: a 1-Lipschitz map (Miyato et al., Spectral Normalization, 2018).
 
     One power iteration a training step keeps up with the weight. torch's own spectral_norm does the same, but under autocast in bf16,
-    which rounds the vectors away; and dividing the layer's input (B, inputs) is cheaper than dividing its weight.
+    which rounds the vectors away.
     """
 
     def __init__(self, inputs, outputs):
@@ -34,47 +63,51 @@ class BoundedLinear(nn.Linear):
     @torch.no_grad()
     def _iterate(self):
         self.v.copy_(F.normalize(self.weight.T @ self.u, dim=0))
-        self.u.copy_(F.normalize(self.weight @ self.v, dim=0))
+        image = self.weight @ self.v
+        self.u.copy_(F.normalize(image, dim=0))
+        return image.norm()  # u @ weight @ v
 
+    @torch.no_grad()
     def norm(self):
-        """The weight's largest singular value, as the power iteration knows it."""
-        return self.u.clone() @ (self.weight @ self.v.clone())
+        """The weight's largest singular value, as the power iteration knows it: a number, without its gradient."""
+        return self.u @ (self.weight @ self.v)
 
-    def forward(self, x):  # (..., inputs) -> (..., outputs)
+    def forward(self, x):  # (B, inputs) -> (B, outputs)
         with torch.autocast(x.device.type, enabled=False):
-            if self.training:
-                self._iterate()
-            norm = self.norm()
-        return F.linear(x / norm, self.weight, self.bias)
+            norm = self._iterate() if self.training else self.norm()
+        return _Normalised.apply(x, self.weight, self.bias, self.u.clone(), self.v.clone(), norm)
 
 
-class ToPatches(nn.Module):
-    """(B, H, W, C) -> (B, H / k, W / k, k * k * C): a Linear behind it is a convolution of kernel k and stride k, as one product."""
+def to_patches(x, strides):
+    """Designs (B, 1, H, W) -> patches (B, h, w, kn, kn, ..., k1, k1), nested: strides = (k1, ..., kn), h = H / (k1 ... kn).
 
-    def __init__(self, k):
-        super().__init__()
-        self.k = k
-
-    def forward(self, x):
-        b, h, w, c = x.shape
-        x = x.reshape(b, h // self.k, self.k, w // self.k, self.k, c)
-        return x.permute(0, 1, 3, 2, 4, 5).flatten(3)
-
-
-class FromPatches(nn.Module):
-    """(B, h, w, k * k * C) -> (B, h * k, w * k, C), the inverse: a Linear before it is a transposed convolution.
-
-    The patches do not overlap, so its operator norm is exactly that of the Linear's matrix, whatever h and w.
+    Of these rows of k1 * k1 pixels a Linear is a convolution of kernel and stride k1; rows of k2 * k2 of its outputs go into the next.
+    So the pixels are put in order once, and every layer is one matrix product.
     """
+    n, stride = len(strides), math.prod(strides)
+    x = x.reshape(len(x), x.shape[2] // stride, *strides[::-1], x.shape[3] // stride, *strides[::-1])
+    return x.permute(0, 1, n + 2, *(axis for i in range(n) for axis in (2 + i, n + 3 + i)))
 
-    def __init__(self, k):
+
+def from_patches(x, shape, strides):
+    """The inverse: rows of k1 * k1 pixels in the order of to_patches -> designs (B, 1, H, W) of shape (H, W).
+
+    A Linear before it is a transposed convolution. As the patches do not overlap, its operator norm is that of the Linear's matrix.
+    """
+    n, stride = len(strides), math.prod(strides)
+    x = x.view(-1, shape[0] // stride, shape[1] // stride, *(k for k in strides[::-1] for _ in range(2)))
+    return x.permute(0, 1, *range(3, 2 * n + 3, 2), 2, *range(4, 2 * n + 3, 2)).reshape(-1, 1, *shape)
+
+
+class Rows(nn.Module):
+    """Any shape -> (..., n), two axes."""
+
+    def __init__(self, n):
         super().__init__()
-        self.k = k
+        self.n = n
 
     def forward(self, x):
-        b, h, w, c = x.shape
-        x = x.view(b, h, w, self.k, self.k, c // self.k**2)
-        return x.permute(0, 1, 3, 2, 4, 5).reshape(b, h * self.k, w * self.k, -1)
+        return x.reshape(-1, self.n)
 
 
 class LVAE(nn.Module):
@@ -92,30 +125,31 @@ class LVAE(nn.Module):
         super().__init__()
         self.shape, self.lipschitz, stride = tuple(shape), lipschitz, math.prod(self.STRIDES)
         self.padding = (0, -shape[1] % stride, 0, -shape[0] % stride)
-        h, w = -(-shape[0] // stride), -(-shape[1] // stride)
+        self.padded = (shape[0] + self.padding[3], shape[1] + self.padding[1])
+        places = math.prod(self.padded) // stride**2
         layers, inputs = [], 1
         for channels, k in zip(self.CHANNELS, self.STRIDES, strict=True):
-            layers += [ToPatches(k), nn.Linear(k * k * inputs, channels), nn.ReLU()]
+            layers += [Rows(k * k * inputs), nn.Linear(k * k * inputs, channels), nn.ReLU(inplace=True)]
             inputs = channels
-        self.encoder = nn.Sequential(*layers, nn.Flatten(), nn.Linear(h * w * inputs, latent_dim))
+        self.encoder = nn.Sequential(*layers, Rows(places * inputs), nn.Linear(places * inputs, latent_dim))
 
         # A hidden layer, so that each pixel is a curved function of all latents: without it the latents have to be as many as PCA's
-        layers = [self.DECODER_LAYER(latent_dim, self.HIDDEN), nn.LeakyReLU(0.2)]
-        layers += [self.DECODER_LAYER(self.HIDDEN, h * w * inputs), nn.Unflatten(1, (h, w, inputs))]
+        layers = [self.DECODER_LAYER(latent_dim, self.HIDDEN), nn.LeakyReLU(0.2, inplace=True)]
+        layers += [self.DECODER_LAYER(self.HIDDEN, places * inputs)]
         for channels, k in zip((*self.CHANNELS[-2::-1], 1), self.STRIDES[::-1], strict=True):
-            layers += [nn.LeakyReLU(0.2), self.DECODER_LAYER(inputs, k * k * channels), FromPatches(k)]
+            layers += [nn.LeakyReLU(0.2, inplace=True), Rows(inputs), self.DECODER_LAYER(inputs, k * k * channels)]
             inputs = channels
         self.decoder = nn.Sequential(*layers)
 
     def encode(self, x):  # (B, 1, H, W) -> (B, latent_dim)
-        x = self.encoder[:-1](F.pad(x, self.padding, mode="replicate").movedim(1, -1))
+        x = self.encoder[:-1](to_patches(F.pad(x, self.padding, mode="replicate"), self.STRIDES))
         with torch.autocast(x.device.type, enabled=False):  # bf16 would round away the std of a latent with a large mean
             return self.ENCODER_GAIN * self.encoder[-1](x.float())
 
     def decode(self, z):  # (B, latent_dim) -> (B, 1, H, W)
         with torch.autocast(z.device.type, enabled=False):
             x = self.decoder[0](self.lipschitz * z)
-        x = self.decoder[1:](x).movedim(-1, 1)
+        x = from_patches(self.decoder[1:](x), self.padded, self.STRIDES)
         return torch.sigmoid(x[..., : self.shape[0], : self.shape[1]].float())
 
 

@@ -86,20 +86,33 @@ def test_the_decoder_holds_its_lipschitz_bound_after_training():
     with torch.no_grad():
         before = t.model.decoder(t.model.lipschitz * a) - t.model.decoder(t.model.lipschitz * b)
         after = t.model.decode(a) - t.model.decode(b)
-    assert (before.flatten(1).norm(dim=1) / (a - b).norm(dim=1)).max() <= 7 * 1.01
+    assert (before.view(len(a), -1).norm(dim=1) / (a - b).norm(dim=1)).max() <= 7 * 1.01
     assert (after.flatten(1).norm(dim=1) / (a - b).norm(dim=1)).max() <= 7 * 1.01 / 4  # the sigmoid's slope is at most 1/4
 
 
+@pytest.mark.parametrize("rows", [2, 50])  # few: the input is divided by the norm; many: the weight is
+def test_the_gradient_through_the_norm(rows):
+    torch.manual_seed(0)
+    layer = lvae.BoundedLinear(5, 7).double().eval()
+    x, out = torch.randn(rows, 5, dtype=torch.float64, requires_grad=True), torch.randn(rows, 7, dtype=torch.float64)
+    plain = F.linear(x / (layer.u @ (layer.weight @ layer.v)), layer.weight, layer.bias)
+    torch.testing.assert_close(layer(x), plain)
+    leaves = (x, layer.weight, layer.bias)
+    torch.testing.assert_close(torch.autograd.grad(layer(x), leaves, out), torch.autograd.grad(plain, leaves, out))
+
+
 def test_patches_are_convolutions():
-    x = torch.randn(2, 3, 8, 12)
-    conv, transposed = torch.nn.Conv2d(3, 5, 4, 4), torch.nn.ConvTranspose2d(3, 5, 4, 4)
-    channels_last = x.movedim(1, -1)
-    weight = conv.weight.permute(0, 2, 3, 1).reshape(5, -1)
-    ours = F.linear(lvae.ToPatches(4)(channels_last), weight, conv.bias)
-    torch.testing.assert_close(ours.movedim(-1, 1), conv(x), rtol=1e-4, atol=1e-5)
-    weight = transposed.weight.permute(2, 3, 1, 0).reshape(-1, 3)
-    ours = lvae.FromPatches(4)(F.linear(channels_last, weight)) + transposed.bias
-    torch.testing.assert_close(ours.movedim(-1, 1), transposed(x), rtol=1e-4, atol=1e-5)
+    x, strides = torch.randn(2, 1, 16, 24), (4, 2)
+    patches = lvae.to_patches(x, strides)
+    assert torch.equal(lvae.from_patches(patches, (16, 24), strides), x)
+    first, second = torch.nn.Conv2d(1, 5, 4, 4), torch.nn.Conv2d(5, 3, 2, 2)
+    ours = F.linear(patches.reshape(-1, 16), first.weight.flatten(1), first.bias)
+    ours = F.linear(ours.reshape(-1, 20), second.weight.permute(0, 2, 3, 1).flatten(1), second.bias)
+    torch.testing.assert_close(ours.view(2, 2, 3, 3).movedim(-1, 1), second(first(x)), rtol=1e-4, atol=1e-5)
+    x, first, second = torch.randn(2, 3, 2, 3), torch.nn.ConvTranspose2d(3, 5, 2, 2, bias=False), torch.nn.ConvTranspose2d(5, 1, 4, 4)
+    ours = F.linear(x.movedim(1, -1).reshape(-1, 3), first.weight.permute(2, 3, 1, 0).reshape(-1, 3))
+    ours = F.linear(ours.view(-1, 5), second.weight.flatten(1).T) + second.bias
+    torch.testing.assert_close(lvae.from_patches(ours, (16, 24), strides), second(first(x)), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(50, 100), (101, 101), (120, 120), (9, 8), (33, 47)])
