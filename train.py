@@ -162,18 +162,20 @@ class Stop:
         self.code = 128 + number
 
 
+def multiplies_bf16(device):
+    """Whether the hardware multiplies matrices in bf16: elsewhere it is emulated, and slower than fp32 by an order of magnitude."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and torch.cpu._is_amx_tile_supported()
+
+
 def settle(args):
     """Settle what `auto` means for device, precision and threads; returns the torch.device."""
     if args.device == "auto":
         args.device = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(args.device)
     if args.precision == "auto":
-        fast = (
-            torch.cuda.is_bf16_supported(including_emulation=False)
-            if device.type == "cuda"
-            else device.type == "cpu" and torch.cpu._is_amx_tile_supported()
-        )
-        args.precision = "bf16" if fast else "fp32"
+        args.precision = "bf16" if multiplies_bf16(device) else "fp32"
     if args.threads:
         torch.set_num_threads(args.threads)
     args.threads = torch.get_num_threads()

@@ -90,16 +90,21 @@ def test_the_whole_table(monkeypatch, capsys):
     )
     monkeypatch.setattr(bench, "start", lambda name, threads, **_: name)
     monkeypatch.setattr(bench, "result", lambda name: made_up[name])
+    monkeypatch.setattr(bench.train, "multiplies_bf16", lambda device: True)
     bench.bench("cpu", quick=False)
     text = bench.Path("results/bench.md").read_text()
     assert (
-        "| seconds to quality | photonics2d | val_rec 0.01 (0.01 to 0.01), its best in 90 s | 60 (60 to 60) | 2 (2 to 2) | 30 (30 to 30) |"
+        "| seconds to quality | photonics2d | val_rec 0.01 (0.01 to 0.01), its best in 120 s | 60 (60 to 60) | 2 (2 to 2) | 30 (30 to 30) |"
         in text
     )
     assert len(bench.Path("results/bench.csv").read_text().splitlines()) == len(text.splitlines()) - 3
+    assert "| training images/s | beams2d | bf16 |" in text and "| val_rec after 40 epochs | beams2d | bf16 |" in text
     made_up["our_quality"]["reached"] = False
+    monkeypatch.setattr(bench.train, "multiplies_bf16", lambda device: False)
     bench.bench("cpu", quick=True)
-    assert "not reached in 20 epochs by every seed" in bench.Path("results/bench-quick.md").read_text()
+    text = bench.Path("results/bench-quick.md").read_text()
+    assert "not reached in 20 epochs by every seed" in text
+    assert "| bf16 |" not in text and "bf16 is not measured" in text
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
