@@ -70,7 +70,7 @@ font-size:.85rem;white-space:pre-wrap}
 details summary{cursor:pointer;margin:.5rem 0}ul{padding-left:1.2rem}li{max-width:46rem;margin:.25rem 0}
 @media print{figure.pixels img{min-width:0}
 :root{color-scheme:light;--bg:#fff;--fg:#000;--soft:#333;--line:#999;--card:#fff;--good:#0a6b3d;--bad:#a62b1f;--open:#7a5200}
-body{max-width:none;padding:0;font-size:10pt}.figures{grid-template-columns:repeat(3,1fr)}figure,.verdict,tr{break-inside:avoid}h2,h3,h2+p,.caption{break-after:avoid}figcaption,.caption{font-size:8pt}
+body{max-width:none;padding:0;font-size:10pt}.figures{grid-template-columns:repeat(auto-fit,minmax(14rem,1fr))}figure,.verdict,tr{break-inside:avoid}h2,h3,h2+p,.caption{break-after:avoid}figcaption,.caption{font-size:8pt}
 .scroll{overflow:visible;border:0}table{font-size:7.5pt}th,td{white-space:normal;padding:.15rem .3rem}}
 """
 
@@ -235,7 +235,7 @@ class Page:
         def td(i, shown, value):
             kind = ' class="n"' if numeric[i] else ' class="long"' if len(str(shown)) > 40 else ""
             sort = "" if value is None or value != value else html.escape(str(value))
-            return f'<td{kind} data-v="{sort}">{html.escape(str(shown))}</td>'
+            return f'<td{kind} data-v="{sort}">{html.escape(str(shown)).replace(" %", "&nbsp;%")}</td>'
 
         head = "".join(
             f'<th scope="col"{" class=n" if numeric[i] else ""}><button>{html.escape(c)}</button></th>' for i, c in enumerate(columns)
