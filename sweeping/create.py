@@ -55,15 +55,20 @@ def read_yaml(name):
         path = found[0]
     try:
         config = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise SweepError(f"{path}: cannot be read ({' '.join(str(error).split())[:120]})") from None
-    missing = [key for key in ("method", "metric", "parameters", "program") if not isinstance(config, dict) or key not in config]
-    if missing:
-        raise SweepError(f"{path}: needs {', '.join(missing)}")
+    kinds = {"method": str, "metric": dict, "parameters": dict, "program": str}
+    missing = [key for key, kind in kinds.items() if not isinstance(config, dict) or not isinstance(config.get(key), kind)]
+    if missing or not isinstance(config.get("name", ""), str):
+        raise SweepError(f"{path}: needs {', '.join(missing) or 'a name that is text'}")
     if config["method"] not in ("grid", "bayes", "random") or (config["method"] != "grid" and not isinstance(config.get("run_cap"), int)):
         raise SweepError(f"{path}: method must be grid, or bayes or random with a run_cap")
     for key, p in config["parameters"].items():
-        if not isinstance(p, dict) or not ("value" in p or p.get("values") or ("min" in p and "max" in p)):
+        p = p if isinstance(p, dict) else {}
+        ends = [p.get("min"), p.get("max")]
+        values = p["values"] if "values" in p else [p["value"]] if "value" in p else ends
+        plain = isinstance(values, list) and values and all(isinstance(v, str | int | float | None) for v in values)
+        if not isinstance(key, str) or not plain or (values is ends and not all(isinstance(v, int | float) for v in ends)):
             raise SweepError(f"{path}: parameter {key} needs value, values, or min and max")
     return path, config
 

@@ -1,5 +1,6 @@
 """Whatever is typed or read: an InputError of one line, or a run; never another exception. FUZZ=5000: so many cases each."""
 
+import argparse
 import io
 import json
 import os
@@ -16,6 +17,7 @@ import lvae
 import record
 import train
 from pruning import PROFILES, STRATEGIES
+from sweeping import create
 
 MANY = settings(max_examples=int(os.environ.get("FUZZ", 300)), deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 flags.parser()  # fills DEFAULTS
@@ -161,6 +163,29 @@ def test_any_damaged_checkpoint_or_config(tmp_path, monkeypatch):
                 attempt()
             except data.InputError as error:
                 one_line(error)
+
+    check()
+
+
+@pytest.mark.parametrize("number", ["02", "03"])
+def test_any_damaged_sweep_file(number, tmp_path, monkeypatch):
+    (path,) = (create.Path(create.__file__).parent.parent / "sweeps").glob(f"{number}_*.yaml")
+    whole = b"\n".join(line for line in path.read_bytes().splitlines() if not line.startswith(b"#"))
+    asked = argparse.Namespace(problem=None, seeds=1, epochs=None, strategy=None, set="n_epochs=9", edition=None)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(create, "freeze_data", lambda config: {problem: {"sha256": "0"} for problem in data.PROBLEMS})
+
+    @MANY
+    @given(*DAMAGE)
+    def check(where, how):
+        (tmp_path / "own.yaml").write_bytes(damaged(whole, where, how))
+        try:
+            path, config = create.read_yaml("own.yaml")
+            record, points, _ = create.plan(path, config, "beams2d", asked, train)
+        except ValueError as error:  # what sweep.py takes for bad input: SweepError and InputError among them
+            one_line(error)
+            return
+        assert points is None or len(points) == record["runs"] > 0
 
     check()
 
