@@ -16,7 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from sweeping.results import RESULT_METRICS
+from reporting.stats import instability
+from sweeping.results import RESULT_METRICS, SUMS
 
 LEVEL = dict(plummet="plummet_threshold", pca_cdf="cdf_threshold", lognorm="percentile", probabilistic="temperature")
 # What a row of results/NN.csv holds besides flags and metrics
@@ -106,8 +107,11 @@ def read_run(folder):
     rows = _rows(folder / "metrics.csv")
     run.metrics = {key: np.array([number(row[key]) for row in rows]) for key in (rows[0] if rows else ())}
     run.pruning = _rows(folder / "pruning.csv")
+    for name in SUMS if (folder / "pruning.csv").exists() else ():
+        run.summary[name] = sum(number(row.get(name.removeprefix("sum_"))) for row in run.pruning)
+    _unsteady(run)
     try:
-        run.summary = dict(json.loads((folder / "summary.json").read_text()))
+        run.summary |= json.loads((folder / "summary.json").read_text())
     except FileNotFoundError:
         run.status = "running" if _locked(folder) else "stopped"
         run.cause = f"{len(rows)} of {run.flags.get('n_epochs', '?')} epochs"
@@ -116,6 +120,12 @@ def read_run(folder):
         run.cause = f"summary.json cannot be read ({type(error).__name__})"
         return run
     return _settle(run)
+
+
+def _unsteady(run):
+    """Add a run's rise, epochs_above and collapses from pruning_epoch on to its summary (stats.instability)."""
+    if "val_rec" in run.metrics and "epoch" in run.metrics:
+        run.summary |= instability(run.metrics["epoch"], run.metrics["val_rec"], number(run.flags.get("pruning_epoch")))
 
 
 def _settle(run):
@@ -209,7 +219,8 @@ def _from_wandb(found):
     rows = [row for row in found.scan_history() if row.get("epoch") is not None and row.get("val_rec") is not None]
     columns = sorted({key for row in rows for key in row if not key.startswith("_")})
     run.metrics = {key: np.array([number(row.get(key)) for row in rows]) for key in columns}
-    run.summary = {key: value for key, value in dict(found.summary).items() if not key.startswith("_")}
+    _unsteady(run)
+    run.summary |= {key: value for key, value in dict(found.summary).items() if not key.startswith("_")}
     if found.state == "finished" or run.summary.get("status") in ("finished", "diverged"):
         return _settle(run)
     states = dict(running="running", pending="running", killed="stopped", preempted="stopped", preempting="stopped")

@@ -26,7 +26,6 @@ MEASURES = {  # name -> (title, axis, what it is)
         "val_total_loss: not comparable between runs that pruned differently, since a pruned dim keeps the std it had in the volume.",
     ),
 }
-HELD = ("k_consecutive", "recon_tol", "cooldown", "cap", "floor", "pruned")
 WORD = {-1: "lower", 0: "undecided", 1: "higher"}
 
 

@@ -6,37 +6,21 @@ import numpy as np
 
 from reporting import stats
 from reporting.collect import number
-from reporting.compare import HELD, WORD, effect, family_table, gather, strip, subject, summary_table
+from reporting.compare import WORD, effect, family_table, gather, strip, subject, summary_table
 from reporting.page import COLOURS, MARKERS, change, log_axis, num, panel, signed
+from sweeping.results import HELD
 
 PROFILES = ("none", "min_dims", "max_prune", "cooldown", "consecutive", "recon_tol", "moderate", "conservative")
 POINTS = 200  # a curve is thinned to this many points on the page; the extremes of each stretch are kept
-
-
-def unsteady(run):
-    """Instability of a run from its pruning_epoch on: rise, epochs_above, collapses (stats.instability)."""
-    if "val_rec" not in run.metrics:  # from results/NN.csv
-        return dict(rise=math.nan, epochs_above=math.nan, collapses=math.nan)
-    return stats.instability(run.metrics["epoch"], run.metrics["val_rec"], number(run.flags.get("pruning_epoch")))
 
 
 # name -> (measure, log?, short, what it is)
 TESTED = {
     "val_rec": ("val_rec", True, "val_rec", "val_rec of the last epoch"),
     "active_dims": ("active_dims", False, "active dims", "active dims at the end"),
-    "rise": (
-        lambda run: unsteady(run)["rise"],
-        False,
-        "largest rise",
-        "largest rise of val_rec over its best since pruning began (0.1: 10 %)",
-    ),
-    "epochs_above": (
-        lambda run: unsteady(run)["epochs_above"],
-        False,
-        "epochs above",
-        "epochs more than 5 % above the best since pruning began",
-    ),
-    "collapses": (lambda run: unsteady(run)["collapses"], False, "collapses", "times val_rec reached twice its best since pruning began"),
+    "rise": ("rise", False, "largest rise", "largest rise of val_rec over its best since pruning began (0.1: 10 %)"),
+    "epochs_above": ("epochs_above", False, "epochs above", "epochs more than 5 % above the best since pruning began"),
+    "collapses": ("collapses", False, "collapses", "times val_rec reached twice its best since pruning began"),
 }
 
 
@@ -78,11 +62,11 @@ def safeguards(study, page):
         )
         page.figures(curves)
     else:
-        page.caveat("These runs have no curves (a row each in a results table): their instability cannot be told.")
-    if any(run.pruning for run in study.done):
+        page.caveat("These runs have no curves (a row each in a results table): none are drawn.")
+    if any(run.value("sum_proposed") > 0 for run in study.done):
         _held_back(study, page, arms)
     else:
-        page.caveat("These runs have no pruning.csv (W&B and results tables do not carry it): what held pruning back cannot be told.")
+        page.caveat("These runs have no proposals (W&B does not carry pruning.csv): what held pruning back cannot be told.")
     for measure in ("val_rec", "active_dims"):
         strip(study, page, measure, arms)
     page.section("All numbers")
@@ -162,7 +146,7 @@ def _curves(study, problem, arm):
         at = [number(row.get("epoch")) for row in run.pruning if number(row.get("pruned")) > 0]
         events += len(at)
         axes.plot(at, np.full(len(at), 0.03 + 0.03 * s), "|", color=COLOURS[s % 8], ms=5, transform=axes.get_xaxis_transform())
-        worst = np.fmax(worst, unsteady(run)["rise"])
+        worst = np.fmax(worst, run.value("rise"))
     axes.set(xlabel="epoch", ylabel="val_rec")
     log_axis(axes.yaxis)
     axes.legend(fontsize=6, ncols=2)
@@ -189,9 +173,9 @@ def _held_back(study, page, arms):
             runs = [r for r in study.done if r.flags["problem"] == problem and study.arm[r.where] == arm]
             if not runs:
                 continue
-            sums = {key: float(np.mean([np.nansum([number(row.get(key)) for row in r.pruning]) for r in runs])) for key in HELD}
-            proposed = float(np.mean([np.nansum([number(row.get("proposed")) for row in r.pruning]) for r in runs]))
-            rows.append([problem, arm, len(runs), proposed, *sums.values()])
+            sums = {key: float(np.mean([r.value(f"sum_{key}") for r in runs])) for key in ("proposed", *HELD)}
+            rows.append([problem, arm, len(runs), *sums.values()])
+            del sums["proposed"]
             share = 100 * np.array([*sums.values()]) / (sum(sums.values()) or 1)
             for c, key in enumerate(HELD):
                 axes.barh(y, share[c], left=share[:c].sum(), color=COLOURS[c], label=None if told else key, height=0.7)

@@ -12,9 +12,12 @@ import math
 import os
 from pathlib import Path
 
+HELD = ("k_consecutive", "recon_tol", "cooldown", "cap", "floor", "pruned")  # what comes of a dimension that is proposed
+SUMS = [f"sum_{key}" for key in ("proposed", *HELD)]  # of the columns of pruning.csv over the run
 RESULT_METRICS = [
     *("epoch", "rec_loss", "val_rec", "val_vol_loss", "val_total_loss", "active_dims", "best_val_rec", "best_epoch"),
     *("pca_rec", "pca_ratio", "prune_events", "seconds", "test_rec"),
+    *("rise", "epochs_above", "collapses", *SUMS),  # reporting/collect.py: curves and proposals in numbers, for the page of 02
 ]
 
 
@@ -73,8 +76,10 @@ def read_results(path):
 
 def record_result(record, folder, status):
     """Put a run into results/NN.csv: flags, metrics, hashes. A run that is there already is replaced."""
+    from reporting.collect import read_run  # which imports this module
+
     config, summary = read_json(folder / "config.json") or {}, read_json(folder / "summary.json") or {}
-    metrics = {**last_row(folder), **summary}
+    metrics = {**last_row(folder), **read_run(folder).summary}
     row = {"id": folder.name, "name": config.get("name", ""), "sweep": record["id"], "status": status, "cause": summary.get("cause") or ""}
     row |= {key: str(value) for key, value in sorted(config.get("flags", {}).items())}
     row |= {key: str(metrics[key]) if metrics.get(key) is not None else "" for key in RESULT_METRICS}

@@ -79,14 +79,24 @@ def test_03_band_of_a_row():
     assert _logged(run) == 210  # epochs 550 to 759
 
 
-def test_02_leaves_out_what_a_row_cannot_tell(tmp_path):
+def test_02_says_the_same_from_rows_as_from_folders_but_for_the_curves(tmp_path):
     folders = planted.plant(
-        tmp_path / "runs", "02", lambda f: -0.1 * (f["safeguards"] == "moderate"), keep=lambda f: f["problem"] == "beams2d"
+        tmp_path / "runs",
+        "02",
+        lambda f: -0.1 * (f["safeguards"] == "moderate"),
+        keep=lambda f: f["problem"] == "beams2d",
+        spike=lambda f: 1.5 if f["safeguards"] == "none" else 1.0,
     )
+    names = ("none-rise", "none-epochs_above", "none-collapses", "held-back", "none-val_rec")
+    build("02", "runs")
+    from_folders = [table("02", name) for name in names]
     text, verdict, _ = build("02", record(folders, "02"))
     assert verdict == "supported" and "nan" not in re.sub(r"<style>.*?</style>", "", text).lower().split("<script>")[0]
-    assert "Training curves" not in text and "What held pruning back" not in text and "forest-rise" not in text
-    assert "instability cannot be told" in text and "what held pruning back cannot be told" in text
+    assert [table("02", name) for name in names] == from_folders
+    spike = 1.5 * (1 + 3 * np.exp(-12 / 5)) / (1 + 3 * np.exp(-11 / 5)) - 1  # planted.write_run: epoch 12 against 11, the best until then
+    assert float(from_folders[0][0]["difference"]) == pytest.approx(-spike) and from_folders[0][0]["verdict"] == "lower"
+    assert {row["cap"] for row in from_folders[3]} == {"10.0"}  # two proposals a run, 5 dimensions each held back by the cap
+    assert "Training curves" not in text and "none are drawn" in text
     assert "problem heatconduction2d, photonics2d" in text and "On beams2d only:" in text
 
 
