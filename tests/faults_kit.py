@@ -123,7 +123,7 @@ def stopped_in_a_checkpoint(numbers):
     """These signals, each while a checkpoint is being written: the process is frozen, and gets the signal if a part is there."""
     gone = []
     for i, number in enumerate(numbers):
-        name = f"writing{i}"
+        name = f"writing-{number.name}-{i}"
         part = Path("runs", name, "checkpoint.new.pt.tmp")
         process = start(name, "--checkpoint_every=1")
         while True:
