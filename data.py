@@ -40,6 +40,9 @@ VOLUME_TOLERANCE = 0.01  # engibench: volume_fraction_bound of beams2d and of he
 class InputError(ValueError):
     """Bad input: one line that names the flag or file, what is wrong and what is allowed. The command line exits with 2."""
 
+    def __str__(self):  # what is quoted may have more
+        return super().__str__().replace("\n", "\\n")
+
 
 @dataclass
 class Designs:

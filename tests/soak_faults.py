@@ -1,7 +1,7 @@
 """Faults in large numbers, injected for real. `make soak`, or pytest tests/soak_faults.py
 
-What was injected, how often, and what was lost is written to results/faults.md, a row after each kind of fault. SOAK=0.1 injects a tenth
-of each, for a trial; its table, and that of a few tests alone (pytest -k), is printed instead.
+What was injected, how often, and what was lost is written to results/faults.md, a row after each kind of fault; pytest -k renews the rows
+of these kinds alone. SOAK=0.1 injects a tenth of each, for a trial, and prints the row instead.
 """
 
 import os
@@ -25,18 +25,16 @@ import record
 
 SEED = int(os.environ.get("SOAK_SEED", 0)) or time.time_ns() % 10**6  # other moments at each run; the table says which
 SCALE = float(os.environ.get("SOAK", 1))
-ROWS = []
+TABLE = kit.ROOT / "results/faults.md"
 HEADER = """# Faults, and what was lost
 
-Written by `make soak` (tests/soak_faults.py) on {day}, seed {seed}, from its own run; it is not edited by hand. Each fault was injected for
-real into `train.py`, as a process of its own, training toy designs for {epochs} epochs. Each run was then continued to its end and compared
-with an undisturbed run of the same flags: every column of metrics.csv but `epoch_seconds`, pruning.csv, every number of summary.json, every
-weight of model.pt, and the names of the files, bit for bit; with W&B, every epoch's val_rec on the server, too.
+Written by `make soak` (tests/soak_faults.py), a row by each of its tests; it is not edited by hand. Each fault was injected for real into
+`train.py`, as a process of its own, training toy designs for {epochs} epochs. Each run was then continued to its end and compared with an
+undisturbed run of the same flags: every column of metrics.csv but `epoch_seconds`, pruning.csv, every number of summary.json, every weight
+of model.pt, and the names of the files, bit for bit; with W&B, every epoch's val_rec on the server, too.
 
-Kinds of fault so far: {done} of {kinds}.
-
-| fault | times | the process ended with | lost |
-| --- | --- | --- | --- |
+| fault | times | the process ended with | lost | day | seed |
+| --- | --- | --- | --- | --- | --- |
 """
 
 
@@ -49,19 +47,26 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("soak")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def fresh(request):
+    """A soak of everything starts its table anew."""
+    option = request.config.option
+    if SCALE >= 1 and not option.keyword and not any("::" in argument for argument in request.config.args):
+        TABLE.unlink(missing_ok=True)
+
+
 @pytest.fixture
-def row(request):
+def row():
     """Notes a row of the table, and fails the test if anything was lost."""
 
     def note(fault, times, ending, lost):
-        ROWS.append(f"| {fault} | {times} | {ending} | {f'{len(lost)} differences' if lost else 'nothing'} |\n")
-        kinds = sum(item.module is request.module for item in request.session.items)
-        text = HEADER.format(day=date.today(), seed=SEED, epochs=kit.EPOCHS, done=len(ROWS), kinds=kinds) + "".join(ROWS)
-        option = request.config.option
-        if SCALE < 1 or option.keyword or any("::" in argument for argument in request.config.args):
-            print(text)
+        line = f"| {fault} | {times} | {ending} | {f'{len(lost)} differences' if lost else 'nothing'} | {date.today()} | {SEED} |"
+        if SCALE < 1:
+            print(line)
         else:
-            record.write_atomically(kit.ROOT / "results/faults.md", text)
+            old = [text for text in TABLE.read_text().splitlines() if text.startswith("| ")][2:] if TABLE.exists() else []
+            rows = {text.split(" | ")[0]: text for text in [*old, line]}
+            record.write_atomically(TABLE, HEADER.format(epochs=kit.EPOCHS) + "\n".join(rows.values()) + "\n")
         assert lost == []
 
     return note

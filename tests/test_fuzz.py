@@ -8,7 +8,7 @@ import os
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import data
@@ -42,6 +42,7 @@ def one_line(error):
 
 @MANY
 @given(st.lists(st.tuples(FLAG, VALUES), max_size=6))
+@example([("", "\n")])  # an unknown flag with two lines
 def test_any_command_line(pairs):
     argv = [f"--{flag}={value}" for flag, value in pairs if flag not in ("h", "he", "hel", "help")]
     try:
