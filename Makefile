@@ -27,7 +27,7 @@ setup-data: $(VENV)/.data
 
 # Any flag of train.py can be added: make train ARGS="--seed 2 --wandb disabled"
 ARGS ?=
-train: setup ## train on the bundled beams: LVAE, pruning, figures; about two minutes on 2 cores
+train: setup ## train on the bundled beams: LVAE, pruning, figures; 2.5 minutes on 2 cores
 	$(PY) train.py --problem beams2d --strategy plummet --data sample --latent_dim 100 --n_epochs 300 --pruning_epoch 120 --save_model $(ARGS)
 
 test: setup-data ## run the tests (under 5 minutes on 2 cores)
