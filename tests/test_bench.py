@@ -1,6 +1,5 @@
 """bench.py's parts with tiny budgets: what is measured, not how fast. No timed assertions."""
 
-import gc
 import os
 import subprocess
 import sys
@@ -21,7 +20,6 @@ def small(monkeypatch, tmp_path):
     yield
     wandb.teardown()  # W&B's service process, and the variable by which the commands of later tests would find it
     assert "WANDB_SERVICE" not in os.environ
-    gc.collect()  # a run's lock file, held for the life of a process, must not be found by a test to which a warning is an error
 
 
 @pytest.mark.parametrize("shape", [(50, 100), (101, 101)])

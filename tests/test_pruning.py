@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from pruning import PROFILES, STRATEGIES, Pruner, lognorm, none, pca_cdf, plummet, probabilistic, volume
 
-pytestmark = pytest.mark.filterwarnings("error")  # an overflow or a NaN that only warns is a failure too
+# An overflow or a NaN that only warns is a failure, too; not what the garbage collector finds of other tests here, a run's lock file
+pytestmark = pytest.mark.filterwarnings("error", "ignore::ResourceWarning")
 quick = settings(max_examples=100, deadline=None, derandomize=True)  # the same examples everywhere
 INF, ETA = float("inf"), 1e-4
 RULES = [name for name in STRATEGIES if name != "none"]
