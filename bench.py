@@ -299,11 +299,9 @@ def bench(device, quick):
     # (a), (c), (e): rate, memory, FLOP/s
     for problem in problems:
         for precision in precisions:
-            found = {}
-            for network in ("published, as shipped", "published", "ours"):
-                arguments = dict(problem=problem, network=network, precision=precision, seconds=rate_s, device=device)
-                found[network] = result(start("rate", cores, **arguments))
-            ours, plain, shipped = found["ours"], found["published"], found["published, as shipped"]
+            networks = ("published, as shipped", "published", "ours")
+            common = dict(problem=problem, precision=precision, seconds=rate_s, device=device)
+            shipped, plain, ours = (result(start("rate", cores, network=network, **common)) for network in networks)
             for setting, theirs in ((f"{precision}, published logs each step", shipped), (precision, plain)):
                 rates = theirs["images_per_s"], ours["images_per_s"]
                 table.add("training images/s", problem, setting, *rates, rates[1] / rates[0])
