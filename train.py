@@ -22,6 +22,7 @@ import time
 
 import torch
 import torch.nn.functional as F
+from torch.optim.adam import adam
 from tqdm import tqdm
 
 import data
@@ -42,6 +43,30 @@ def warn(args):
         print(f"warning: --pruning_epoch {args.pruning_epoch} comes before w_v is reached (--polynomial_schedule_n {n})", file=sys.stderr)
 
 
+class Adam:
+    """torch's fused Adam, by its functional form: torch.optim.Adam itself imports the compiler, which takes longer than importing torch."""
+
+    def __init__(self, parameters):
+        self.parameters = list(parameters)
+        self.means, self.squares = ([torch.zeros_like(p) for p in self.parameters] for _ in range(2))
+        self.steps = [torch.zeros((), device=p.device) for p in self.parameters]
+
+    @torch.no_grad()
+    def step(self, lr):
+        """One step down the gradients, which are used up."""
+        state = ([p.grad for p in self.parameters], self.means, self.squares, [], self.steps)
+        fixed = dict(beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0, amsgrad=False, maximize=False, fused=True)
+        adam(self.parameters, *state, lr=lr, **fixed)
+        for p in self.parameters:
+            p.grad = None
+
+    def state_dict(self):
+        return dict(means=self.means, squares=self.squares, steps=self.steps)
+
+    def load_state_dict(self, state):
+        self.means, self.squares, self.steps = (state[key] for key in ("means", "squares", "steps"))
+
+
 class Trainer:
     """Model, optimiser, pruner and designs on their device; `epoch()` trains one epoch and returns its row of metrics.csv."""
 
@@ -51,7 +76,7 @@ class Trainer:
         self.train, self.val = designs.train.to(device), designs.val.to(device)
         self.model = LVAE(self.train.shape[2:], args.latent_dim, args.lipschitz).to(device)
         self.pruner = Pruner(args.latent_dim, args, device)
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=args.lr, fused=device.type in ("cpu", "cuda"))
+        self.optimizer = Adam(self.model.parameters())
         self.batch = min(args.batch_size, len(self.train))
         self.bf16 = args.precision == "bf16"
 
@@ -72,8 +97,7 @@ class Trainer:
         generator = torch.Generator().manual_seed(args.seed * 1_000_003 + epoch)
         steps = len(self.train) // self.batch
         order = torch.randperm(len(self.train), generator=generator)[: steps * self.batch].view(steps, self.batch).to(self.device)
-        for group in self.optimizer.param_groups:
-            group["lr"] = args.lr * (0.51 + 0.49 * math.cos(math.pi * epoch / args.n_epochs))  # cosine, down to 2 %
+        lr = args.lr * (0.51 + 0.49 * math.cos(math.pi * epoch / args.n_epochs))  # cosine, down to 2 %
         sums = torch.zeros(3, device=self.device)
         self.model.train()
         for batch in order:
@@ -84,9 +108,8 @@ class Trainer:
                 rec = F.mse_loss(self.model.decode(self.pruner.mask(z)), x)
             vol = volume(self.pruner.batch_std(z), args.eta)
             loss = rec + w_v * vol
-            self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
-            self.optimizer.step()
+            self.optimizer.step(lr)
             sums += torch.stack((rec.detach(), vol.detach(), loss.detach()))
         return sums / steps
 

@@ -1,5 +1,6 @@
 """bench.py's parts with tiny budgets: what is measured, not how fast. No timed assertions."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -50,7 +51,10 @@ def test_flops_are_those_of_the_network():
     assert counter.get_total_flops() == pytest.approx(3 * 2 * (sum(forward) + last) - forward[0], rel=0.05)
 
 
-def test_time_to_quality():
+def test_time_to_quality(monkeypatch):
+    designs = bench.data.load("photonics2d", "sample")
+    few = dataclasses.replace(designs, **{split: getattr(designs, split)[:32] for split in ("train", "val", "test")})
+    monkeypatch.setattr(bench.data, "load", lambda *_: few)
     theirs = bench.measure_published_quality(seed=1001, seconds=0.1, **COMMON)
     assert theirs["epochs"] >= 1 and 0 < theirs["best_val_rec"] < 1 and theirs["seconds"] <= theirs["budget"]
     easy = bench.measure_our_quality(seed=1001, epochs=3, quality=1.0, **COMMON)

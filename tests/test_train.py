@@ -128,6 +128,27 @@ def test_the_schedule_of_w_v():
     assert trainer("--polynomial_schedule_n=0", "--w_v=0.02").w_v(0) == 0.02
 
 
+def test_adam_is_torchs():
+    torch.manual_seed(0)
+    starts = [torch.randn(3, 4), torch.randn(5)]
+    ours, theirs = ([p.clone().requires_grad_() for p in starts] for _ in range(2))
+    adam, reference = train.Adam(ours), torch.optim.Adam(theirs, fused=True)
+    for lr in (0.1, 0.05, 0.01):
+        reference.param_groups[0]["lr"] = lr
+        for p, q in zip(ours, theirs, strict=True):
+            p.grad = torch.randn(p.shape)
+            q.grad = p.grad.clone()
+        adam.step(lr)
+        reference.step()
+    assert all(torch.equal(p, q) for p, q in zip(ours, theirs, strict=True)) and all(p.grad is None for p in ours)
+
+
+def test_a_start_does_not_import_the_compiler():
+    code = "import sys, train; assert train.main(sys.argv[1:]) == 0 and 'torch._dynamo' not in sys.modules"
+    command = [sys.executable, "-c", code, "--problem=toy", "--latent_dim=2", "--n_epochs=1", "--wandb=disabled"]
+    subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": str(Path(train.__file__).parent)}, capture_output=True)
+
+
 def test_the_loss_is_rec_plus_weighted_volume():
     folder = run(name="a")
     for row in rows(folder / "metrics.csv"):
