@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -57,6 +58,15 @@ def test_gallery_of_a_run(run, tmp_path, capsys):
         expected = data.objective("heatconduction2d", conditions, designs.val[i, 0].numpy().astype(float))
         assert float(row["objective of the original"]) == pytest.approx(expected, rel=1e-9)
         assert float(row["volume of the original"]) == pytest.approx(float(designs.val[i].mean()))
+
+
+def test_the_readmes_code_runs(run, capsys):
+    blocks = re.findall("```python\n(.*?)```", Path(gallery.__file__).with_name("README.md").read_text(), re.DOTALL)
+    assert len(blocks) == 2
+    for block in blocks:
+        exec(block.replace("runs/<id>", str(run[0])), {})
+    scores = [[float(v) for v in line.split()] for line in capsys.readouterr().out.splitlines()]
+    assert len(scores) == 5 and all(objective > 0 and 0 < volume < 1 for objective, volume in scores)
 
 
 def test_gallery_without_physics_or_model(run, tmp_path, capsys, monkeypatch):
