@@ -63,15 +63,19 @@ def devices():
         return [d for d in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if d.strip()]
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20).stdout
-        return [str(i) for i in range(listed.count("GPU "))]
+        return [str(i) for i in range(sum(line.startswith("GPU ") for line in listed.splitlines()))]
     return []
+
+
+def cores():
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def surroundings(slot, agents):
     """The environment of agent `slot` of `agents`: its share of the cores, one GPU of those there are, this Python first on the PATH."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     env = dict(os.environ, PATH=os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", os.defpath)]))
-    env.setdefault("OMP_NUM_THREADS", str(max(1, cores // agents)))
+    env.setdefault("OMP_NUM_THREADS", str(max(1, cores() // agents)))
     gpus = devices()
     if gpus:
         env["CUDA_VISIBLE_DEVICES"] = gpus[slot % len(gpus)]
