@@ -68,7 +68,7 @@ def open_run(folder):
     folder = Path(folder)
     try:
         config = json.loads((folder / "config.json").read_text())
-        flags, fingerprint = config["flags"], config["data"]
+        flags, fingerprint, _, _ = config["flags"], config["data"], config["flags"]["problem"], config["data"]["sha256"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise data.InputError(f"--run {folder}: its config.json cannot be read ({type(error).__name__}); allowed: a run folder") from None
     if not (folder / "model.pt").exists():

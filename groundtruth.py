@@ -49,6 +49,8 @@ def main():
     parser.add_argument("--strategies", nargs="+", default=list(STRATEGIES), choices=list(STRATEGIES), help="strategies (all)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time, one thread each (all cores)")
     args, extra = parser.parse_known_args()  # what is not ours goes to train.py
+    if args.jobs < 1:
+        parser.error(f"--jobs {args.jobs}: must be at least 1")
     jobs = [(s, k, seed, tuple(extra)) for s in args.strategies for k in args.ks for seed in args.seeds]
     with ThreadPoolExecutor(args.jobs) as pool:
         found = dict(zip(jobs, tqdm(pool.map(run, jobs), total=len(jobs)), strict=True))

@@ -93,7 +93,7 @@ def agent(args):
         slot, of = (int(x) for x in args.slot.split("/"))
         code = agents.work([Queue(r) for r in found], agents.surroundings(slot, of), f"agent {slot + 1}", args.count)
         if not args.checked:
-            status(args)
+            status(args, found)
         sys.exit(code or int(not args.checked and any(counts(r)["failed"] for r in found)))
     slots, seen = [], {}
     unfinished = [] if local else [command for r in found for command in on_wandb.interrupted(r)]
@@ -106,7 +106,7 @@ def agent(args):
             commands = [("local", command, {})]
         else:
             commands = unfinished[k :: args.n] + [on_wandb.agent_command(r, k, args.count) for r in found]
-        log = None if local else open(STATE / found[0]["id"] / f"agent-{k}.log", "a")  # noqa: SIM115  the agents' for their whole life
+        log = None if local else open(f"{on_wandb.agent_folder(found[0], k)}.log", "a")  # noqa: SIM115  the agents' for their whole life
         slots.append(agents.Slot(env, commands, log))
 
     def record_results():
@@ -114,7 +114,7 @@ def agent(args):
             on_wandb.record_results(r, seen)
 
     code = agents.launch(slots, 0.1 if local else 1, (lambda: None) if local else record_results)
-    status(args)
+    status(args, found)
     sys.exit(code or int(any(counts(r)["failed"] for r in found)))
 
 
@@ -131,15 +131,20 @@ def counts(record):
     if record["backend"] == "wandb":
         import wandb
 
-        metric = record["config"]["metric"]["name"]
-        sweep = wandb.Api().sweep(record["path"])
-        c["stopped"] = sweep.state in ("PAUSED", "CANCELED", "STOPPED")
-        for r in sweep.runs:
+        metric, early = record["config"]["metric"]["name"], on_wandb.stopped_early(record)
+        try:
+            sweep = wandb.Api().sweep(record["path"])
+            c["stopped"], runs = sweep.state in ("PAUSED", "CANCELED", "STOPPED"), list(sweep.runs)
+        except Exception as error:  # wandb raises its own, requests' and ValueError
+            raise SweepError(f"SWEEP {record['path']}: W&B does not give it ({agents.first_line(error)})") from None
+        for r in runs:
             summary = dict(r.summary)
             if r.state in ("running", "pending"):
                 c["running"] += 1
             elif summary.get("status") == "diverged":
                 c["diverged"] += 1
+            elif r.id in early:
+                c["stopped early"] += 1
             elif on_wandb.is_resumable(Path(r.config.get("out", "runs")) / r.id, r.state):
                 c["interrupted"] += 1
             elif r.state == "finished":
@@ -170,9 +175,9 @@ def counts(record):
     return c
 
 
-def status(args):
+def status(args, found=None):
     """One line a sweep: done / running / failed / left, best so far, ETA; and a line for each run that failed."""
-    for record in records(args):
+    for record in found or records(args):
         c = counts(record)
         over = c["finished"] + c["stopped early"] + c["diverged"] + c["failed"]
         left = record["runs"] - over - c["running"] if record["runs"] else None

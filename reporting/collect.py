@@ -5,9 +5,7 @@
 A run that is broken or half-written is a Run too, with its status and the cause: the report lists it and goes on.
 """
 
-import contextlib
 import csv
-import fcntl
 import json
 import math
 import re
@@ -17,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from reporting.stats import instability
-from sweeping.results import RESULT_METRICS, SUMS
+from sweeping.results import RESULT_METRICS, SUMS, is_locked
 
 LEVEL = dict(plummet="plummet_threshold", pca_cdf="cdf_threshold", lognorm="percentile", probabilistic="temperature")
 # What a row of results/NN.csv holds besides flags and metrics
@@ -113,7 +111,7 @@ def read_run(folder):
     try:
         run.summary |= json.loads((folder / "summary.json").read_text())
     except FileNotFoundError:
-        run.status = "running" if _locked(folder) else "stopped"
+        run.status = "running" if is_locked(folder) else "stopped"
         run.cause = f"{len(rows)} of {run.flags.get('n_epochs', '?')} epochs"
         return run
     except (OSError, ValueError, TypeError) as error:
@@ -177,16 +175,6 @@ def _rows(path):
     return [dict(zip(lines[0], line, strict=True)) for line in lines[1:] if len(line) == len(lines[0])] if lines else []
 
 
-def _locked(folder):
-    """True if a process is at work in the folder (train.py holds an exclusive lock on its file `lock`)."""
-    with contextlib.suppress(FileNotFoundError), open(folder / "lock") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError:
-            return True
-    return False
-
-
 # ---------------------------------------------------------------------------------------------------------------------- W&B
 
 
@@ -194,11 +182,11 @@ def wandb_runs(path, api=None):
     """Runs of a W&B sweep, entity/project/sweep id. pruning.csv is not on W&B, so that those runs have no proposals."""
     if len(path.split("/")) != 3:
         raise InputError(f"--wandb {path}: allowed: entity/project/sweep id")
-    if api is None:
-        import wandb
-
-        api = wandb.Api()
     try:
+        if api is None:
+            import wandb
+
+            api = wandb.Api()
         return [_from_wandb(found) for found in api.sweep(path).runs]
     except Exception as error:  # wandb raises its own, requests' and ValueError for a sweep that is not there
         raise InputError(f"--wandb {path}: cannot be read ({type(error).__name__}: {' '.join(str(error).split())[:160]})") from None

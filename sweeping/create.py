@@ -70,6 +70,11 @@ def read_yaml(name):
         plain = isinstance(values, list) and values and all(isinstance(v, str | int | float | None) for v in values)
         if not isinstance(key, str) or not plain or (values is ends and not all(isinstance(v, int | float) for v in ends)):
             raise SweepError(f"{path}: parameter {key} needs value, values, or min and max")
+    rule = config.get("early_terminate")
+    if not levels(config["parameters"].get("problem", {})) or not isinstance(config["metric"].get("name"), str):
+        raise SweepError(f"{path}: needs a parameter problem with a value or values, and a metric with a name")
+    if rule is not None and not (isinstance(rule, dict) and isinstance(rule.get("min_iter"), int) and rule["min_iter"] > 0):
+        raise SweepError(f"{path}: early_terminate needs min_iter, a whole number of logged values")
     return path, config
 
 
@@ -113,6 +118,8 @@ def narrow(config, args, program):
     if args.epochs is not None:
         if args.epochs < 2:
             raise SweepError(f"EPOCHS {args.epochs}: must be at least 2")
+        if "value" not in parameters.get("n_epochs", {}) or "pruning_epoch" not in parameters:
+            raise SweepError(f"EPOCHS {args.epochs}: needs a file with one value of n_epochs, and a pruning_epoch to scale with it")
         factor = args.epochs / parameters["n_epochs"]["value"]
         parameters["n_epochs"] = {"value": args.epochs}
         p = parameters["pruning_epoch"]
@@ -124,6 +131,8 @@ def narrow(config, args, program):
         parameters["pruning_epoch"] = {**p, **scaled}
     for item in (args.set or "").split():
         key, _, text = item.partition("=")
+        if key == "problem" and config["method"] != "grid":
+            raise SweepError(f"SET {item}: a search is made for each problem; say PROBLEM={text}")
         texts = [text] if key == "arm" else text.split(",")  # an arm has commas of its own
         if not all(texts):
             raise SweepError(f"SET {item}: must be name=value, or name=value,value,... for several")

@@ -46,6 +46,16 @@ def read_json(path):
     return None
 
 
+def is_locked(folder):
+    """True if a process is at work in a run folder (train.py holds an exclusive lock on its file `lock`)."""
+    with contextlib.suppress(FileNotFoundError), open(folder / "lock") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False
+
+
 @contextlib.contextmanager
 def results_table(record):
     """The rows of results/NN.csv, a dict each, under a lock; what the caller makes of the list is written back, whole or not at all."""

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import yaml
 from conftest import ROOT
-from sweep_kit import CACHED, create, current, points, rows, work
+from sweep_kit import BASE, CACHED, create, current, points, rows, work
 
 import data
 import sweep
@@ -107,7 +107,7 @@ def refusal(capsys, *arguments, **parameters):
     return lines[0]
 
 
-def test_create_refuses_in_one_line(here, capsys):
+def test_create_refuses_in_one_line(here, capsys, monkeypatch):
     assert "no such flag" in refusal(capsys, learning_rate=[0.1], seed=[1])
     assert "--lr -1" in refusal(capsys, lr=[0.1, -1.0])
     assert "SEEDS 3: allowed: 1 to 2" in refusal(capsys, "--seeds", "3", seed=[1, 2])
@@ -120,7 +120,14 @@ def test_create_refuses_in_one_line(here, capsys):
     assert "about toy only" in refusal(capsys, "--problem", "beams2d", seed=[1])
     assert "SQLite" in refusal(capsys, "--storage", "sqlite:///x.db", seed=[1])
     assert "STORAGE: " in refusal(capsys, "--storage", "postgresql+psycopg://sweep@/x?host=/nowhere", seed=[1])
-    assert "run_cap" in refusal(capsys, method="bayes", lr={"min": 0.1, "max": 1.0})
+    search = dict(method="bayes", lr={"min": 0.1, "max": 1.0})
+    assert "run_cap" in refusal(capsys, **search)
+    assert "say PROBLEM=toy" in refusal(capsys, "--set", "problem=toy", **search, run_cap=3)
+    assert "early_terminate needs min_iter" in refusal(capsys, **search, run_cap=3, early_terminate={"type": "hyperband", "max_iter": 9})
+    assert "a metric with a name" in refusal(capsys, metric={"goal": "minimize"}, seed=[1])
+    assert "EPOCHS 9: needs a file with one value of n_epochs" in refusal(capsys, "--epochs", "9", n_epochs=[10, 20], pruning_epoch=[2])
+    monkeypatch.delitem(BASE, "problem")
+    assert "needs a parameter problem" in refusal(capsys, seed=[1])
 
 
 def test_epochs_scales_two_flags_and_is_refused_where_it_cannot_work(here, capsys):

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import ROOT
-from sweep_kit import create, rows, starts, wait_until, work
+from sweep_kit import create, current, rows, starts, wait_until, work
+
+from sweeping import on_wandb
 
 KEY = {"WANDB_API_KEY": "0" * 40}
 SWEEP = [sys.executable, str(ROOT / "sweep.py")]
@@ -93,6 +95,24 @@ def test_failures_are_counted_from_the_runs(wandb_server):
     write_sweep(end={"values": ["crash"]}, seed={"value": 1})
     command("create", "quick.yaml", env=wandb_server.env)
     assert "1/1 over (0 finished, 0 stopped early, 0 diverged, 1 failed)" in command("agent", "--n", "2", env=wandb_server.env, code=1)
+
+
+@pytest.mark.usefixtures("here")
+def test_what_hyperband_stops_is_over_and_a_run_at_work_is_left_alone(wandb_server):
+    write_sweep(seed={"values": [1]}, nap={"value": 0.2}, n_epochs={"value": 100})
+    config = yaml.safe_load(Path("quick.yaml").read_text())
+    Path("quick.yaml").write_text(yaml.dump({**config, "early_terminate": {"type": "hyperband", "min_iter": 2}}))
+    command("create", "quick.yaml", env=wandb_server.env)
+    agents = subprocess.Popen([*SWEEP, "agent"], env={**os.environ, **wandb_server.env}, stdout=subprocess.PIPE, text=True)
+    wait_until(lambda: list(Path("runs").glob("*/checkpoint.pt")))
+    record = current()
+    assert on_wandb.interrupted(record) == []  # it is at work
+    assert not list(Path(".sweeps").glob("*/agent-0/wandb/sweep-*/*.tries"))
+    (run,) = wandb_server.runs.values()
+    run["stop"] = True  # as its heartbeat tells the agent
+    assert "1/1 over (0 finished, 1 stopped early, 0 diverged, 0 failed)" in agents.communicate(timeout=600)[0]
+    assert agents.returncode == 0 and [row["status"] for row in rows()] == ["stopped early"]
+    assert on_wandb.interrupted(record) == []
 
 
 @pytest.mark.usefixtures("here")

@@ -184,8 +184,7 @@ class Server:
             run = self.runs[name]
             run["state"] = {"running": "crashed", "pending": "finished"}.get(run["state"], run["state"])
         agent["running"] = running
-        if sweep["state"] == "CANCELED":
-            commands += [{"type": "stop", "run_id": name} for name in running]
+        commands += [{"type": "stop", "run_id": name} for name in running if self.told_to_stop(self.runs[name])]
         if not running and sweep["state"] == "RUNNING":
             point = self.next_point(sweep)
             if point is None:
