@@ -8,6 +8,7 @@ python data.py --check samples/beams2d.npz                            # range, v
 import argparse
 import contextlib
 import hashlib
+import http.client
 import io
 import os
 import sys
@@ -60,6 +61,8 @@ def load(problem, source="auto", toy_dims=3):
     if problem not in PROBLEMS:
         raise InputError(f"--problem {problem}: unknown; allowed: {', '.join(PROBLEMS)}")
     if problem == "toy":
+        if source not in ("auto", "hub", "sample", "toy"):
+            raise InputError(f"--data {source}: toy designs are made, not read; your own are --problem custom")
         arrays, source = _toy(toy_dims), "toy"
     elif problem == "custom" and source in ("auto", "hub", "sample"):
         raise InputError(f"--problem custom: needs your own designs; give --data PATH.npz, not --data {source}")
@@ -127,7 +130,10 @@ def _from_file(path, problem):
     if designs.size and (designs.min() < -1e-6 or designs.max() > 1 + 1e-6):
         raise InputError(f"--data {path}: `designs` has values from {designs.min():g} to {designs.max():g}; allowed: [0, 1]")
     n = len(designs)
-    split = arrays["split"].astype(str) if "split" in arrays else _split(n, seed=0)
+    try:
+        split = arrays["split"].astype(str) if "split" in arrays else _split(n, seed=0)
+    except UnicodeDecodeError:
+        split = np.array(["?"])
     if split.shape != (n,) or not set(split) <= set(SPLITS):
         raise InputError(f"--data {path}: `split` must name train, val or test for each of the {n} designs")
     conditions = {key: arrays[key] for key in PROBLEMS[problem]["conditions"] if key in arrays and arrays[key].shape == (n,)}
@@ -144,7 +150,7 @@ def reachable(url, seconds=3):
             answer.append(True)
         except urllib.error.HTTPError:
             answer.append(True)
-        except (OSError, ValueError):
+        except (OSError, ValueError, http.client.HTTPException):
             pass
 
     thread = threading.Thread(target=probe, daemon=True)
@@ -288,10 +294,16 @@ def generate(problem, n, seed, out, jobs):
     rows = [{key: values[i].item() for key, values in table.items()} for i in range(n)]
     paths = [folder / f"{i:06d}.npz" for i in range(n)]
     if Path(out).exists():  # packed before, with fewer designs
-        with np.load(out, allow_pickle=False) as file:
-            for i, design, value in zip(file["index"], file["designs"], file["objective"], strict=True):
-                if i < n and not paths[i].exists() and file["seed"][0] == seed:
-                    _store(paths[i], design, value)
+        try:
+            with np.load(out, allow_pickle=False) as file:
+                packed, theirs = list(zip(file["index"], file["designs"], file["objective"], strict=True)), file["seed"][0]
+        except Exception as error:  # as in _from_file
+            raise InputError(f"--out {out}: is there, and not of this program ({first_line(error)}); give another") from None
+        if theirs != seed or len(packed) > n:
+            raise InputError(f"--out {out}: holds {len(packed)} designs of seed {theirs}; give that seed and at least as many")
+        for i, design, value in packed:
+            if not paths[i].exists():
+                _store(paths[i], design, value)
     work = [(problem, rows[i], paths[i]) for i in range(n) if not paths[i].exists()]
     os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")  # read by the workers at their start: one core each
     pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_die_with_parent)
@@ -328,6 +340,8 @@ def check(path, problem):
     if volume in arrays["conditions"]:
         off = np.abs(designs.mean((1, 2)) - arrays["conditions"][volume])
         found += [f"design {i}: volume off by {off[i]:.4f}, allowed {VOLUME_TOLERANCE}" for i in np.flatnonzero(off > VOLUME_TOLERANCE)]
+    if not len(designs):
+        return ["no designs"]
     _, first = np.unique(designs.reshape(len(designs), -1), axis=0, return_index=True)
     found += [f"design {i}: a duplicate" for i in sorted(set(range(len(designs))) - set(first))]
     return found
@@ -361,6 +375,9 @@ def main():
     except InputError as error:
         print(f"data.py: {error}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:
+        print(f"data.py: cannot write ({error})", file=sys.stderr)
+        sys.exit(4)
 
 
 if __name__ == "__main__":

@@ -111,7 +111,7 @@ def parser():
 
     # Optimisation
     add("n_epochs", AT_LEAST_ONE, 2500, "epochs to train")
-    add("batch_size", AT_LEAST_ONE, 64, "designs a step; incomplete last batches are dropped unless they are all there is")
+    add("batch_size", number(int, 2), 64, "designs a step; incomplete last batches are dropped unless they are all there is")
     add("lr", POSITIVE, 2e-3, "peak learning rate of Adam; falls along a cosine")
     add("seed", number(int, 0, 2**31), 1, "seed of weights, batches and draws")
 
@@ -167,6 +167,8 @@ def parse(argv):
     if "WANDB_RUN_ID" in os.environ and (own / "config.json").exists():
         given["resume"] = str(own)  # an agent that starts its run again means that one
     if given.get("resume", "auto") != "auto":
+        if "config" in given and "WANDB_RUN_ID" not in os.environ:
+            raise InputError(f"--config {given['config']}: not together with --resume {given['resume']}, which has a record of its own")
         recorded = _parse_record("resume", Path(given["resume"]) / "config.json", p)
     elif "config" in given:
         recorded = _parse_record("config", Path(given["config"]), p)

@@ -36,7 +36,7 @@ COLUMNS += ["val_rec_pruned", "epoch_seconds"]
 PRUNING_COLUMNS = ["epoch", "proposed", "k_consecutive", "recon_tol", "cooldown", "cap", "floor", "pruned", "dims", "std"]
 # Flags that do not change what a run computes: a checkpoint continues under others. `n_epochs` may grow, too.
 FREE_FLAGS = ("out", "resume", "config", "wandb", "wandb_project", "wandb_entity", "device", "figure_every", "checkpoint_every")
-FREE_FLAGS += ("save_model", "test")
+FREE_FLAGS += ("save_model", "test", "arm")  # an arm is compared by the flags that it sets
 # Flags with a value that leaves the choice to the machine; a run that continues keeps the choice made at its start.
 AUTO = {"threads": 0, "precision": "auto"}
 
@@ -89,8 +89,10 @@ def describe_machine(device):
     for package in ("torch", "numpy", "engibench", "wandb"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
-    machine = {"host": platform.node(), "system": platform.platform(), "cpu": name, "cores": os.cpu_count(), "device": str(device)}
+    machine = {"host": platform.node(), "system": platform.platform(), "cpu": platform.processor() or platform.machine()}
+    machine |= {"cores": os.cpu_count(), "device": str(device)}
+    if device.type == "cuda":
+        machine["gpu"] = torch.cuda.get_device_name(device)
     return {"git": _git_commit(), "versions": versions, "machine": machine}
 
 
@@ -103,7 +105,7 @@ class Run:
         self._lock = open(folder / "lock", "w")  # noqa: SIM115  held for the life of the process
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             raise InputError(f"--resume {folder}: another process is working on this run; wait for it or stop it") from None
 
     def start(self, config):
@@ -197,10 +199,10 @@ def tidy(folder):
         path.unlink(missing_ok=True)
 
 
-def _read_config(folder):
+def _read_config(path):
     """A run's config.json, or None where it is missing or damaged."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        config = json.loads((folder / "config.json").read_text())
+        config = json.loads(path.read_text())
         needed = [config["name"], config["data"]["sha256"], config["data"]["source"], *(config["flags"][flag] for flag in AUTO)]
         return config if None not in needed and isinstance(config["flags"]["n_epochs"], int) else None
 
@@ -223,7 +225,7 @@ def locate(args, fingerprint):
         # an agent's run has its id, and is none of those that another sweep's agents left or work on
         others = [] if "WANDB_RUN_ID" in os.environ else Path(args.out).glob("*/config.json")
         for path in sorted(others, key=lambda p: -p.stat().st_mtime):
-            config = _read_config(path.parent)
+            config = _read_config(path)
             if not config or status(path.parent) or config["data"] != fingerprint or config["flags"]["n_epochs"] != args.n_epochs:
                 continue
             if not different_flags(config["flags"], vars(args)):
@@ -232,7 +234,7 @@ def locate(args, fingerprint):
     elif args.resume:
         folder = Path(args.resume)
         folder = folder if folder.name not in ("", "..") else folder.resolve()  # the name is the run's id
-        old = _read_config(folder)
+        old = _read_config(folder / "config.json")
         if old is None:
             raise InputError(f"--resume {folder}: its config.json is damaged")
         if different := different_flags(old["flags"], vars(args)):
@@ -244,7 +246,7 @@ def locate(args, fingerprint):
             raise InputError(f"--resume {folder}: its summary.json is damaged; delete it to compute the run again")
         if status(folder) and args.n_epochs > old["flags"]["n_epochs"]:
             raise InputError(f"--n_epochs {args.n_epochs}: {folder} is {status(folder)} and cannot be made longer; leave the flag out")
-    elif args.config and (theirs := _read_config(Path(args.config).parent)) and theirs["data"]["sha256"] != fingerprint["sha256"]:
+    elif args.config and (theirs := _read_config(Path(args.config))) and theirs["data"]["sha256"] != fingerprint["sha256"]:
         raise InputError(f"--config {args.config}: ran on other designs (source {theirs['data']['source']}) than --data {args.data}")
     for flag in AUTO if old else ():
         setattr(args, flag, old["flags"][flag])
@@ -258,7 +260,8 @@ def open_run(folder, old, args, fingerprint, device):
     if old:
         if status(folder):  # by the process that had the lock until now
             raise InputError(f"--resume {folder}: another process has just ended this run")
-        config = run.config = old | {"flags": vars(args)}  # n_epochs may have grown: restore() sees to it
+        given = vars(args) | dict(arm=args.arm or old["flags"].get("arm"), out=str(folder.parent))
+        config = run.config = old | {"flags": given}  # n_epochs may have grown: restore() sees to it
     elif (folder / "config.json").exists():
         raise InputError(f"--out {args.out}: another process has just started the run {folder.name}")
     else:
@@ -375,9 +378,13 @@ def open_wandb(args, run, config):
     if mode == "disabled":
         return NoWandb()
     os.environ.setdefault("WANDB_SILENT", "true")
-    import wandb
+    try:
+        import wandb
 
-    server = wandb.setup().settings.base_url
+        server = wandb.setup().settings.base_url
+    except Exception as error:  # its settings are checked by pydantic, which raises its own
+        print(f"W&B: cannot be used ({first_line(error)}); going on without it", file=sys.stderr, flush=True)
+        return NoWandb()
     if mode == "auto":
         mode = "online" if "WANDB_SWEEP_ID" in os.environ or logged_in(server) else "offline"
     if mode == "online" and not reachable(server):

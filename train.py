@@ -30,7 +30,7 @@ import figures
 import record
 from data import InputError
 from flags import parse, parser  # noqa: F401  parser is for the sweeps
-from lvae import LVAE, compact, load  # noqa: F401  load is for users: from train import load
+from lvae import LVAE, compact
 from pruning import Pruner, volume
 
 
@@ -209,6 +209,8 @@ def train(args):
     """Train a run to its end, or until it is stopped. Returns the exit code."""
     designs = data.load(args.problem, args.data, args.toy_dims)
     args.data = designs.fingerprint["source"] if args.data == "auto" else args.data
+    if args.test and len(designs.test) < 2:
+        raise InputError(f"--test: {len(designs.test)} designs in the test split of --data {args.data}; at least 2 are needed")
     folder, old = record.locate(args, designs.fingerprint)
     device = settle(args)
     if old and (status := record.status(folder)):
@@ -238,7 +240,7 @@ def train(args):
     except OSError as error:
         code = 4
         with contextlib.suppress(OSError):  # stderr may lie on the full disk, too
-            print(f"train.py: {run.folder}: cannot write ({error}); the last checkpoint is kept", file=sys.stderr)
+            print(f"train.py: {run.folder}: cannot write ({error}); what was written is kept", file=sys.stderr)
         wandb.finish({}, code)
     wandb.leave(code)
     return code
@@ -295,11 +297,12 @@ def fit(args, trainer, run, config, state, wandb, stop):
 
 def conclude(args, trainer, designs, run):
     """What is measured once, at the end: PCA at the same dims, the test error, the figures, the model. Returns entries of the summary."""
-    val_rec = trainer.validate(trainer.val)[0].item()  # after the last pruning
+    val_rec, val_vol = (value.item() for value in trainer.validate(trainer.val))  # after the last pruning
     pca = pca_errors(designs.train, designs.val)
     pca = pca[min(int(trainer.pruner.active.sum()), len(pca) - 1)].item()
     seconds = [float(line.rsplit(",", 1)[1]) for line in (run.folder / "metrics.csv").read_text().splitlines()[1:]]
-    summary = dict(val_rec=val_rec, pca_rec=pca, pca_ratio=val_rec / pca if pca else None, prune_events=trainer.pruner.events)
+    summary = dict(val_rec=val_rec, val_vol_loss=val_vol, val_total_loss=val_rec + trainer.w_v(args.n_epochs - 1) * val_vol)
+    summary |= dict(pca_rec=pca, pca_ratio=val_rec / pca if pca else None, prune_events=trainer.pruner.events)
     summary |= dict(seconds=round(sum(seconds), 1), metrics_sha256=run.metrics_digest())
     if args.test:
         summary["test_rec"] = trainer.validate(designs.test.to(trainer.device))[0].item()
@@ -315,7 +318,7 @@ def conclude(args, trainer, designs, run):
 def report(run, summary, dims):
     """Print what was found, and where it is."""
     if summary["status"] == "diverged":
-        print(f"diverged: {summary['cause']}; the last checkpoint is kept; a smaller --lr may help", file=sys.stderr)
+        print(f"diverged: {summary['cause']}; a smaller --lr may help", file=sys.stderr)
         return
     ratio = f" (ratio {summary['pca_ratio']:.3g})" if summary["pca_ratio"] else ""
     print(f"\n{summary['name']}: {summary['active_dims']} of {dims} latent dimensions kept, val_rec {summary['val_rec']:.3g}")
@@ -334,7 +337,7 @@ def main(argv=None):
             print(f"train.py: cannot write ({error})", file=sys.stderr)
         return 4
     except KeyboardInterrupt:
-        print("interrupted; the last checkpoint is kept", file=sys.stderr)
+        print("interrupted", file=sys.stderr)
         return 130
 
 

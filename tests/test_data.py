@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -194,6 +195,9 @@ def test_files_of_another_problem_pickles_and_broken_archives_are_refused(tmp_pa
     (tmp_path / "cut.npz").write_bytes(whole[: len(whole) // 2])
     middle = len(whole) // 3
     (tmp_path / "flipped.npz").write_bytes(whole[:middle] + bytes([whole[middle] ^ 4]) + whole[middle + 1 :])
+    np.savez(tmp_path / "bytes.npz", designs=np.zeros((9, 50, 100)), split=np.array([b"\xe9"] * 9))
+    with pytest.raises(data.InputError, match="must name train, val or test"):
+        data.load("beams2d", str(tmp_path / "bytes.npz"))
     for name in ("pickle.npy", "cut.npz", "flipped.npz", "missing.npz"):
         with pytest.raises(data.InputError, match="cannot be read"):
             data.load("beams2d", str(tmp_path / name))
@@ -229,7 +233,15 @@ def test_making_designs_from_the_command_line(tmp_path, monkeypatch, capsys):
     with np.load(tmp_path / "data/beams2d-s7.npz") as file:
         assert file["designs"].shape == (7, 50, 100)
         assert set(file["seed"]) == {7}
-    capsys.readouterr()  # the progress bars
+    Path("other.npz").write_bytes(Path("data/beams2d-s7.npz").read_bytes())
+    np.savez("foreign.npz", designs=np.zeros((2, 50, 100)))
+    for flags, said in {"6 --seed 7 --out other.npz": "holds 7 designs of seed 7", "8 --out other.npz": "holds 7 designs of seed 7",
+                        "8 --seed 7 --out foreign.npz": "not of this program"}.items():  # fmt: skip
+        capsys.readouterr()  # the progress bars
+        monkeypatch.setattr("sys.argv", ["data.py", "--problem", "beams2d", "--n", *flags.split()])
+        with pytest.raises(SystemExit, match="2"):
+            data.main()
+        assert said in capsys.readouterr().err
     monkeypatch.setattr("sys.argv", ["data.py", "--n", "0", "--problem", "beams2d"])
     with pytest.raises(SystemExit, match="2"):
         data.main()

@@ -100,6 +100,16 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_used(damage, capsys):
     assert not path.exists()
 
 
+def test_an_arm_survives_a_resume_by_hand(monkeypatch):
+    folder = stopped("a", 4, "--arm=plummet_threshold=0.1")
+    stop_at(5)
+    assert train.main(["--resume", str(folder)]) == 143
+    flags = json.loads((folder / "config.json").read_text())["flags"]
+    assert (flags["arm"], flags["plummet_threshold"], flags["out"]) == ("plummet_threshold=0.1", 0.1, "runs")
+    stop_at(0, clean=True)
+    run("--checkpoint_every=1", "--arm=plummet_threshold=0.1", name="a")  # as its agent goes on
+
+
 def test_no_usable_checkpoint_is_an_error_that_changes_nothing(capsys):
     folder = stopped("a")
     for path in folder.glob("checkpoint*.pt"):

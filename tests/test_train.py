@@ -1,6 +1,7 @@
 """train.py, lvae.py and record.py: the mathematics, the record, resuming, errors. Most runs go through train.main in this process."""
 
 import csv
+import errno
 import json
 import math
 import os
@@ -212,6 +213,7 @@ def test_the_record_is_whole_and_the_same_seed_gives_it_again():
     assert s["active_dims"] == 8 - sum(int(row["pruned"]) for row in events) == int(metrics[-1]["active_dims"])
     assert s["pca_ratio"] == pytest.approx(s["val_rec"] / s["pca_rec"])
     assert "test_rec" not in s
+    assert s["val_total_loss"] == pytest.approx(s["val_rec"] + float(metrics[-1]["w_v"]) * s["val_vol_loss"])
     last = max(int(row["epoch"]) for row in events if int(row["pruned"]))
     assert s["best_val_rec"] == pytest.approx(min(float(r["val_rec"]) for r in metrics if int(r["epoch"]) > last))
     config = json.loads((a / "config.json").read_text())
@@ -234,7 +236,7 @@ def test_the_compact_model_gives_what_the_masked_one_gives(monkeypatch):
     kept = {}
     monkeypatch.setattr(train.figures, "draw", lambda trainer, folder: kept.update(trainer=trainer))
     folder = run("--save_model", "--test", name="a")
-    model, t = train.load(folder / "model.pt"), kept["trainer"]
+    model, t = lvae.load(folder / "model.pt"), kept["trainer"]
     k = summary(folder)["active_dims"]
     assert 0 < k == len(model.dims) < 8
     z, images = t.reconstruct(t.val)
@@ -250,7 +252,7 @@ def test_the_compact_model_gives_what_the_masked_one_gives(monkeypatch):
 def test_a_file_that_is_no_model_is_refused(tmp_path):
     (tmp_path / "model.pt").write_bytes(b"nonsense")
     with pytest.raises(data.InputError, match=r"not a model\.pt"):
-        train.load(tmp_path / "model.pt")
+        lvae.load(tmp_path / "model.pt")
 
 
 def test_figures(monkeypatch):
@@ -322,6 +324,9 @@ BAD = [
     (["--resume=nosuch"], "--resume nosuch"),
     (["--config=nosuch"], "--config nosuch"),
     (["--problem=custom"], "--problem custom: needs your own designs"),
+    (["--problem=toy", "--data=own.npz"], "--data own.npz: toy designs are made, not read"),
+    (["--batch_size=1"], "--batch_size: 1 is out of range; allowed: 2 <= value"),  # one design has no std
+    (["--resume=a", "--config=b"], "--config b: not together with --resume a"),
 ]
 
 
@@ -332,6 +337,28 @@ def test_bad_input_gets_one_line_and_nothing_is_written(flags, message, capsys):
     assert error.startswith(f"train.py: {message}")
     assert error.count("\n") == 1
     assert list(Path().iterdir()) == []
+
+
+def test_a_test_without_test_designs_is_refused(capsys, tmp_path):
+    np.savez(tmp_path / "own.npz", designs=np.zeros((9, 16, 24), np.uint8), split=["train"] * 6 + ["val"] * 3)
+    assert train.main(["--problem=custom", f"--data={tmp_path / 'own.npz'}", "--test", "--wandb=disabled"]) == 2
+    assert "--test: 0 designs in the test split" in capsys.readouterr().err and not Path("runs").exists()
+
+
+def test_a_disk_without_locks_cannot_be_written(capsys, monkeypatch):
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(record.fcntl, "flock", no_locks)
+    assert train.main([*FAST, "--wandb=disabled"]) == 4
+    assert "cannot write" in capsys.readouterr().err
+
+
+def test_a_copied_record_keeps_its_designs(capsys):
+    a, own = run(name="a"), own_designs()
+    Path("copied.json").write_text((a / "config.json").read_text())
+    assert train.main(["--config=copied.json", "--problem=custom", f"--data={own}", "--wandb=disabled"]) == 2
+    assert "--config copied.json: ran on other designs" in capsys.readouterr().err
 
 
 def test_the_command_line_says_the_same():
@@ -365,7 +392,7 @@ def test_a_schedule_that_cannot_work_is_a_warning(capsys):
 
 
 CORNERS = {
-    "one design a batch": ["--batch_size=1"],
+    "two designs a batch": ["--batch_size=2"],
     "constant designs": ["--data=0.3"],
     "empty designs": ["--data=0"],
     "latent_dim 1": ["--latent_dim=1"],

@@ -70,6 +70,11 @@ def test_disabled():
     assert not (folder / "wandb").exists()
 
 
+def test_an_address_that_is_none_costs_no_run():
+    folder, error, _ = command("--wandb=auto", env={"WANDB_BASE_URL": "localhost:8080"})
+    assert "W&B: cannot be used" in error and (folder / "summary.json").exists() and "Traceback" not in error
+
+
 def test_a_server_that_is_not_there_costs_seconds_and_no_run():
     with serve() as server:
         env = server.env  # of a server that is gone by the time it is used
