@@ -245,8 +245,7 @@ def test_a_run_does_not_continue_that_of_another_sweep(here, monkeypatch):
 def test_agents_refuse_other_designs(here, capsys):
     file = here / "mine.npz"
     np.savez(file, designs=np.zeros((20, 32, 32), np.uint8))
-    create("--set", f"data={file}", "--problem", "toy", seed=[1])
-    record = current()
+    record = create(seed=[1])
     record["data"] = {"custom": {"source": str(file), "toy_dims": 3, "sha256": data.load("custom", str(file)).fingerprint["sha256"]}}
     sweeping.create.check_data(record)
     np.savez(file, designs=np.full((20, 32, 32), 255, np.uint8))
