@@ -154,7 +154,7 @@ def test_offline_runs_of_a_local_sweep_are_uploaded_later(wandb_server, capsys):
 def test_wandb_sweep_by_hand_takes_every_file(wandb_server):
     files = sorted((ROOT / "sweeps").glob("*.yaml"))
     code = "import sys, wandb, yaml\nfor path in sys.argv[1:]: wandb.sweep(yaml.safe_load(open(path)), project='hand')"
-    env = {**os.environ, **wandb_server.env}
+    env = {**os.environ, **wandb_server.env, "WANDB_SILENT": "false"}  # a run in this process may have silenced W&B
     subprocess.run([sys.executable, "-c", code, *files[1:]], env=env, check=True, capture_output=True, timeout=300)
     done = subprocess.run(
         [sys.executable, "-m", "wandb", "sweep", files[0]], env=env, check=True, capture_output=True, text=True, timeout=300
