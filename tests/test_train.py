@@ -1,7 +1,6 @@
 """train.py, lvae.py and record.py: the mathematics, the record, resuming, errors. Most runs go through train.main in this process."""
 
 import csv
-import errno
 import json
 import math
 import os
@@ -16,11 +15,10 @@ import torch
 import torch.nn.functional as F
 
 import data
-import flags as flags_module
 import lvae
 import record
 import train
-from pruning import PROFILES, STRATEGIES
+from pruning import STRATEGIES
 
 ROOT, DRAW = Path(__file__).parent.parent, train.figures.draw
 # A few seconds of the toy problem that do prune: lognorm proposes at once, and no safeguard holds it back.
@@ -59,6 +57,12 @@ def summary(folder):
 def trainer(*flags):
     args = train.parse([*FAST, *flags])
     return train.Trainer(args, data.load(args.problem, args.data, args.toy_dims), train.settle(args))
+
+
+def own_designs(n=30, shape=(16, 16), value=None):
+    designs = np.random.default_rng(0).random((n, *shape), dtype=np.float32) if value is None else np.full((n, *shape), value, np.float32)
+    np.save("own.npy", designs)
+    return "own.npy"
 
 
 # --------------------------------------------------------------------------------------------------------------- mathematics
@@ -270,149 +274,3 @@ def test_every_problem_with_every_strategy(problem):
     for strategy in STRATEGIES:
         flags = [f"--problem={problem}", f"--strategy={strategy}", "--n_epochs=2", "--pruning_epoch=0", "--latent_dim=6"]
         assert summary(run(*flags, name=strategy))["status"] == "finished"
-
-
-# -------------------------------------------------------------------------------------------------------------------- errors
-
-
-def test_divergence_is_recorded(capsys):
-    folder = run("--w_v=1e308", "--polynomial_schedule_n=4", name="a", code=3)
-    assert summary(folder)["status"] == "diverged"
-    assert "epoch 1" in summary(folder)["cause"]
-    assert "diverged: epoch 1" in capsys.readouterr().err
-    assert len(rows(folder / "metrics.csv")) == 1
-
-
-@pytest.mark.skipif(os.getuid() == 0 and not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_a_full_disk_exits_with_4(capsys, monkeypatch):
-    def full(self, name, row):
-        with open("/dev/full", "w") as file:
-            file.write("x")
-
-    monkeypatch.setattr(record.Run, "append", full)
-    run(name="a", code=4)
-    assert "cannot write" in capsys.readouterr().err
-    Path("file").write_text("")
-    assert train.main([*FAST, "--out=file/runs"]) == 4
-
-
-def own_designs(n=30, shape=(16, 16), value=None):
-    designs = np.random.default_rng(0).random((n, *shape), dtype=np.float32) if value is None else np.full((n, *shape), value, np.float32)
-    np.save("own.npy", designs)
-    return "own.npy"
-
-
-BAD = [
-    (["--problem=beam"], "--problem: invalid choice"),
-    (["--strategy=plumet"], "--strategy: invalid choice"),
-    (["--safeguards=x"], "--safeguards: invalid choice"),
-    (["--lr=nan"], "--lr: nan is out of range; allowed: 0 < value < inf"),
-    (["--lr=inf"], "--lr: inf is out of range"),
-    (["--latent_dim=0"], "--latent_dim: 0 is out of range; allowed: 1 <= value"),
-    (["--latent_dim=2.5"], "--latent_dim: '2.5' is not an integer"),
-    (["--n_epochs=inf"], "--n_epochs: inf is out of range"),
-    (["--beta=1"], "--beta: 1 is out of range"),
-    (["--toy_dims=7"], "--toy_dims: 7 is out of range; allowed: 1 <= value <= 6"),
-    (["--save_model=perhaps"], "--save_model: 'perhaps' is not a boolean"),
-    (["--min_active_dims=300", "--latent_dim=250"], "--min_active_dims 300: must not exceed --latent_dim 250"),
-    (["--arm=lr"], "--arm lr: 'lr' is not flag=value"),
-    (["--arm=colour=3"], "--arm colour=3: 'colour' is not flag=value"),
-    (["--arm=lr=0.1", "--lr=0.1"], "--lr: given as a flag and in --arm"),
-    (["--device=tpu"], "--device tpu: not usable here; allowed: auto, cpu"),
-    (["--nosuchflag=1"], "unrecognized arguments: --nosuchflag=1"),
-    (["--data=nosuch.npz", "--problem=beams2d"], "--data nosuch.npz: cannot be read"),
-    (["--resume=nosuch"], "--resume nosuch"),
-    (["--config=nosuch"], "--config nosuch"),
-    (["--problem=custom"], "--problem custom: needs your own designs"),
-    (["--problem=toy", "--data=own.npz"], "--data own.npz: toy designs are made, not read"),
-    (["--batch_size=1"], "--batch_size: 1 is out of range; allowed: 2 <= value"),  # one design has no std
-    (["--resume=a", "--config=b"], "--config b: not together with --resume a"),
-]
-
-
-@pytest.mark.parametrize("flags, message", BAD, ids=[" ".join(flags) for flags, _ in BAD])
-def test_bad_input_gets_one_line_and_nothing_is_written(flags, message, capsys):
-    assert train.main([*flags, "--wandb=disabled"]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith(f"train.py: {message}")
-    assert error.count("\n") == 1
-    assert list(Path().iterdir()) == []
-
-
-def test_a_test_without_test_designs_is_refused(capsys, tmp_path):
-    np.savez(tmp_path / "own.npz", designs=np.zeros((9, 16, 24), np.uint8), split=["train"] * 6 + ["val"] * 3)
-    assert train.main(["--problem=custom", f"--data={tmp_path / 'own.npz'}", "--test", "--wandb=disabled"]) == 2
-    assert "--test: 0 designs in the test split" in capsys.readouterr().err and not Path("runs").exists()
-
-
-def test_a_disk_without_locks_cannot_be_written(capsys, monkeypatch):
-    def no_locks(*_):
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
-
-    monkeypatch.setattr(record.fcntl, "flock", no_locks)
-    assert train.main([*FAST, "--wandb=disabled"]) == 4
-    assert "cannot write" in capsys.readouterr().err
-
-
-def test_a_copied_record_keeps_its_designs(capsys):
-    a, own = run(name="a"), own_designs()
-    Path("copied.json").write_text((a / "config.json").read_text())
-    assert train.main(["--config=copied.json", "--problem=custom", f"--data={own}", "--wandb=disabled"]) == 2
-    assert "--config copied.json: ran on other designs" in capsys.readouterr().err
-
-
-def test_the_command_line_says_the_same():
-    result = subprocess.run([sys.executable, str(ROOT / "train.py"), "--lr=0"], capture_output=True, text=True)
-    assert (result.returncode, result.stdout) == (2, "")
-    assert result.stderr == "train.py: --lr: 0 is out of range; allowed: 0 < value < inf\n"
-
-
-def test_a_path_may_hold_what_the_terminal_cannot_show():
-    command = [sys.executable, str(ROOT / "train.py"), *FAST, "--n_epochs=1", "--out=é"]
-    result = subprocess.run(command, env={**os.environ, "PYTHONIOENCODING": "ascii"}, capture_output=True, text=True)
-    assert (result.returncode, result.stderr.count("Traceback")) == (0, 0), result.stderr
-    assert "record   \\xe9/" in result.stdout
-
-
-def test_precedence_flag_over_arm_over_profile_over_default():
-    args = train.parse(["--safeguards=conservative", "--arm=cooldown_epochs=7,k_consecutive=2", "--recon_tol=inf", "--lr=None"])
-    expected = {**PROFILES["conservative"], "cooldown_epochs": 7, "k_consecutive": 2, "recon_tol": math.inf}
-    assert {key: getattr(args, key) for key in expected} == expected
-    assert args.lr == flags_module.DEFAULTS["lr"]
-    assert {key: getattr(train.parse([]), key) for key in expected} == PROFILES["moderate"]
-    assert train.parse(["--arm=safeguards=conservative"]).min_active_dims == 10
-    assert train.parse(["--save_model=True"]).save_model and not train.parse(["--save_model=False"]).save_model
-
-
-def test_a_schedule_that_cannot_work_is_a_warning(capsys):
-    run("--pruning_epoch=6", name="a")
-    assert "never prunes" in capsys.readouterr().err
-    run("--polynomial_schedule_n=5", name="b")
-    assert "before w_v is reached" in capsys.readouterr().err
-
-
-CORNERS = {
-    "two designs a batch": ["--batch_size=2"],
-    "constant designs": ["--data=0.3"],
-    "empty designs": ["--data=0"],
-    "latent_dim 1": ["--latent_dim=1"],
-    "temperature 1e-9": ["--strategy=probabilistic", "--temperature=1e-9"],
-    "all pruned but one": ["--strategy=probabilistic", "--midpoint=0.999999", "--temperature=1e-9"],
-    "batch larger than the data": ["--batch_size=100000"],
-}
-
-
-@pytest.mark.parametrize("corner", CORNERS)
-def test_corners_stay_finite(corner):
-    flags = CORNERS[corner]
-    value = float(flags[0][7:]) if flags[0].startswith("--data=") else None
-    flags = [f"--data={own_designs(value=value)}", *[f for f in flags if not f.startswith("--data=")]]
-    folder = run("--problem=custom", *flags, name="a")
-    assert all(math.isfinite(float(row[key])) for row in rows(folder / "metrics.csv") for key in record.COLUMNS[:8])
-    assert all(math.isfinite(value) for value in summary(folder).values() if isinstance(value, float))
-    assert not list(folder.glob("*.tmp"))
-    active = summary(folder)["active_dims"]
-    assert active == int(rows(folder / "metrics.csv")[-1]["active_dims"]) >= 1
-    assert active == 1 or corner != "all pruned but one"
-    if value is not None:  # all latents alike: their std is 0, to rounding
-        assert float(rows(folder / "metrics.csv")[-1]["val_vol_loss"]) == pytest.approx(1e-4, rel=0.1)
