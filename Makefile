@@ -30,7 +30,7 @@ ARGS ?=
 train: setup ## train on the bundled beams: LVAE, pruning, figures; 2.5 minutes on 2 cores
 	$(PY) train.py --problem beams2d --strategy plummet --data sample --latent_dim 100 --n_epochs 300 --pruning_epoch 120 --save_model $(ARGS)
 
-test: setup-data ## run the tests (4 to 9 minutes on 2 cores)
+test: setup-data ## run the tests (4 to 10 minutes on 2 cores)
 	$(PY) -m pytest -q -n auto --dist worksteal tests
 
 soak: setup-data ## the heavy counts: many agents, many kills, PostgreSQL; writes results/faults.md

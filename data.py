@@ -289,10 +289,10 @@ def generate(problem, n, seed, out, jobs):
     from tqdm import tqdm
 
     folder = Path("data") / f"{problem}-s{seed}"
-    folder.mkdir(parents=True, exist_ok=True)
     table = conditions_of(problem, seed, n)
     rows = [{key: values[i].item() for key, values in table.items()} for i in range(n)]
     paths = [folder / f"{i:06d}.npz" for i in range(n)]
+    packed = []
     if Path(out).exists():  # packed before, with fewer designs
         try:
             with np.load(out, allow_pickle=False) as file:
@@ -301,9 +301,10 @@ def generate(problem, n, seed, out, jobs):
             raise InputError(f"--out {out}: is there, and not of this program ({first_line(error)}); give another") from None
         if theirs != seed or len(packed) > n:
             raise InputError(f"--out {out}: holds {len(packed)} designs of seed {theirs}; give that seed and at least as many")
-        for i, design, value in packed:
-            if not paths[i].exists():
-                _store(paths[i], design, value)
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, design, value in packed:
+        if not paths[i].exists():
+            _store(paths[i], design, value)
     work = [(problem, rows[i], paths[i]) for i in range(n) if not paths[i].exists()]
     os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")  # read by the workers at their start: one core each
     pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_die_with_parent)

@@ -68,16 +68,15 @@ def open_run(folder):
     folder = Path(folder)
     try:
         config = json.loads((folder / "config.json").read_text())
-        flags, fingerprint, _, _ = config["flags"], config["data"], config["flags"]["problem"], config["data"]["sha256"]
+        flags, source, sha256 = config["flags"], config["data"]["source"], config["data"]["sha256"]
+        problem, wanted = flags["problem"], flags["data"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise data.InputError(f"--run {folder}: its config.json cannot be read ({type(error).__name__}); allowed: a run folder") from None
     if not (folder / "model.pt").exists():
         raise data.InputError(f"--run {folder}: no model.pt; train with --save_model=True, or run the record again with it")
-    designs = data.load(flags["problem"], flags["data"], flags.get("toy_dims", 3))
-    if designs.fingerprint["sha256"] != fingerprint["sha256"]:
-        raise data.InputError(
-            f"--run {folder}: it was trained on other designs ({fingerprint['source']}) than --data {flags['data']} gives here"
-        )
+    designs = data.load(problem, wanted, flags.get("toy_dims", 3))
+    if designs.fingerprint["sha256"] != sha256:
+        raise data.InputError(f"--run {folder}: it was trained on other designs ({source}) than --data {wanted} gives here")
     return config, load(folder / "model.pt"), designs
 
 

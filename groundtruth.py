@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 import data
 from pruning import STRATEGIES
+from sweeping.agents import cores
 from train import pca_errors
 
 SETTING = "--problem=toy --latent_dim=20 --min_active_dims=1 --w_v=0.1 --polynomial_schedule_n=100 --pruning_epoch=120 --n_epochs=200"
@@ -50,7 +51,7 @@ def main():
     parser.add_argument("--ks", type=int, nargs="+", default=[1, 2, 3, 4, 5], help="numbers of factors (1 2 3 4 5)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="seeds (1 2 3)")
     parser.add_argument("--strategies", nargs="+", default=list(STRATEGIES), choices=list(STRATEGIES), help="strategies (all)")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time, one thread each (all cores)")
+    parser.add_argument("--jobs", type=int, default=cores(), help="runs at a time, one thread each (all cores)")
     args, extra = parser.parse_known_args()  # what is not ours goes to train.py
     if args.jobs < 1:
         parser.error(f"--jobs {args.jobs}: must be at least 1")

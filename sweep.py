@@ -48,13 +48,7 @@ def load_record(name, storage=None):
 
 def join_wandb(path):
     """A sweep that another machine created on W&B. One made by `wandb sweep` by hand has no fingerprint: its data are whatever is here."""
-    import wandb
-
-    try:
-        sweep = wandb.Api().sweep(path)
-        config = dict(sweep.config)
-    except Exception as error:
-        raise SweepError(f"SWEEP {path}: W&B does not give it ({agents.first_line(error)})") from None
+    config = on_wandb.of_wandb(path, lambda sweep: dict(sweep.config))
     frozen = re.search(r"\[data: (.*)\]", config.get("description") or "")
     entries = [entry.split() for entry in frozen[1].split("; ")] if frozen else []
     prints = {p: {"source": source, "toy_dims": int(dims), "sha256": sha} for p, source, dims, sha in entries}
@@ -129,14 +123,9 @@ def counts(record):
             c["best"][problem] = (value, run)
 
     if record["backend"] == "wandb":
-        import wandb
-
         metric, early = record["config"]["metric"]["name"], on_wandb.stopped_early(record)
-        try:
-            sweep = wandb.Api().sweep(record["path"])
-            c["stopped"], runs = sweep.state in ("PAUSED", "CANCELED", "STOPPED"), list(sweep.runs)
-        except Exception as error:  # wandb raises its own, requests' and ValueError
-            raise SweepError(f"SWEEP {record['path']}: W&B does not give it ({agents.first_line(error)})") from None
+        state, runs = on_wandb.of_wandb(record["path"], lambda sweep: (sweep.state, list(sweep.runs)))
+        c["stopped"] = state in ("PAUSED", "CANCELED", "STOPPED")
         for r in runs:
             summary = dict(r.summary)
             if r.state in ("running", "pending"):

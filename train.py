@@ -44,7 +44,7 @@ def warn(args):
 
 
 class Adam:
-    """torch's fused Adam, by its functional form: torch.optim.Adam itself imports the compiler, which takes longer than importing torch."""
+    """torch's fused Adam, by its functional form: torch.optim.Adam itself imports the compiler, which takes seconds."""
 
     def __init__(self, parameters):
         self.parameters = list(parameters)

@@ -6,7 +6,6 @@ Ctrl-C once: no new runs, the current ones finish. Twice, or SIGTERM: they write
 
 import contextlib
 import ctypes
-import fcntl
 import os
 import signal
 import subprocess
@@ -18,7 +17,7 @@ from pathlib import Path
 from optuna.trial import TrialState
 
 from sweeping.queue import BEAT, bands, hyperband_stops
-from sweeping.results import history, read_json, record_result
+from sweeping.results import history, is_locked, read_json, record_result
 
 REPORTS = 25  # of a run to the queue, besides hyperband's bands: each is an fsync
 PATIENCE = 300  # seconds for a stopped run to finish its epoch and write its checkpoint, before it is killed
@@ -127,18 +126,13 @@ def wait_for_folder(folder):
     Returns False if this agent was asked to stop meanwhile.
     """
     waited = False
-    while True:
-        with contextlib.suppress(FileNotFoundError), open(folder / "lock") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                waited or say(f"{folder}: another process still works on this run; waiting for it")
-                waited = True
-                time.sleep(1)
-                if stop_level():
-                    return False
-                continue
-        return True
+    while is_locked(folder):
+        waited or say(f"{folder}: another process still works on this run; waiting for it")
+        waited = True
+        time.sleep(1)
+        if stop_level():
+            return False
+    return True
 
 
 # -------------------------------------------------------------------------------------------------------------- the local backend

@@ -331,7 +331,7 @@ def create(args):
         print(f"results go to {record['results']}" + (trial if record["results"].endswith("-trial.csv") else ""))
     if created:
         write(STATE / "current", "\n".join(created) + "\n")
-        print("next: make agents N=" + str(min(5, os.cpu_count())))
+        print("next: make agents N=" + str(min(5, agents.cores())))
 
 
 def plan(path, config, problem, args, program):

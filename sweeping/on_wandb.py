@@ -6,7 +6,8 @@ from pathlib import Path
 
 import yaml
 
-from sweeping.agents import command_line, labels, say, stop_level
+from sweeping.agents import command_line, first_line, labels, say, stop_level
+from sweeping.create import SweepError
 from sweeping.results import is_locked, read_json, record_result
 
 TRIES = 10  # how often a run is continued: one that crashes each time must not come back for ever
@@ -16,6 +17,16 @@ def agent_folder(record, slot):
     """The folder of one `wandb agent`: its own, so that agents of one machine, or one SLURM array, never write to each other's files."""
     task = os.environ.get("SLURM_ARRAY_TASK_ID")
     return (Path(".sweeps") / record["id"] / (f"agent-{task}-{slot}" if task else f"agent-{slot}")).resolve()
+
+
+def of_wandb(path, read):
+    """read(sweep) for the sweep entity/project/id on W&B. Raises SweepError where W&B does not give it."""
+    import wandb
+
+    try:
+        return read(wandb.Api().sweep(path))
+    except Exception as error:  # wandb raises its own, requests' and ValueError, also while the sweep is read
+        raise SweepError(f"SWEEP {path}: W&B does not give it ({first_line(error)})") from None
 
 
 def started_runs(record):
@@ -47,12 +58,12 @@ def is_resumable(folder, state="crashed"):
 
 def interrupted(record):
     """Commands that continue the runs which were stopped on this machine: W&B's server does not hand them out again."""
-    commands, over = [], stopped_early(record)
+    commands, stopped = [], stopped_early(record)
     for run_id, path in started_runs(record).items():
         point, tries = point_of(path), path.with_suffix(".tries")
         folder = Path(point.get("out", "runs")) / run_id
         count = len(tries.read_text()) if tries.exists() else 0
-        if run_id not in over and is_resumable(folder) and not is_locked(folder) and count < TRIES:
+        if run_id not in stopped and is_resumable(folder) and not is_locked(folder) and count < TRIES:
             tries.write_text("x" * (count + 1))
             command = [sys.executable, record["config"]["program"], *command_line(point), "--resume=auto"]
             entity, project, sweep = record["path"].split("/")

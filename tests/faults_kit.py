@@ -23,8 +23,8 @@ from conftest import ROOT
 from wandb_server import serve
 
 CLEAN = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")} | {"NETRC": os.devnull, "OMP_NUM_THREADS": "1"}
-# A few seconds of toy designs that prune at several epochs, with a checkpoint at every second one
-EPOCHS = 24
+# Six seconds of toy designs that prune at several epochs, with a checkpoint at every second one
+EPOCHS = 40
 TOY = ["--problem=toy", "--latent_dim=8", "--batch_size=512", "--pruning_epoch=2", "--polynomial_schedule_n=2", "--strategy=lognorm"]
 TOY += ["--percentile=0.4", "--safeguards=none", "--max_prune_per_epoch=1", "--cooldown_epochs=3", "--threads=1", "--checkpoint_every=2"]
 TOY += ["--save_model", "--test", f"--n_epochs={EPOCHS}"]

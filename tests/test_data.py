@@ -242,6 +242,7 @@ def test_making_designs_from_the_command_line(tmp_path, monkeypatch, capsys):
         with pytest.raises(SystemExit, match="2"):
             data.main()
         assert said in capsys.readouterr().err
+    assert not Path("data/beams2d-s0").exists()  # what was refused left nothing
     monkeypatch.setattr("sys.argv", ["data.py", "--n", "0", "--problem", "beams2d"])
     with pytest.raises(SystemExit, match="2"):
         data.main()
