@@ -1,0 +1,70 @@
+"""verify.py: rows of results/NN.csv come out again from their flags, and those that do not are named."""
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+import verify
+from sweeping.results import record_result
+
+RUN = (
+    "--problem=toy --latent_dim=6 --batch_size=256 --n_epochs=3 --pruning_epoch=1 --polynomial_schedule_n=1 --min_active_dims=1 --threads=1"
+)
+
+
+@pytest.fixture
+def table(tmp_path, monkeypatch):
+    """results/01-first.csv with two seeds of a small run."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("WANDB_RUN_ID", raising=False)
+    Path(".sweeps").mkdir()
+    for seed in (1, 2):
+        command = [sys.executable, str(ROOT / "train.py"), *RUN.split(), "--wandb=disabled", f"--seed={seed}"]
+        subprocess.run(command, env={**os.environ, "WANDB_RUN_ID": f"s{seed}"}, check=True, capture_output=True)
+        record_result({"id": "01-first-x", "results": "results/01-first.csv"}, Path(f"runs/s{seed}"), "finished")
+    return Path("results/01-first.csv")
+
+
+def change(path, seed, **values):
+    with open(path, newline="") as file:
+        rows = list(csv.DictReader(file))
+    rows = [row | values if row["seed"] == str(seed) else row for row in rows]
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    return rows
+
+
+def test_rows_come_out_again_or_are_named(table, capsys):
+    before = sorted(map(str, Path(".").rglob("*")))
+    assert verify.main(["--runs", str(table), "--share", "1"]) == 0
+    said = capsys.readouterr().out
+    assert said.count(": equal, ") == 2 and "2 of 2 rows came out again" in said
+    assert sorted(map(str, Path(".").rglob("*"))) == before  # nothing is left behind
+
+    rows = change(table, 1, metrics_sha256="another machine")
+    assert verify.main(["--runs", str(table), "--ids", "s1"]) == 0
+    assert "within the seeds" in capsys.readouterr().out
+    change(table, 1, val_rec=str(9 * float(rows[0]["val_rec"])), metrics_sha256="another machine")
+    change(table, 2, val_rec=str(8 * float(rows[0]["val_rec"])))  # the recorded seeds lie log(9/8) apart
+    assert verify.main(["--runs", str(table), "--ids", "s1"]) == 1
+    assert "NOT within the seeds" in capsys.readouterr().out
+    change(table, 2, data_sha256="f00")
+    assert verify.main(["--runs", str(table), "--ids", "s2"]) == 1
+    assert "other designs" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("flags, says", [(["--share", "0"], "--share"), (["--ids", "nope"], "nope"), (["--jobs", "0"], "--jobs")])
+def test_bad_input_is_one_line(tmp_path, capsys, flags, says):
+    path = tmp_path / "01.csv"
+    path.write_text("id,status\na,finished\n")
+    assert verify.main(["--runs", str(path), *flags]) == 2
+    said = capsys.readouterr().err
+    assert says in said and said.count("\n") == 1
+    assert verify.main(["--runs", str(tmp_path / "none.csv")]) == 2

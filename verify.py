@@ -1,0 +1,122 @@
+"""Do the rows of a results/NN.csv come out again? Runs a random share of them from their recorded flags, and compares.
+
+    make verify RUNS=results/01-first.csv                    # a random tenth of the rows
+    python verify.py --runs results/01-first.csv --ids c6a4a0db ea3b9a67
+
+A row is `equal` if every number of its metrics.csv is, bit for bit (metrics_sha256): expected on the type of machine that made it. It is
+`within the seeds` if log val_rec is no further off than the rows of other seeds with the same flags lie apart: expected anywhere else.
+Exit code 0: each is one of these; 1: some are not; 2: bad input. Nothing is kept of the runs, and the results are not changed.
+"""
+
+import argparse
+import json
+import math
+import os
+import random
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from data import InputError
+from flags import DEFAULTS, parser
+from sweeping.agents import cores
+from sweeping.results import read_json, read_results
+
+APART = (
+    "seed",
+    "out",
+    "config",
+    "resume",
+    "threads",
+    "device",
+    "wandb",
+    "wandb_project",
+    "wandb_entity",
+    "checkpoint_every",
+    "figure_every",
+)
+
+
+def spread(row, rows):
+    """How far log val_rec of the rows with this row's flags, but any seed, lie apart at most; NaN where there is only one."""
+    same = [r for r in rows if all(r.get(key) == row.get(key) for key in DEFAULTS if key not in APART)]
+    logs = [math.log(float(r["val_rec"])) for r in same]
+    return max(logs) - min(logs) if len(logs) > 1 else math.nan
+
+
+def again(row):
+    """Run a row's flags in a folder of its own; returns its summary and the fingerprint of its designs."""
+    with tempfile.TemporaryDirectory(prefix="verify-") as out:
+        (Path(out) / "flags.json").write_text(json.dumps({"flags": {key: row[key] for key in DEFAULTS if row.get(key)}}))
+        command = [
+            sys.executable,
+            str(Path(__file__).parent / "train.py"),
+            f"--config={out}/flags.json",
+            f"--out={out}",
+            "--wandb=disabled",
+        ]
+        environment = {key: value for key, value in os.environ.items() if key != "WANDB_RUN_ID"} | {"WANDB_RUN_ID": row["id"]}
+        result = subprocess.run(
+            [*command, "--save_model=False"], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
+        folder = Path(out) / row["id"]
+        return read_json(folder / "summary.json") or {"cause": result.stderr.strip()}, (read_json(folder / "config.json") or {}).get(
+            "data", {}
+        )
+
+
+def compare(row, rows):
+    """(whether a row came out again, what to say of it)."""
+    summary, designs = again(row)
+    if "val_rec" not in summary:
+        return False, f"did not finish ({summary['cause']})"
+    if designs.get("sha256") != row["data_sha256"]:
+        return False, f"other designs ({designs.get('source')} {designs.get('sha256', '')[:12]}, recorded {row['data_sha256'][:12]})"
+    if summary["metrics_sha256"] == row["metrics_sha256"]:
+        return True, f"equal, val_rec {summary['val_rec']:.6g}"
+    off, apart = abs(math.log(summary["val_rec"] / float(row["val_rec"]))), spread(row, rows)
+    word = "no other seed to compare with" if math.isnan(apart) else "within the seeds" if off <= apart else "NOT within the seeds"
+    return (
+        off <= apart,
+        f"{word}: val_rec {summary['val_rec']:.6g}, recorded {float(row['val_rec']):.6g}, log apart {off:.2g}, seeds {apart:.2g}",
+    )
+
+
+def main(argv=None):
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--runs", required=True, help="a results/NN.csv")
+    p.add_argument("--share", type=float, default=0.1, help="share of its finished rows to run again, at least one (0.1)")
+    p.add_argument("--ids", nargs="+", help="these rows instead")
+    p.add_argument("--seed", type=int, default=None, help="of the choice (another one each time)")
+    p.add_argument("--jobs", type=int, default=cores(), help="runs at a time, each with the threads it was recorded with (all cores)")
+    args = p.parse_args(argv)
+    parser()  # fills DEFAULTS
+    try:
+        rows = [row for row in read_results(args.runs) if row["status"] == "finished"]
+        unknown = set(args.ids or ()) - {row["id"] for row in rows}
+        if not rows or unknown:
+            raise InputError(
+                f"--ids {' '.join(sorted(unknown))}: not finished rows of {args.runs}" if rows else f"--runs {args.runs}: no finished rows"
+            )
+        if not 0 < args.share <= 1:
+            raise InputError(f"--share {args.share}: allowed: 0 < share <= 1")
+        if args.jobs < 1:
+            raise InputError(f"--jobs {args.jobs}: allowed: at least 1")
+    except InputError as error:
+        print(f"verify.py: {error}", file=sys.stderr)
+        return 2
+    chosen = random.Random(args.seed).sample(rows, max(1, round(args.share * len(rows))))
+    chosen = [row for row in rows if row["id"] in args.ids] if args.ids else chosen
+    good = 0
+    with ThreadPoolExecutor(args.jobs) as pool:
+        for row, (right, said) in zip(chosen, pool.map(lambda row: compare(row, rows), chosen), strict=True):
+            good += right
+            print(f"{row['name']}: {said}", flush=True)
+    print(f"{good} of {len(chosen)} rows came out again (of {len(rows)} in {args.runs})")
+    return 0 if good == len(chosen) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
