@@ -16,12 +16,11 @@ def _save(figure, path):
     plt.close(figure)
 
 
-def _grid(rows, labels, path, title):
+def _mosaic(axis, rows, labels, title):
     """Rows of designs, each (n, H, W), one under another, white = 0, black = 1. One picture of all: an axis for each takes seconds."""
     n, (height, width) = max(map(len, rows)), rows[0].shape[1:]
     gap = 1 + width // 12
     mosaic = np.zeros((len(rows) * (height + gap) - gap, n * (width + gap) - gap))
-    figure, axis = plt.subplots(figsize=(1.5 * n, 1.6 * height / width * len(rows) + 0.5))
     for i, (row, label) in enumerate(zip(rows, labels, strict=True)):
         y = i * (height + gap)
         for j, image in enumerate(row):
@@ -30,13 +29,21 @@ def _grid(rows, labels, path, title):
     axis.imshow(mosaic, cmap="gray_r", vmin=0, vmax=1)
     axis.set_axis_off()
     axis.set_title(title)
+
+
+def _grid(rows, labels, path, title):
+    height, width = rows[0].shape[1:]
+    figure, axis = plt.subplots(figsize=(1.5 * max(map(len, rows)), 1.6 * height / width * len(rows) + 0.5))
+    _mosaic(axis, rows, labels, title)
     _save(figure, path)
 
 
-def _spectrum(trainer, path):
+def _spectrum(trainer, rows, path):
+    """The latent spectrum, and beside it designs over what the kept dimensions make of them: rows, two of (n, H, W)."""
     std, active = trainer.pruner.std.cpu().numpy(), trainer.pruner.active.cpu().numpy()
     order = np.argsort(-std, kind="stable")
-    figure, axis = plt.subplots(figsize=(6, 3.5))
+    figure, (axis, beside) = plt.subplots(1, 2, figsize=(13, 3.5), width_ratios=(1, 1.4), gridspec_kw=dict(wspace=0.3))
+    _mosaic(beside, rows, ["design", "reconstruction"], f"Validation designs, reconstructed from {active.sum()} dimensions")
     rank = np.arange(1, len(std) + 1)
     for chosen, colour, label in ((active, "C0", f"kept ({active.sum()})"), (~active, "C3", f"pruned ({(~active).sum()})")):
         axis.semilogy(rank[chosen[order]], std[order][chosen[order]] + 1e-12, ".", color=colour, label=label)
@@ -76,6 +83,9 @@ def draw(trainer, folder, n=8):
     chosen = order[torch.linspace(0, len(order) - 1, min(n, len(order))).long()]  # from the best to the worst
     rows = [val[chosen, 0].cpu().numpy(), images[chosen, 0].cpu().numpy()]
     _grid(rows, ["design", "reconstruction"], out / "reconstructions.png", "Validation designs, best reconstructed to worst")
+    _spectrum(
+        trainer, [row[len(row) // 8 :: max(1, len(row) // 4)] for row in rows], out / "spectrum.png"
+    )  # neither the best nor the worst
 
     steps = torch.linspace(0, 1, n, device=z.device)[:, None]
     pairs = [(chosen[i], chosen[-1 - i]) for i in range(min(3, len(chosen) // 2))] or [(chosen[0], chosen[0])]
@@ -85,5 +95,4 @@ def draw(trainer, folder, n=8):
     noise = torch.randn(2 * n, len(pruner.std), generator=torch.Generator().manual_seed(0)).to(z.device)
     samples = trainer.model.decode(pruner.mask(pruner.mean + pruner.std * noise))[:, 0].cpu().numpy()
     _grid([samples[:n], samples[n:]], ["", ""], out / "samples.png", "Random designs: a Gaussian with the latents' mean and std, decoded")
-    _spectrum(trainer, out / "spectrum.png")
     _curves(folder, out / "curves.png")
