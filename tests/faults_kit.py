@@ -23,8 +23,8 @@ from conftest import ROOT
 from wandb_server import serve
 
 CLEAN = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")} | {"NETRC": os.devnull, "OMP_NUM_THREADS": "1"}
-# Six seconds of toy designs that prune at several epochs, with a checkpoint at every second one
-EPOCHS = 40
+# Some seconds of toy designs that prune at several epochs, with a checkpoint at every second one
+EPOCHS = 24
 TOY = ["--problem=toy", "--latent_dim=8", "--batch_size=512", "--pruning_epoch=2", "--polynomial_schedule_n=2", "--strategy=lognorm"]
 TOY += ["--percentile=0.4", "--safeguards=none", "--max_prune_per_epoch=1", "--cooldown_epochs=3", "--threads=1", "--checkpoint_every=2"]
 TOY += ["--save_model", "--test", f"--n_epochs={EPOCHS}"]
@@ -216,7 +216,10 @@ def read_only(times):
     return gone
 
 
-def unreadable():
+UNREADABLE = ("cut.npz", "flipped.npz", "empty.npz", "folder.npz", "forbidden.npz", "/proc/self/mem")  # reading the last: EIO
+
+
+def unreadable(files=UNREADABLE):
     """Designs that cannot be read, by kind: (kind, exit code, stderr, whether anything was written)."""
     whole = (ROOT / "samples/beams2d.npz").read_bytes()
     Path("cut.npz").write_bytes(whole[: len(whole) // 2])
@@ -225,7 +228,7 @@ def unreadable():
     Path("folder.npz").mkdir()
     Path("forbidden.npz").write_bytes(whole)
     Path("forbidden.npz").chmod(0)
-    for file in ("cut.npz", "flipped.npz", "empty.npz", "folder.npz", "forbidden.npz", "/proc/self/mem"):  # reading the last: EIO
+    for file in files:
         # root reads what is forbidden, unless it gives up that right
         drop = "-dac_override,-dac_read_search"
         less = ["setpriv", "--bounding-set", drop, "--inh-caps", drop] if os.getuid() == 0 and shutil.which("setpriv") else []

@@ -41,13 +41,16 @@ def change(path, seed, **values):
     return rows
 
 
-def test_rows_come_out_again_or_are_named(table, capsys):
+def test_rows_come_out_again_or_are_named(table, capsys, monkeypatch):
     before = sorted(map(str, Path(".").rglob("*")))
     assert verify.main(["--runs", str(table), "--share", "1"]) == 0
     said = capsys.readouterr().out
     assert said.count(": equal, ") == 2 and "2 of 2 rows came out again" in said
     assert sorted(map(str, Path(".").rglob("*"))) == before  # nothing is left behind
 
+    designs = {"source": "toy", "sha256": change(table, 1)[0]["data_sha256"]}  # from here on what comes out is the first row's, unchanged
+    came = {"val_rec": float(change(table, 1)[0]["val_rec"]), "metrics_sha256": "of this machine"}
+    monkeypatch.setattr(verify, "again", lambda row: (came, designs))
     rows = change(table, 1, metrics_sha256="another machine")
     assert verify.main(["--runs", str(table), "--ids", "s1"]) == 0
     assert "within the seeds" in capsys.readouterr().out
@@ -58,6 +61,9 @@ def test_rows_come_out_again_or_are_named(table, capsys):
     change(table, 2, data_sha256="f00")
     assert verify.main(["--runs", str(table), "--ids", "s2"]) == 1
     assert "other designs" in capsys.readouterr().out
+    monkeypatch.setattr(verify, "again", lambda row: ({"cause": "epoch 2: rec_loss nan"}, designs))
+    assert verify.main(["--runs", str(table), "--ids", "s1"]) == 1
+    assert "did not finish (epoch 2: rec_loss nan)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("flags, says", [(["--share", "0"], "--share"), (["--ids", "nope"], "nope"), (["--jobs", "0"], "--jobs")])
