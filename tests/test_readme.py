@@ -1,0 +1,50 @@
+"""What README.md and sweeps/README.md say was found is what the committed rows say."""
+
+import re
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+import report
+from reporting import collect, page
+
+READMES = (ROOT / "README.md").read_text(), (ROOT / "sweeps/README.md").read_text()
+
+
+def cells(line):
+    return [cell.strip() for cell in line.strip().strip("|").split("|")]
+
+
+@pytest.fixture
+def build(tmp_path, monkeypatch):
+    """Builds the page of a sweep from results/NN-first.csv, without figures; returns its folder."""
+    monkeypatch.setattr(page.Page, "_figure", lambda self, name, figure, alt, caption: "")
+
+    def run(name):
+        path, _ = report.build(name, collect.local_runs(ROOT / f"results/{name}-first.csv"), tmp_path, name)
+        return path.parent
+
+    return run
+
+
+def test_the_first_table_is_that_of_the_rows(build):
+    header, _, *found = map(cells, (build("01") / "tables/summary.md").read_text().splitlines()[2:])
+    shown = ["problem", "arm", "active_dims", "val_rec", "pca_ratio", "best_val_rec"]
+    expected = [[row[header.index(key)] for key in shown] for row in found]
+    table = READMES[0].split("| problem | strategy | dims kept")[1].split("\n\n")[0].splitlines()[2:]
+    assert [cells(line) for line in table] == expected and len(expected) == 12
+
+
+def findings():
+    """(sweep, verdict) of each `**Found** (date, NN-first.csv): verdict` of sweeps/README.md."""
+    return re.findall(r"\*\*Found\*\* \(\d{4}-\d\d-\d\d, \[results/(\w+)-first\.csv\]\(\S+\)[^)]*\): \*\*(\w+)\*\*", READMES[1])
+
+
+@pytest.mark.parametrize("sweep, verdict", findings())
+def test_a_verdict_is_that_of_the_rows(build, sweep, verdict):
+    assert re.search(r'class="verdict (\w+)"', (build(sweep) / "index.html").read_text())[1] == verdict
+
+
+def test_a_complete_sweep_has_its_finding():
+    assert findings() and all(Path(ROOT, f"results/{sweep}-first.csv").exists() for sweep, _ in findings())
