@@ -49,22 +49,15 @@ def spread(row, rows):
 def again(row):
     """Run a row's flags in a folder of its own; returns its summary and the fingerprint of its designs."""
     with tempfile.TemporaryDirectory(prefix="verify-") as out:
-        (Path(out) / "flags.json").write_text(json.dumps({"flags": {key: row[key] for key in DEFAULTS if row.get(key)}}))
-        command = [
-            sys.executable,
-            str(Path(__file__).parent / "train.py"),
-            f"--config={out}/flags.json",
-            f"--out={out}",
-            "--wandb=disabled",
-        ]
-        environment = {key: value for key, value in os.environ.items() if key != "WANDB_RUN_ID"} | {"WANDB_RUN_ID": row["id"]}
-        result = subprocess.run(
-            [*command, "--save_model=False"], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        folder, flags = Path(out) / row["id"], Path(out) / "flags.json"
+        flags.write_text(json.dumps({"flags": {key: row[key] for key in DEFAULTS if row.get(key)}}))
+        command = [sys.executable, str(Path(__file__).parent / "train.py"), f"--config={flags}", f"--out={out}"]
+        command += ["--wandb=disabled", "--save_model=False", *(["--device=auto"] if row["device"] != "cpu" else [])]  # there may be no GPU
+        done = subprocess.run(
+            command, env={**os.environ, "WANDB_RUN_ID": row["id"]}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
         )
-        folder = Path(out) / row["id"]
-        return read_json(folder / "summary.json") or {"cause": result.stderr.strip()}, (read_json(folder / "config.json") or {}).get(
-            "data", {}
-        )
+        summary, config = (read_json(folder / name) or {} for name in ("summary.json", "config.json"))
+        return summary or {"cause": done.stderr.strip()}, config.get("data", {})
 
 
 def compare(row, rows):
@@ -109,11 +102,16 @@ def main(argv=None):
         return 2
     chosen = random.Random(args.seed).sample(rows, max(1, round(args.share * len(rows))))
     chosen = [row for row in rows if row["id"] in args.ids] if args.ids else chosen
-    good = 0
-    with ThreadPoolExecutor(args.jobs) as pool:
+    good, pool = 0, ThreadPoolExecutor(args.jobs)
+    try:
         for row, (right, said) in zip(chosen, pool.map(lambda row: compare(row, rows), chosen), strict=True):
             good += right
             print(f"{row['name']}: {said}", flush=True)
+    except KeyboardInterrupt:  # the runs have got it, too, and stop
+        print("verify.py: interrupted", file=sys.stderr)
+        return 130
+    finally:
+        pool.shutdown(cancel_futures=True)
     print(f"{good} of {len(chosen)} rows came out again (of {len(rows)} in {args.runs})")
     return 0 if good == len(chosen) else 1
 
