@@ -83,9 +83,8 @@ def draw(trainer, folder, n=8):
     chosen = order[torch.linspace(0, len(order) - 1, min(n, len(order))).long()]  # from the best to the worst
     rows = [val[chosen, 0].cpu().numpy(), images[chosen, 0].cpu().numpy()]
     _grid(rows, ["design", "reconstruction"], out / "reconstructions.png", "Validation designs, best reconstructed to worst")
-    _spectrum(
-        trainer, [row[len(row) // 8 :: max(1, len(row) // 4)] for row in rows], out / "spectrum.png"
-    )  # neither the best nor the worst
+    between = slice(len(chosen) // 8, None, max(1, len(chosen) // 4))  # four of them, the best left out
+    _spectrum(trainer, [row[between] for row in rows], out / "spectrum.png")
 
     steps = torch.linspace(0, 1, n, device=z.device)[:, None]
     pairs = [(chosen[i], chosen[-1 - i]) for i in range(min(3, len(chosen) // 2))] or [(chosen[0], chosen[0])]

@@ -22,26 +22,13 @@ from pathlib import Path
 from data import InputError
 from flags import DEFAULTS, parser
 from sweeping.agents import cores
+from sweeping.create import FREE
 from sweeping.results import read_json, read_results
-
-APART = (
-    "seed",
-    "out",
-    "config",
-    "resume",
-    "threads",
-    "device",
-    "wandb",
-    "wandb_project",
-    "wandb_entity",
-    "checkpoint_every",
-    "figure_every",
-)
 
 
 def spread(row, rows):
     """How far log val_rec of the rows with this row's flags, but any seed, lie apart at most; NaN where there is only one."""
-    same = [r for r in rows if all(r.get(key) == row.get(key) for key in DEFAULTS if key not in APART)]
+    same = [r for r in rows if all(r.get(key) == row.get(key) for key in DEFAULTS if key not in (*FREE, "seed"))]
     logs = [math.log(float(r["val_rec"])) for r in same]
     return max(logs) - min(logs) if len(logs) > 1 else math.nan
 
@@ -71,10 +58,8 @@ def compare(row, rows):
         return True, f"equal, val_rec {summary['val_rec']:.6g}"
     off, apart = abs(math.log(summary["val_rec"] / float(row["val_rec"]))), spread(row, rows)
     word = "no other seed to compare with" if math.isnan(apart) else "within the seeds" if off <= apart else "NOT within the seeds"
-    return (
-        off <= apart,
-        f"{word}: val_rec {summary['val_rec']:.6g}, recorded {float(row['val_rec']):.6g}, log apart {off:.2g}, seeds {apart:.2g}",
-    )
+    values = f"val_rec {summary['val_rec']:.6g}, recorded {float(row['val_rec']):.6g}"
+    return off <= apart, f"{word}: {values}, log apart {off:.2g}, seeds {apart:.2g}"
 
 
 def main(argv=None):
@@ -89,10 +74,10 @@ def main(argv=None):
     try:
         rows = [row for row in read_results(args.runs) if row["status"] == "finished"]
         unknown = set(args.ids or ()) - {row["id"] for row in rows}
-        if not rows or unknown:
-            raise InputError(
-                f"--ids {' '.join(sorted(unknown))}: not finished rows of {args.runs}" if rows else f"--runs {args.runs}: no finished rows"
-            )
+        if not rows:
+            raise InputError(f"--runs {args.runs}: no finished rows")
+        if unknown:
+            raise InputError(f"--ids {' '.join(sorted(unknown))}: not finished rows of {args.runs}")
         if not 0 < args.share <= 1:
             raise InputError(f"--share {args.share}: allowed: 0 < share <= 1")
         if args.jobs < 1:
@@ -100,8 +85,10 @@ def main(argv=None):
     except InputError as error:
         print(f"verify.py: {error}", file=sys.stderr)
         return 2
-    chosen = random.Random(args.seed).sample(rows, max(1, round(args.share * len(rows))))
-    chosen = [row for row in rows if row["id"] in args.ids] if args.ids else chosen
+    if args.ids:
+        chosen = [row for row in rows if row["id"] in args.ids]
+    else:
+        chosen = random.Random(args.seed).sample(rows, max(1, round(args.share * len(rows))))
     good, pool = 0, ThreadPoolExecutor(args.jobs)
     try:
         for row, (right, said) in zip(chosen, pool.map(lambda row: compare(row, rows), chosen), strict=True):

@@ -54,7 +54,7 @@ def test_online(wandb_server):
     assert any("spectrum" in row for row in run["history"])
 
 
-def test_offline():
+def test_offline_and_disabled():
     folder, _, _ = command(env={})  # not logged in: offline, inside the run's own folder
     (offline,) = folder.glob("wandb/offline-run-*")
     assert list(offline.glob("*.wandb"))
@@ -63,6 +63,11 @@ def test_offline():
         done = subprocess.run([sys.executable, "-m", "wandb", "sync", str(offline)], env={**CLEAN, **server.env}, capture_output=True)
         assert done.returncode == 0
         assert len([row for row in server.runs[folder.name]["history"] if "val_rec" in row]) == 4
+
+
+def test_disabled():
+    folder, _, _ = command("--wandb=disabled", env={})
+    assert not (folder / "wandb").exists()
 
 
 def test_an_address_that_is_none_costs_no_run():
