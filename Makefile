@@ -6,7 +6,7 @@ NLOPT := nlopt==2.11.0
 PSYCOPG := "psycopg[binary]==3.3.9"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-data train test soak lint data ground-truth bench budget agents resume status stop list sync dashboard report verify gallery clean distclean
+.PHONY: help setup setup-data train test soak lint data ground-truth bench budget agents resume status stop list sync dashboard report verify ship gallery clean distclean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9%-]+:.*## / {sub("%", "01", $$1); printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -88,6 +88,9 @@ report: setup ## the page that answers a sweep's question: SWEEP=02 (RUNS=folder
 verify: setup ## do its rows come out again? a random tenth: RUNS=results/01-first.csv, ARGS="--ids a b"
 	@test -n "$(RUNS)" || { echo "verify: say which rows: make verify RUNS=results/01-first.csv" >&2; exit 2; }
 	$(PY) verify.py --runs $(RUNS) $(ARGS)
+
+ship: setup ## the best run of each final setting into models/: RUNS="results/NN-models.csv ..."
+	$(PY) ship.py --runs $(or $(RUNS),$(wildcard results/*-models.csv))
 
 gallery: setup ## what a model draws, and its physics: RUN=runs/<id>, trained with --save_model
 	@test -n "$(RUN)" || { echo "gallery: say which run: make gallery RUN=runs/<id>" >&2; exit 2; }

@@ -79,7 +79,8 @@ def _git_commit():
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         here = Path(__file__).parent
         commit = subprocess.run(["git", "-C", here, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5).stdout.strip()
-        dirty = subprocess.run(["git", "-C", here, "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=5).stdout
+        looked_at = ["status", "--porcelain", "-uno", "--", ":/", ":!/results"]  # agents add rows to results/ between the runs
+        dirty = subprocess.run(["git", "-C", here, *looked_at], capture_output=True, text=True, timeout=5).stdout
         return commit + ("+changes" if dirty else "") or None
 
 
