@@ -1,0 +1,86 @@
+"""ship.py: the best run goes into models/, in 8 bits; and the models that are there are those of the committed rows."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import ROOT
+
+import data
+import lvae
+import ship
+import train
+from sweeping.results import record_result
+
+TOY = "--problem=toy --data=sample --latent_dim=8 --n_epochs=6 --pruning_epoch=2 --polynomial_schedule_n=2 --batch_size=256 --threads=1"
+MODELS = {"beams2d": "04", "heatconduction2d": "05", "photonics2d": "06"}
+
+
+@pytest.fixture
+def table(here, monkeypatch):
+    """results/04-models.csv with two seeds of a small run that kept its model."""
+    monkeypatch.setattr(train.figures, "draw", lambda trainer, folder: None)
+    Path(".sweeps").mkdir()
+    for seed in (1, 2):
+        monkeypatch.setenv("WANDB_RUN_ID", f"s{seed}")
+        assert train.main([*TOY.split(), "--wandb=disabled", "--save_model", f"--seed={seed}"]) == 0
+        record_result({"id": "04-models-x", "results": "results/04-models.csv"}, Path(f"runs/s{seed}"), "finished")
+    return Path("results/04-models.csv")
+
+
+def rows(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_run_with_the_least_val_rec_is_shipped(table, capsys):
+    best = min(rows(table), key=lambda row: float(row["val_rec"]))
+    assert ship.main(["--runs", str(table)]) == 0
+    assert f"models/toy: {best['name']}" in capsys.readouterr().out
+    target, source = Path("models/toy"), Path("runs") / best["id"]
+    assert {path.name for path in target.iterdir()} == {"model.pt", "config.json", "summary.json"}
+    assert (target / "config.json").read_text() == (source / "config.json").read_text()
+    assert (target / "model.pt").stat().st_size < 0.4 * (source / "model.pt").stat().st_size
+    whole, small = lvae.load(source / "model.pt"), lvae.load(target / "model.pt")
+    for name, value in whole.state_dict().items():
+        off = (small.state_dict()[name] - value).abs()
+        assert (off == 0).all() if value.numel() <= 2**14 else (off <= value.abs().amax(1, keepdim=True) / 253.9).all()
+    assert not all(torch.equal(a, b) for a, b in zip(whole.parameters(), small.parameters(), strict=True))
+
+
+def test_what_cannot_be_shipped_is_one_line(table, capsys):
+    text = table.read_text()
+    row = min(rows(table), key=lambda row: float(row["val_rec"]))
+    cases = {"no finished rows": text.splitlines()[0] + "\n", "rows of several problems": text.replace(",toy,", ",beams2d,", 1)}
+    cases |= {"in its row; allowed: 1% apart": text.replace(row["val_rec"], str(float(row["val_rec"]) / 2))}
+    for said, changed in cases.items():
+        table.write_text(changed)
+        assert ship.main(["--runs", str(table)]) == 2
+        error = capsys.readouterr().err
+        assert said in error and error.count("\n") == 1
+    table.write_text(text)
+    (Path("runs") / row["id"] / "model.pt").unlink()
+    assert ship.main(["--runs", str(table)]) == 2 and "not a model.pt" in capsys.readouterr().err
+    assert not Path("models").exists()
+
+
+@pytest.mark.parametrize("problem", MODELS)
+def test_the_models_in_models_are_those_of_the_rows(problem):
+    folder, found = ROOT / "models" / problem, rows(ROOT / f"results/{MODELS[problem]}-models.csv")
+    assert len(found) == 5 and {row["status"] for row in found} == {"finished"} and len({row["seed"] for row in found}) == 5
+    best = min(found, key=lambda row: float(row["val_rec"]))
+    config, summary = (json.loads((folder / name).read_text()) for name in ("config.json", "summary.json"))
+    assert config["id"] == best["id"] and summary["metrics_sha256"] == best["metrics_sha256"]
+    model, designs = lvae.load(folder / "model.pt"), data.load(problem, "sample")
+    assert len(model.dims) == int(best["active_dims"])
+    for x, key in ((designs.val, "val_rec"), (designs.test, "test_rec")):
+        with torch.no_grad():
+            error = F.mse_loss(model.decode(model.encode(x)), x).item()
+        assert error == pytest.approx(float(best[key]), rel=ship.LOSS)
+
+
+def test_the_models_are_small():
+    assert sum(path.stat().st_size for path in (ROOT / "models").rglob("*")) < 10e6
