@@ -1,5 +1,6 @@
 """What README.md and sweeps/README.md say was found is what the committed rows say."""
 
+import csv
 import re
 from pathlib import Path
 
@@ -34,6 +35,18 @@ def test_the_first_table_is_that_of_the_rows(build):
     expected = [[row[header.index(key)] for key in shown] for row in found]
     table = READMES[0].split("| problem | strategy | dims kept")[1].split("\n\n")[0].splitlines()[2:]
     assert [cells(line) for line in table] == expected and len(expected) == 12
+
+
+def test_the_models_table_is_that_of_the_rows():
+    table = READMES[0].split("| problem | epochs, w_v | dims kept")[1].split("\n\n")[0].splitlines()[2:]
+    for line, sweep in zip(table, ("04", "05", "06"), strict=True):
+        with open(ROOT / f"results/{sweep}-models.csv", newline="") as file:
+            rows = list(csv.DictReader(file))
+        shown = [rows[0]["problem"], f"{rows[0]['n_epochs']}, {rows[0]['w_v']}"]
+        for key in ("active_dims", "val_rec", "pca_ratio", "test_rec"):
+            values = [float(row[key]) for row in rows]
+            shown.append(f"{sum(values) / len(values):.4g} ({min(values):.4g} to {max(values):.4g})")
+        assert cells(line) == shown
 
 
 def findings():
