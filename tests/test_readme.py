@@ -1,6 +1,5 @@
 """What README.md and sweeps/README.md say was found is what the committed rows say."""
 
-import csv
 import re
 from pathlib import Path
 
@@ -9,6 +8,7 @@ from conftest import ROOT
 
 import report
 from reporting import collect, page
+from sweeping.results import read_results
 
 READMES = (ROOT / "README.md").read_text(), (ROOT / "sweeps/README.md").read_text()
 
@@ -40,8 +40,7 @@ def test_the_first_table_is_that_of_the_rows(build):
 def test_the_models_table_is_that_of_the_rows():
     table = READMES[0].split("| problem | epochs, w_v | dims kept")[1].split("\n\n")[0].splitlines()[2:]
     for line, sweep in zip(table, ("04", "05", "06"), strict=True):
-        with open(ROOT / f"results/{sweep}-models.csv", newline="") as file:
-            rows = list(csv.DictReader(file))
+        rows = read_results(ROOT / f"results/{sweep}-models.csv")
         shown = [rows[0]["problem"], f"{rows[0]['n_epochs']}, {rows[0]['w_v']}"]
         for key in ("active_dims", "val_rec", "pca_ratio", "test_rec"):
             values = [float(row[key]) for row in rows]

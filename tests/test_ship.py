@@ -1,6 +1,5 @@
 """ship.py: the best run goes into models/, in 8 bits; and the models that are there are those of the committed rows."""
 
-import csv
 import json
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import data
 import lvae
 import ship
 import train
-from sweeping.results import record_result
+from sweeping.results import read_results, record_result
 
 TOY = "--problem=toy --data=sample --latent_dim=8 --n_epochs=6 --pruning_epoch=2 --polynomial_schedule_n=2 --batch_size=256 --threads=1"
 MODELS = {"beams2d": "04", "heatconduction2d": "05", "photonics2d": "06"}
@@ -31,13 +30,8 @@ def table(here, monkeypatch):
     return Path("results/04-models.csv")
 
 
-def rows(path):
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def test_the_run_with_the_least_val_rec_is_shipped(table, capsys):
-    best = min(rows(table), key=lambda row: float(row["val_rec"]))
+    best = min(read_results(table), key=lambda row: float(row["val_rec"]))
     assert ship.main(["--runs", str(table)]) == 0
     assert f"models/toy: {best['name']}" in capsys.readouterr().out
     target, source = Path("models/toy"), Path("runs") / best["id"]
@@ -53,7 +47,7 @@ def test_the_run_with_the_least_val_rec_is_shipped(table, capsys):
 
 def test_what_cannot_be_shipped_is_one_line(table, capsys):
     text = table.read_text()
-    row = min(rows(table), key=lambda row: float(row["val_rec"]))
+    row = min(read_results(table), key=lambda row: float(row["val_rec"]))
     cases = {"no finished rows": text.splitlines()[0] + "\n", "rows of several problems": text.replace(",toy,", ",beams2d,", 1)}
     cases |= {"in its row; allowed: 1% apart": text.replace(row["val_rec"], str(float(row["val_rec"]) / 2))}
     for said, changed in cases.items():
@@ -69,7 +63,7 @@ def test_what_cannot_be_shipped_is_one_line(table, capsys):
 
 @pytest.mark.parametrize("problem", MODELS)
 def test_the_models_in_models_are_those_of_the_rows(problem):
-    folder, found = ROOT / "models" / problem, rows(ROOT / f"results/{MODELS[problem]}-models.csv")
+    folder, found = ROOT / "models" / problem, read_results(ROOT / f"results/{MODELS[problem]}-models.csv")
     assert len(found) == 5 and {row["status"] for row in found} == {"finished"} and len({row["seed"] for row in found}) == 5
     best = min(found, key=lambda row: float(row["val_rec"]))
     config, summary = (json.loads((folder / name).read_text()) for name in ("config.json", "summary.json"))

@@ -54,7 +54,7 @@ def test_online(wandb_server):
     assert any("spectrum" in row for row in run["history"])
 
 
-def test_offline_and_disabled():
+def test_offline():
     folder, _, _ = command(env={})  # not logged in: offline, inside the run's own folder
     (offline,) = folder.glob("wandb/offline-run-*")
     assert list(offline.glob("*.wandb"))
