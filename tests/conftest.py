@@ -1,5 +1,6 @@
 """What several tests share: the scripts on the path, and W&B's server."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -7,6 +8,11 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+
+def pytest_xdist_auto_num_workers():
+    """One worker more than cores: a quarter of the time a test waits, for W&B's client or a signal to arrive."""
+    return (os.cpu_count() or 1) + 1
 
 
 @pytest.fixture

@@ -216,7 +216,10 @@ def read_only(times):
     return gone
 
 
-def unreadable():
+UNREADABLE = ("cut.npz", "flipped.npz", "empty.npz", "folder.npz", "forbidden.npz", "/proc/self/mem")  # reading the last: EIO
+
+
+def unreadable(files=UNREADABLE):
     """Designs that cannot be read, by kind: (kind, exit code, stderr, whether anything was written)."""
     whole = (ROOT / "samples/beams2d.npz").read_bytes()
     Path("cut.npz").write_bytes(whole[: len(whole) // 2])
@@ -225,7 +228,7 @@ def unreadable():
     Path("folder.npz").mkdir()
     Path("forbidden.npz").write_bytes(whole)
     Path("forbidden.npz").chmod(0)
-    for file in ("cut.npz", "flipped.npz", "empty.npz", "folder.npz", "forbidden.npz", "/proc/self/mem"):  # reading the last: EIO
+    for file in files:
         # root reads what is forbidden, unless it gives up that right
         drop = "-dac_override,-dac_read_search"
         less = ["setpriv", "--bounding-set", drop, "--inh-caps", drop] if os.getuid() == 0 and shutil.which("setpriv") else []

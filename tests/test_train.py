@@ -245,7 +245,7 @@ def test_the_compact_model_gives_what_the_masked_one_gives(monkeypatch):
     assert 0 < k == len(model.dims) < 8
     z, images = t.reconstruct(t.val)
     with torch.no_grad():
-        torch.testing.assert_close(model.encode(t.val), z[:, model.dims], rtol=0, atol=1e-5)
+        torch.testing.assert_close(model.encode(t.val), z[:, model.dims], rtol=1e-5, atol=1e-5)  # latents are some tens
         torch.testing.assert_close(model.decode(model.encode(t.val)), images, rtol=0, atol=1e-5)
     assert model.sample(3, seed=1).shape == (3, 1, 32, 32)
     assert torch.equal(model.sample(3, seed=1), model.sample(3, seed=1))
