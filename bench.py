@@ -16,7 +16,6 @@ import datetime
 import json
 import math
 import os
-import platform
 import resource
 import statistics
 import subprocess
@@ -33,6 +32,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import data
 import train
 from flags import parse
+from machine import cpu_model
 from pruning import volume
 from sweeping.agents import cores
 from sweeping.create import expand, levels, read_yaml
@@ -283,9 +283,7 @@ def machine(device):
     """What it ran on, in words."""
     if device == "cuda":
         return torch.cuda.get_device_name()
-    cpu = Path("/proc/cpuinfo")
-    names = [line.split(":")[1].strip() for line in cpu.read_text().splitlines() if line.startswith("model name")] if cpu.exists() else []
-    return f"{cores()} cores of {names[0] if names else platform.processor() or platform.machine()}"
+    return f"{cores()} cores of {cpu_model()}"
 
 
 def bench(device, quick):

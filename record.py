@@ -12,15 +12,12 @@ import csv
 import datetime
 import fcntl
 import hashlib
-import importlib.metadata
 import io
 import json
 import math
 import netrc
 import os
-import platform
 import secrets
-import subprocess
 import sys
 import threading
 import zipfile
@@ -30,6 +27,7 @@ from urllib.parse import urlsplit
 import torch
 
 from data import InputError, first_line, reachable
+from machine import describe_machine
 
 COLUMNS = ["epoch", "rec_loss", "vol_loss", "total_loss", "val_rec", "val_vol_loss", "val_total_loss", "active_dims", "w_v", "pruned"]
 COLUMNS += ["val_rec_pruned", "epoch_seconds"]
@@ -73,28 +71,6 @@ def different_flags(old, new):
     old, new = json.loads(to_json(old)), json.loads(to_json(new))
     different = [k for k in new if k not in FREE_FLAGS and k != "n_epochs" and old.get(k) != new[k] and new[k] != AUTO.get(k)]
     return different + (["n_epochs"] if new["n_epochs"] < old.get("n_epochs", 0) else [])
-
-
-def _git_commit():
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
-        here = Path(__file__).parent
-        commit = subprocess.run(["git", "-C", here, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5).stdout.strip()
-        looked_at = ["status", "--porcelain", "-uno", "--", ":/", ":!/results"]  # agents add rows to results/ between the runs
-        dirty = subprocess.run(["git", "-C", here, *looked_at], capture_output=True, text=True, timeout=5).stdout
-        return commit + ("+changes" if dirty else "") or None
-
-
-def describe_machine(device):
-    """Versions and machine, as config.json records them."""
-    versions = {"python": platform.python_version()}
-    for package in ("torch", "numpy", "engibench", "wandb"):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[package] = importlib.metadata.version(package)
-    machine = {"host": platform.node(), "system": platform.platform(), "cpu": platform.processor() or platform.machine()}
-    machine |= {"cores": os.cpu_count(), "device": str(device)}
-    if device.type == "cuda":
-        machine["gpu"] = torch.cuda.get_device_name(device)
-    return {"git": _git_commit(), "versions": versions, "machine": machine}
 
 
 class Run:

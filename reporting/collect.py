@@ -19,7 +19,7 @@ from sweeping.results import RESULT_METRICS, SUMS, is_locked
 
 LEVEL = dict(plummet="plummet_threshold", pca_cdf="cdf_threshold", lognorm="percentile", probabilistic="temperature")
 # What a row of results/NN.csv holds besides flags and metrics
-BOOKKEEPING = ("id", "name", "sweep", "status", "cause", "data_source", "data_sha256", "metrics_sha256", "git", "host", "recorded")
+BOOKKEEPING = ("id", "name", "sweep", "status", "cause", "data_source", "data_sha256", "metrics_sha256", "git", "host", "cpu", "recorded")
 
 
 class InputError(ValueError):
@@ -153,7 +153,7 @@ def _from_row(row, path):
         run.cause = f"its row has no use ({type(error).__name__}: {error})"
         return run
     run.data = {"source": row.get("data_source"), "sha256": row.get("data_sha256")}
-    run.git, run.machine = row.get("git") or None, {"cpu": row.get("host")}
+    run.git, run.machine = row.get("git") or None, {"cpu": row.get("cpu") or row.get("host")}
     run.summary = {key: row.get(key) for key in RESULT_METRICS}
     run.status, run.cause = row.get("status", ""), row.get("cause", "")
     if run.status == "stopped early":

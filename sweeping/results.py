@@ -96,6 +96,7 @@ def record_result(record, folder, status):
     fingerprint = config.get("data", {})
     row |= {"data_source": fingerprint.get("source", ""), "data_sha256": fingerprint.get("sha256", "")}
     row |= {"metrics_sha256": summary.get("metrics_sha256", ""), "git": config.get("git") or ""}
-    row |= {"host": config.get("machine", {}).get("host", ""), "recorded": datetime.datetime.now().isoformat(timespec="seconds")}
+    row |= {key: config.get("machine", {}).get(key, "") for key in ("host", "cpu")}
+    row |= {"recorded": datetime.datetime.now().isoformat(timespec="seconds")}
     with results_table(record) as rows:
         rows[:] = [r for r in rows if r["id"] != row["id"]] + [row]

@@ -1,6 +1,7 @@
 """verify.py: rows of results/NN.csv come out again from their flags, and those that do not are named."""
 
 import csv
+import math
 import os
 import subprocess
 import sys
@@ -58,6 +59,18 @@ def test_rows_come_out_again_or_are_named(table, capsys, monkeypatch):
     change(table, 2, val_rec=str(8 * float(rows[0]["val_rec"])))  # the recorded seeds lie log(9/8) apart
     assert verify.main(["--runs", str(table), "--ids", "s1"]) == 1
     assert "NOT within the seeds" in capsys.readouterr().out
+    # a row whose seed stands alone is held against the seeds of other settings, in any table beside it
+    change(table, 1, w_v="0.5", cpu="another, AVX2")
+    assert verify.main(["--runs", str(table), "--ids", "s1"]) == 1
+    assert "no other seed to compare with" in capsys.readouterr().out
+    for seed, factor in (("1", 1), ("2", 20)):
+        with open(f"results/0{seed}-other.csv", "w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerow(rows[0] | {"seed": seed, "w_v": "0.7", "val_rec": factor * float(rows[0]["val_rec"])})
+    assert verify.main(["--runs", str(table), "--ids", "s1"]) == 0
+    said = capsys.readouterr().out
+    assert f"seeds {math.log(20):.2g} (made on another, AVX2, this is {rows[0]['cpu']})" in said
     change(table, 2, data_sha256="f00")
     assert verify.main(["--runs", str(table), "--ids", "s2"]) == 1
     assert "other designs" in capsys.readouterr().out
