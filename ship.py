@@ -18,14 +18,14 @@ import torch.nn.functional as F
 import data
 from lvae import load, quantise
 from record import write_atomically
-from sweeping.results import read_results
+from sweeping.results import finished_rows
 
 LOSS = 0.01  # how much of val_rec the 8 bits may cost, at most
 
 
 def best(path):
     """The finished row of a results CSV with the least val_rec. Raises InputError."""
-    rows = [row for row in read_results(path) if row["status"] == "finished"]
+    rows = finished_rows(path)
     if not rows or len({row["problem"] for row in rows}) > 1:
         raise data.InputError(f"--runs {path}: {'rows of several problems' if rows else 'no finished rows'}; allowed: finished rows of one")
     return min(rows, key=lambda row: float(row["val_rec"]))

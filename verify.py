@@ -5,7 +5,7 @@
 
 A row is `equal` if every number of its metrics.csv is, bit for bit (metrics_sha256): expected on the type of CPU that made it. It is
 `within the seeds` if log val_rec is no further off than the rows of other seeds with the same flags lie apart, or where no other seed was
-run, any rows of this problem that differ in the seed alone, in any results/NN*.csv beside it: expected on any other CPU.
+run, any rows with these designs that differ in the seed alone, in any results/NN*.csv beside it: expected on any other CPU.
 Exit code 0: each is one of these; 1: some are not; 2: bad input. Nothing is kept of the runs, and the results are not changed.
 """
 
@@ -26,17 +26,17 @@ from flags import DEFAULTS, parser
 from machine import cpu_model
 from sweeping.agents import cores
 from sweeping.create import FREE
-from sweeping.results import read_json, read_results
+from sweeping.results import finished_rows, read_json
 
 
 def spread(row, rows):
     """How far apart log val_rec lies at most between rows that differ in the seed alone; NaN where there are none.
 
-    Among rows with this row's flags; where it has no other seed, among any rows of its problem.
+    Among rows with this row's flags; where it has no other seed, among any rows with its designs.
     """
     logs, keys = defaultdict(dict), [key for key in DEFAULTS if key not in (*FREE, "seed")]
     for r in rows:
-        if r["problem"] == row["problem"]:
+        if r["data_sha256"] == row["data_sha256"]:
             logs[tuple(r.get(key) for key in keys)][r["seed"]] = math.log(float(r["val_rec"]))
     apart = {flags: max(seeds.values()) - min(seeds.values()) for flags, seeds in logs.items() if len(seeds) > 1}
     return apart.get(tuple(row.get(key) for key in keys), max(apart.values(), default=math.nan))
@@ -67,13 +67,10 @@ def compare(row, rows):
         return True, f"equal, val_rec {summary['val_rec']:.6g}"
     off, apart = abs(math.log(summary["val_rec"] / float(row["val_rec"]))), spread(row, rows)
     word = "no other seed to compare with" if math.isnan(apart) else "within the seeds" if off <= apart else "NOT within the seeds"
-    elsewhere = f" (made on {row['cpu']}, this is {cpu_model()})" if row.get("cpu", "") not in ("", cpu_model()) else ""
+    here, made_on = cpu_model(), row.get("cpu")
+    elsewhere = f" (made on {made_on}, this is {here})" if made_on and made_on != here else ""
     values = f"val_rec {summary['val_rec']:.6g}, recorded {float(row['val_rec']):.6g}"
     return off <= apart, f"{word}: {values}, log apart {off:.2g}, seeds {apart:.2g}{elsewhere}"
-
-
-def finished(path):
-    return [row for row in read_results(path) if row["status"] == "finished"]
 
 
 def main(argv=None):
@@ -86,7 +83,7 @@ def main(argv=None):
     args = p.parse_args(argv)
     parser()  # fills DEFAULTS
     try:
-        rows = finished(args.runs)
+        rows = finished_rows(args.runs)
         unknown = set(args.ids or ()) - {row["id"] for row in rows}
         if not rows:
             raise InputError(f"--runs {args.runs}: no finished rows")
@@ -103,7 +100,7 @@ def main(argv=None):
         chosen = [row for row in rows if row["id"] in args.ids]
     else:
         chosen = random.Random(args.seed).sample(rows, max(1, round(args.share * len(rows))))
-    beside = [row for path in {Path(args.runs), *Path(args.runs).parent.glob("[0-9]*.csv")} for row in finished(path)]
+    beside = [row for path in {Path(args.runs), *Path(args.runs).parent.glob("[0-9]*.csv")} for row in finished_rows(path)]
     good, pool = 0, ThreadPoolExecutor(args.jobs)
     try:
         for row, (right, said) in zip(chosen, pool.map(lambda row: compare(row, beside), chosen), strict=True):

@@ -84,6 +84,10 @@ def read_results(path):
     return []
 
 
+def finished_rows(path):
+    return [row for row in read_results(path) if row["status"] == "finished"]
+
+
 def record_result(record, folder, status):
     """Put a run into results/NN.csv: flags, metrics, hashes. A run that is there already is replaced."""
     from reporting.collect import read_run  # which imports this module
