@@ -48,7 +48,7 @@ def test_a_full_disk_that_holds_the_log_too():
 
 
 def test_unreadable_designs():
-    for kind, code, error, written in kit.unreadable(["flipped.npz", "forbidden.npz"]):
+    for kind, code, error, written in kit.unreadable():
         assert (code, written) == (2, False), (kind, error)
         assert error.startswith(f"train.py: --data {kind}: ") and error.count("\n") == 1
 
