@@ -25,7 +25,7 @@ from data import InputError
 from flags import DEFAULTS, parser
 from machine import cpu_model
 from sweeping.agents import cores
-from sweeping.create import FREE
+from sweeping.done import FREE
 from sweeping.results import finished_rows, read_json
 
 

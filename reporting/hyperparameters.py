@@ -23,11 +23,9 @@ UNSAID = (
 
 
 def metric(run):
-    """What the search minimises: the lowest val_rec_pruned of the run; NaN for a run stopped before its first.
-
-    A run from results/NN.csv has no curve: its last val_rec stands in."""
+    """What the search minimises: the lowest val_rec_pruned of the run (`objective` of a row); NaN for a run stopped before its first."""
     if not run.metrics:
-        return run.value("val_rec") if run.status == "finished" else math.nan
+        return run.value("objective")
     values = run.metrics.get(METRIC, np.array([]))
     values = values[np.isfinite(values)]
     return float(values.min()) if len(values) else math.nan
@@ -70,8 +68,6 @@ def hyperparameters(study, page):
             "Every run has the same seed: the settings are the sample here, and the best one is best with that seed only until "
             "the command below has been run."
         )
-    if not any(run.metrics for run in study.done):
-        page.caveat(f"These runs have no curves (a row each in a results table): their last val_rec stands in for the lowest {METRIC}.")
     page.caveat(
         "Importance and tests rest on the completed runs only; hyperband stopped the worst, so that the effects among the "
         "completed look smaller than they are."

@@ -17,7 +17,7 @@ from pathlib import Path
 from optuna.trial import TrialState
 
 from sweeping.queue import BEAT, bands, hyperband_stops
-from sweeping.results import history, is_locked, read_json, record_result
+from sweeping.results import history, is_locked, objective, read_json, record_result
 
 REPORTS = 25  # of a run to the queue, besides hyperband's bands: each is an fsync
 PATIENCE = 300  # seconds for a stopped run to finish its epoch and write its checkpoint, before it is killed
@@ -176,7 +176,7 @@ def run(queue, trial, env, name):
     def watch():
         """Report what metrics.csv has grown by; True if hyperband stops the run."""
         values = [sign * v for v in history(folder, metric)]
-        due = set(range(every, len(values) + 1, every)) | set(bands(rule["min_iter"], rule.get("eta", 3), len(values)) if rule else ())
+        due = set(range(every, len(values) + 1, every)) | set(bands(rule, len(values)))
         new = sorted(due - reported)
         for step in new:
             queue.report(trial, step, sign * values[step - 1])
@@ -224,9 +224,8 @@ def run(queue, trial, env, name):
         outcome = "taken over by another agent, while this machine was suspended"
     elif status == "finished":
         record_result(queue.record, folder, "finished")
-        # bayes minimises the metric's best over the run, as W&B does; elsewhere the run's last value counts
         if values:
-            value = summary.get(metric, values[-1]) if config["method"] == "grid" else sign * min(sign * v for v in values)
+            value = objective(config, values)
             queue.finish(trial, TrialState.COMPLETE, value)
             outcome = f"finished, {metric} {value:.6g} with {summary.get('active_dims')} dims"
         else:

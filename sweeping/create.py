@@ -17,8 +17,8 @@ from urllib.parse import urlsplit
 import yaml
 
 from sweeping import agents
+from sweeping.done import FREE, known_trials, skip_done
 from sweeping.queue import Queue, constants
-from sweeping.results import read_results
 
 STATE = Path(".sweeps")
 STUDY = ("beams2d", "heatconduction2d", "photonics2d")
@@ -29,12 +29,6 @@ AGGRESSIVE = {
     "lognorm": ("percentile", 0.4),
     "probabilistic": ("temperature", 1.0),
 }
-# Two points that differ only in these are the same point: they say where a run is computed, and what is kept of it.
-FREE = [
-    *("out", "resume", "config", "device", "threads", "wandb", "wandb_project", "wandb_entity"),
-    *("figure_every", "checkpoint_every", "save_model", "test"),
-]
-DERIVED = ["arm", "safeguards", "data"]  # compared by the flags they stand for, and by the designs' fingerprint
 
 
 class SweepError(ValueError):
@@ -256,22 +250,6 @@ def check_data(record):
             )
 
 
-def skip_done(points, program, results, prints):
-    """The points without those that are in results/NN.csv already: all flags the same, same data, finished or diverged."""
-    resolved = [vars(program.parse(agents.command_line(point))) for point in points]
-    own = [k for k in resolved[0] if k not in (*FREE, *DERIVED)]
-    have = {
-        tuple(row.get(k) for k in own) + (row["data_sha256"],)
-        for row in read_results(Path(results))
-        if row["status"] in ("finished", "diverged")
-    }
-
-    def key(flags):
-        return tuple(str(flags[k]) for k in own) + (prints[flags["problem"]]["sha256"],)
-
-    return [point for point, flags in zip(points, resolved, strict=True) if key(flags) not in have]
-
-
 def logged_in():
     """Whether there are credentials for W&B. wandb.login() would ask the server, and wait for one that cannot be reached."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
@@ -311,17 +289,21 @@ def create(args):
     if args.edition and not args.edition.replace("-", "").isalnum():
         raise SweepError(f"EDITION {args.edition}: allowed: letters, digits and -")
     # all are checked before one exists
-    plans = [plan(path, json.loads(json.dumps(config)), problem, args, program) for problem in problems]
+    plans = [plan(path, json.loads(json.dumps(config)), problem, args, program, backend) for problem in problems]
     print(f"backend: {backend}, {why}")
     created = []
-    for record, points, skipped in plans:
+    for record, points, known, skipped in plans:
         if skipped:
-            print(f"{record['name']}: {skipped} points are in {record['results']} already, and not run again unless you delete their rows")
-        if points == []:
+            rest = "; the search goes on from them" if known else ", and not run again unless you delete their rows"
+            print(f"{record['name']}: {skipped} points are in {record['results']} already{rest}")
+        if record["runs"] < 1:
             print(f"{record['name']}: nothing is left to run")
             continue
         record["backend"] = backend
-        (create_wandb if backend == "wandb" else create_local)(record, points, skipped, args)
+        if backend == "wandb":
+            create_wandb(record, points, skipped, args)
+        else:
+            create_local(record, points, known, args)
         save(record)
         created.append(record["id"])
         sources = ", ".join(f"{p} from {d['source']} ({d['sha256'][:12]})" for p, d in record["data"].items())
@@ -334,13 +316,14 @@ def create(args):
         print("next: make agents N=" + str(min(5, agents.cores())))
 
 
-def plan(path, config, problem, args, program):
-    """What `create` is about to create: (record, the points of a grid or None, how many were skipped)."""
+def plan(path, config, problem, args, program, backend):
+    """What `create` is about to create: (record, the points of a grid or None, the trials a search starts from, how many were skipped)."""
     changed = narrow(config, argparse.Namespace(**{**vars(args), "problem": problem}), program)
     edition = f"-{args.edition}" if args.edition else "-trial" if changed else ""
     number, underscore, rest = config.get("name", path.stem).partition("_")
     name = f"{number}{edition}{underscore}{rest}" + (f"-{problem}" if config["method"] != "grid" and problem else "")
     config["name"], results, skipped, points = name, f"results/{path.stem.split('_')[0]}{edition}.csv", 0, None
+    known = []
     grid = config["method"] == "grid"
     flags = check_points(expand(config) if grid else corners(config), program, args.epochs)
     freeze_precision(config, program, flags[0])
@@ -348,12 +331,16 @@ def plan(path, config, problem, args, program):
     if grid:
         left = skip_done(points := expand(config), program, results, prints)
         points, skipped = left, len(points) - len(left)
+    elif backend == "local":  # W&B's search takes only runs that are on W&B
+        known = known_trials(config, flags[0], results, prints)
+        skipped = len(known)
+        config["run_cap"] -= skipped
     record = {"name": name, "results": results, "config": config, "data": prints, "created": time.strftime("%Y-%m-%d %H:%M:%S")}
     record["runs"] = config["run_cap"] if points is None else len(points)
-    return record, points, skipped
+    return record, points, known, skipped
 
 
-def create_local(record, points, skipped, args):
+def create_local(record, points, known, args):
     for key in ("project", "entity"):
         if getattr(args, key):
             record["config"]["parameters"][f"wandb_{key}"] = {"value": getattr(args, key)}
@@ -361,7 +348,7 @@ def create_local(record, points, skipped, args):
                 point[f"wandb_{key}"] = getattr(args, key)
     record["id"] = record["name"] + "-" + "".join(random.choices("abcdefghijkmnpqrstuvwxyz23456789", k=6))
     record["storage"] = args.storage
-    Queue(record, create=True).fill(points or [])
+    Queue(record, create=True).fill(points or [], known)
 
 
 def create_wandb(record, points, skipped, args):

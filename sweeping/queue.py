@@ -94,12 +94,12 @@ def is_alive(held):
     return time.time() - held["beat"] < GRACE
 
 
-def bands(min_iter, eta, n):
-    """W&B's hyperband: the bands up to n logged values, min_iter * eta^k."""
-    found, band = [], min_iter
+def bands(rule, n):
+    """W&B's hyperband: the bands up to n logged values, min_iter * eta^k. rule: a sweep's early_terminate; None has no bands."""
+    found, band = [], rule["min_iter"] if rule else n + 1
     while int(band) <= n and len(found) < 100:
         found.append(int(band))
-        band *= eta
+        band *= rule.get("eta", 3)
     return found
 
 
@@ -110,7 +110,7 @@ def hyperband_stops(history, pool, rule):
     logged at least `band` of them, at the band. Stop if the value at the last band (strict; else the best so far) is above the
     int(n / eta)-th smallest of the n.
     """
-    passed = bands(rule["min_iter"], rule.get("eta", 3), len(history))
+    passed = bands(rule, len(history))
     if not passed:
         return False
     values = sorted(pool(passed[-1]))
@@ -187,9 +187,12 @@ class Queue:
             with FileLock(self.folder / "queue.lock"):
                 yield
 
-    def fill(self, points):
-        """Put the points of a grid into the queue, in order, and the sweep's record beside them."""
+    def fill(self, points, known=()):
+        """Put the points of a grid into the queue, in order, or what a search knows already, and the sweep's record beside them.
+
+        A known trial has no run: nobody will run it, and it is not counted."""
         study = optuna.load_study(study_name=self.name, storage=self.storage)
+        study.add_trials(known)
         for number, point in enumerate(points):
             params = {k: point[k] for k in self.distributions}
             run = {"id": self._run_id(number), "point": point}

@@ -17,6 +17,7 @@ SUMS = [f"sum_{key}" for key in ("proposed", *HELD)]  # of the columns of prunin
 RESULT_METRICS = [
     *("epoch", "rec_loss", "val_rec", "val_vol_loss", "val_total_loss", "active_dims", "best_val_rec", "best_epoch"),
     *("pca_rec", "pca_ratio", "prune_events", "seconds", "test_rec"),
+    "objective",  # of a search: the metric's best over the run, as its engine sees it
     *("rise", "epochs_above", "collapses", *SUMS),  # reporting/collect.py: curves and proposals in numbers, for the page of 02
 ]
 
@@ -29,6 +30,13 @@ def history(folder, metric):
             cells = [line.split(",")[header.index(metric)] for line in lines[1:]]
             return [float(cell) for cell in cells if cell and math.isfinite(float(cell))]
     return []
+
+
+def objective(config, values):
+    """A search minimises (or maximises) the metric's best over the run, as W&B does; elsewhere the run's last value counts."""
+    if config["method"] == "grid":
+        return values[-1]
+    return max(values) if config["metric"].get("goal") == "maximize" else min(values)
 
 
 def last_row(folder):
@@ -89,14 +97,24 @@ def finished_rows(path):
 
 
 def record_result(record, folder, status):
-    """Put a run into results/NN.csv: flags, metrics, hashes. A run that is there already is replaced."""
+    """Put a run into results/NN.csv: flags, metrics, hashes. A run that is there already is replaced.
+
+    One of a search gets what a new search needs to go on from it (done.py), too: `objective` and `reports`, the metric at hyperband's
+    bands and at the end, step:value.
+    """
     from reporting.collect import read_run  # which imports this module
+    from sweeping.queue import bands  # Optuna, which who only reads need not wait for
 
     config, summary = read_json(folder / "config.json") or {}, read_json(folder / "summary.json") or {}
     metrics = {**last_row(folder), **read_run(folder).summary}
     row = {"id": folder.name, "name": config.get("name", ""), "sweep": record["id"], "status": status, "cause": summary.get("cause") or ""}
     row |= {key: str(value) for key, value in sorted(config.get("flags", {}).items())}
     row |= {key: str(metrics[key]) if metrics.get(key) is not None else "" for key in RESULT_METRICS}
+    search = record["config"] if "run_cap" in record.get("config", {}) else None
+    if search and (values := history(folder, search["metric"]["name"])):
+        row["objective"] = repr(objective(search, values))
+        steps = [*bands(search.get("early_terminate"), len(values)), len(values)]
+        row["reports"] = " ".join(f"{step}:{values[step - 1]!r}" for step in dict.fromkeys(steps))
     fingerprint = config.get("data", {})
     row |= {"data_source": fingerprint.get("source", ""), "data_sha256": fingerprint.get("sha256", "")}
     row |= {"metrics_sha256": summary.get("metrics_sha256", ""), "git": config.get("git") or ""}

@@ -182,7 +182,7 @@ def test_any_damaged_sweep_file(number, tmp_path, monkeypatch):
         (tmp_path / "own.yaml").write_bytes(damaged(whole, where, how))
         try:
             path, config = create.read_yaml("own.yaml")
-            record, points, _ = create.plan(path, config, "beams2d", asked, train)
+            record, points, _, _ = create.plan(path, config, "beams2d", asked, train, "local")
         except ValueError as error:  # what sweep.py takes for bad input: SweepError and InputError among them
             one_line(error)
             return

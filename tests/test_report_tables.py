@@ -25,7 +25,8 @@ def here(tmp_path, monkeypatch):
 
 def record(folders, number, edition="first", status=lambda folder: "finished"):
     """Rows of results/<number>-<edition>.csv, written by the agents' own function, with every flag of train.py."""
-    sweep = dict(results=f"results/{number}-{edition}.csv", id=f"{number}-{edition}_x-abc123")
+    config = dict(method="bayes", run_cap=33, metric=dict(name="val_rec_pruned")) if number == "03" else {}
+    sweep = dict(results=f"results/{number}-{edition}.csv", id=f"{number}-{edition}_x-abc123", config=config)
     for folder in folders:
         config = json.loads((folder / "config.json").read_text())
         given = {k: v for k, v in config["flags"].items() if v is not None and k != "arm"}
@@ -69,7 +70,8 @@ def test_03_retrains_by_flags_alone(tmp_path):
     assert vars(flags.parse(command))["problem"] == "beams2d" and "None" not in " ".join(command)
     runs = {run.cause for run in study.runs if run.status == "stopped"}
     assert runs == {"stopped early after epoch 14"}
-    assert "last val_rec stands in" in text
+    lowest = min(run.metrics["val_rec_pruned"][-1] for run in map(collect.read_run, folders) if run.status == "finished")
+    assert float(table("03", "best")[0]["val_rec_pruned"]) == pytest.approx(lowest, rel=1e-3)
 
 
 def test_03_band_of_a_row():

@@ -7,6 +7,7 @@ runs were started, and how often.
 import collections
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -72,10 +73,10 @@ def killed_agents(n):
         agent.communicate()
 
 
-def bayes_is_exact(agents, cap):
-    """A bayes sweep with hyperband makes exactly run_cap different runs, some of them stopped early, and none is run again."""
-    record = create(
-        *("--problem", "toy"),
+def search(*flags, cap):
+    """A bayes sweep with hyperband over the stub."""
+    return create(
+        *("--problem", "toy", *flags),
         **{"method": "bayes", "run_cap": cap, "metric": {"name": "val_rec_pruned", "goal": "minimize"}},
         early_terminate={"type": "hyperband", "min_iter": 4, "eta": 2, "strict": True},
         lr={"min": 0.01, "max": 0.1},
@@ -84,6 +85,11 @@ def bayes_is_exact(agents, cap):
         nap={"value": 0.05},
         n_epochs={"value": 40},
     )
+
+
+def bayes_is_exact(agents, cap):
+    """A bayes sweep with hyperband makes exactly run_cap different runs, some of them stopped early, and none is run again."""
+    record = search(cap=cap)
     work(agents)
     trials = sweep.Queue(record).trials()
     assert len(trials) == cap and len({json.dumps(t.params) for t in trials}) == cap
@@ -111,6 +117,35 @@ def test_runs_of_killed_agents_are_continued_and_come_out_equal():
 @pytest.mark.usefixtures("here")
 def test_bayes_with_hyperband_makes_exactly_run_cap_runs():
     bayes_is_exact(3, 9)
+
+
+@pytest.mark.usefixtures("here")
+def test_a_search_goes_on_from_its_table_when_its_machine_is_lost(capsys):
+    """Its model and hyperband know of the rows what they knew of the runs; rows of another search are not taken for its own."""
+
+    def known(record):
+        trials = sweep.Queue(record).storage.get_all_trials(sweep.Queue(record).study)
+        return [
+            (t.params, t.state, t.value, {b: t.intermediate_values[b] for b in (4, 8, 16, 32) if b in t.intermediate_values})
+            for t in trials
+        ]
+
+    first = search(cap=7)
+    work(1, "--count", "5")
+    table, seen = Path("results/quick.csv"), known(first)
+    assert len(seen) == 5 and {state.name for _, state, _, _ in seen} == {"COMPLETE", "PRUNED"}
+    shutil.rmtree(".sweeps")
+    again = search(cap=7)
+    assert "5 points are in results/quick.csv already; the search goes on from them" in capsys.readouterr().out
+    assert again["runs"] == again["config"]["run_cap"] == 2 and states(again) == {} and known(again) == seen
+    for other in (("--set", "lr=0.2,0.3"), ("--set", "n_epochs=39")):  # what they varied is out of range; what they fixed is another
+        table.with_stem("quick-x").write_text(table.read_text())
+        assert search("--edition", "x", *other, cap=7)["runs"] == 7
+    (record,) = (json.loads(path.read_text()) for path in Path(".sweeps").glob(f"{again['id']}/sweep.json"))
+    work(2, "--sweep", record["id"])
+    assert len(rows()) == len({row["id"] for row in rows()}) == len({(row["lr"], row["w_v"]) for row in rows()}) == 7
+    search(cap=7)
+    assert "nothing is left to run" in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("here")
