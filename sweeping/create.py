@@ -332,7 +332,7 @@ def plan(path, config, problem, args, program, backend):
         left = skip_done(points := expand(config), program, results, prints)
         points, skipped = left, len(points) - len(left)
     elif backend == "local":  # W&B's search takes only runs that are on W&B
-        known = known_trials(config, flags[0], results, prints)
+        known = known_trials(config, corners(config)[0], program, results, prints)
         skipped = len(known)
         config["run_cap"] -= skipped
     record = {"name": name, "results": results, "config": config, "data": prints, "created": time.strftime("%Y-%m-%d %H:%M:%S")}

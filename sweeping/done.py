@@ -33,13 +33,12 @@ def skip_done(points, program, results, prints):
     return [point for point, flags in zip(points, resolved, strict=True) if key(flags) not in have]
 
 
-def known_trials(config, flags, results, prints):
+def known_trials(config, point, program, results, prints):
     """The rows of results/NN.csv that a search has made already, as trials for Optuna: its model and hyperband go on from them.
 
-    Such a row has the same designs, the values of `flags` (any point of the search, resolved) in what does not vary, and lies in the
-    ranges of what does.
+    Such a row has the same designs, the flags of `point` (any of the search) in what does not vary, and lies in the ranges of what does.
     """
-    space = distributions(config["parameters"])
+    space, flags = distributions(config["parameters"]), vars(program.parse(command_line(point)))
     own = {k: str(v) for k, v in flags.items() if k not in (*FREE, *DERIVED, *space)}
     found = []
     for row in read_results(Path(results)):

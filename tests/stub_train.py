@@ -67,6 +67,11 @@ def parse(argv):
     return args
 
 
+def settle(args):
+    """What train.py makes of `precision: auto` on a machine without a GPU."""
+    args.precision = "fp32"
+
+
 def write(path, content):
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(content))

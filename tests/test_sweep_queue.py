@@ -84,6 +84,7 @@ def search(*flags, cap):
         latent_dim={"distribution": "int_uniform", "min": 8, "max": 30},
         nap={"value": 0.05},
         n_epochs={"value": 40},
+        precision={"value": "auto"},
     )
 
 
