@@ -239,12 +239,9 @@ def run(queue, trial, env, name):
         record_result(queue.record, folder, "stopped early")
         queue.finish(trial, TrialState.PRUNED, values[-1] if values else None)
         outcome = "stopped early by hyperband"
-    elif code == 2:
-        queue.finish(trial, TrialState.FAIL, None, f"configuration: {tail}")
-        outcome = f"cannot start, and this agent stops: {tail}"
-    elif code == 4:
+    elif code in (2, 4):  # every point was checked when the sweep was created: it is this machine that cannot
         queue.release(trial)
-        outcome = f"cannot write, and this agent stops: {tail}"
+        outcome = f"cannot {'start' if code == 2 else 'write'}, and this agent stops: {tail}"
     elif code is None or code in (130, 143, -signal.SIGINT, -signal.SIGTERM) or killed_at is not None:
         queue.release(trial)
         outcome = "stopped; the next agent continues it"
