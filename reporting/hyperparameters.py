@@ -68,6 +68,8 @@ def hyperparameters(study, page):
             "Every run has the same seed: the settings are the sample here, and the best one is best with that seed only until "
             "the command below has been run."
         )
+    if unread := [run.id for run in study.done if not math.isfinite(metric(run))]:
+        page.caveat(f"Finished, but without a value of {METRIC}, and left out here: {', '.join(unread)}.")
     page.caveat(
         "Importance and tests rest on the completed runs only; hyperband stopped the worst, so that the effects among the "
         "completed look smaller than they are."

@@ -239,9 +239,13 @@ def run(queue, trial, env, name):
         record_result(queue.record, folder, "stopped early")
         queue.finish(trial, TrialState.PRUNED, values[-1] if values else None)
         outcome = "stopped early by hyperband"
-    elif code in (2, 4):  # every point was checked when the sweep was created: it is this machine that cannot
+    elif code == 2:
+        # most likely this machine's fault, so others may try: but a run that nobody can start must not be in the way for ever
+        queue.crashed(trial, tail, "cannot start")
+        outcome = f"cannot start, and this agent stops: {tail}"
+    elif code == 4:
         queue.release(trial)
-        outcome = f"cannot {'start' if code == 2 else 'write'}, and this agent stops: {tail}"
+        outcome = f"cannot write, and this agent stops: {tail}"
     elif code is None or code in (130, 143, -signal.SIGINT, -signal.SIGTERM) or killed_at is not None:
         queue.release(trial)
         outcome = "stopped; the next agent continues it"

@@ -1,5 +1,6 @@
 """The points that results/NN.csv has already: a grid leaves them out, and a search goes on from them."""
 
+import math
 from pathlib import Path
 
 import optuna
@@ -36,31 +37,34 @@ def skip_done(points, program, results, prints):
 def known_trials(config, point, program, results, prints):
     """The rows of results/NN.csv that a search has made already, as trials for Optuna: its model and hyperband go on from them.
 
-    Such a row has the same designs, the flags of `point` (any of the search) in what does not vary, and lies in the ranges of what does.
+    Such a row belongs to a search of this name, has the same designs, lies in the ranges of what varies, and has the flags of `point` (any
+    of the search) with these values. One that cannot be read is not taken.
     """
-    space, flags = distributions(config["parameters"]), vars(program.parse(command_line(point)))
-    own = {k: str(v) for k, v in flags.items() if k not in (*FREE, *DERIVED, *space)}
-    found = []
+    space, found = distributions(config["parameters"]), []
     for row in read_results(Path(results)):
-        if row["data_sha256"] != prints[flags["problem"]]["sha256"] or any(row.get(k) != v for k, v in own.items()):
-            continue
-        reports = {int(step): float(value) for step, value in (pair.split(":") for pair in row.get("reports", "").split())}
-        if row["status"] == "finished" and row.get("objective"):
-            state, value = TrialState.COMPLETE, float(row["objective"])
-        elif row["status"] == "stopped early":
-            state, value = TrialState.PRUNED, reports[max(reports)] if reports else None
-        else:
-            state, value = TrialState.FAIL, None
         try:
+            flags = vars(program.parse(command_line({**point, **{k: row[k] for k in space}})))
+            same = all(row[k] == str(v) for k, v in flags.items() if k not in (*FREE, *DERIVED))
+            if not same or row["data_sha256"] != prints[flags["problem"]]["sha256"] or row["sweep"].rpartition("-")[0] != config["name"]:
+                continue
+            reports = {int(step): float(value) for step, value in (pair.split(":") for pair in row["reports"].split())}
+            last = reports[max(reports)] if reports else None
+            state, value = {
+                "finished": (TrialState.COMPLETE, float(row["objective"] or "nan")),
+                "stopped early": (TrialState.PRUNED, last),
+                "diverged": (TrialState.FAIL, None),
+            }[row["status"]]
+            if any(map(math.isnan, [*reports.values(), value or 0])):
+                continue
             found.append(
                 optuna.trial.create_trial(
                     state=state,
-                    params={k: type(flags[k])(row[k]) for k in space},
-                    distributions=space,
                     value=value,
+                    params={k: flags[k] for k in space},
+                    distributions=space,
                     intermediate_values=reports,
                 )
             )
-        except ValueError:  # out of range: another search's
+        except (AttributeError, KeyError, TypeError, ValueError):  # a value out of range, or a damaged row
             continue
     return found

@@ -23,7 +23,7 @@ from optuna.trial import TrialState
 
 BEAT = float(os.environ.get("SWEEP_BEAT", 30))  # seconds between two heartbeats of a run
 GRACE = 4 * BEAT  # an agent of another machine that has not beaten for so long is dead. Clocks must agree to well within this
-CRASHES, DEATHS = 3, 10  # a run that crashed so often, or that took so many agents with it, is given up
+CRASHES, DEATHS = 3, 10  # a run that crashed so often, or that so many agents died over or could not start, is given up
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
 
@@ -95,8 +95,8 @@ def is_alive(held):
 
 
 def bands(rule, n):
-    """W&B's hyperband: the bands up to n logged values, min_iter * eta^k. rule: a sweep's early_terminate; None has no bands."""
-    found, band = [], rule["min_iter"] if rule else n + 1
+    """W&B's hyperband: the bands up to n logged values, min_iter * eta^k; none without a rule (early_terminate) that has a min_iter."""
+    found, band = [], (rule or {}).get("min_iter", n + 1)
     while int(band) <= n and len(found) < 100:
         found.append(int(band))
         band *= rule.get("eta", 3)
@@ -249,12 +249,13 @@ class Queue:
             return self._ask()
 
     def _ask(self):
-        """A new point from TPE. Its seed is the number of trials: agents that ask in turn never draw the same."""
+        """A new point from TPE. Its seed is the run's id: neither agents that ask in turn nor two searches ever draw the same."""
         number = len(self.storage.get_all_trials(self.study, deepcopy=False))
+        seed = int(self._run_id(number), 16)
         if self.config["method"] == "bayes":
-            sampler = optuna.samplers.TPESampler(multivariate=True, constant_liar=True, n_startup_trials=10, seed=number)
+            sampler = optuna.samplers.TPESampler(multivariate=True, constant_liar=True, n_startup_trials=10, seed=seed)
         else:
-            sampler = optuna.samplers.RandomSampler(seed=number)
+            sampler = optuna.samplers.RandomSampler(seed=seed)
         asked = optuna.load_study(study_name=self.name, storage=self.storage, sampler=sampler).ask(self.distributions)
         trial = self.get(asked)
         self._hold(trial)
@@ -314,12 +315,12 @@ class Queue:
             if self.holds(trial):
                 self.storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
 
-    def crashed(self, trial, cause):
-        """The run crashed: back into the queue, or given up. Returns True if given up."""
+    def crashed(self, trial, cause, how="crashed"):
+        """The run crashed, or cannot start: back into the queue, or given up. Returns True if given up."""
         with self.lock():
             if not self.holds(trial):
                 return False
-            ends = [*self.get(trial).user_attrs.get("ends", []), f"crashed: {cause}"]
+            ends = [*self.get(trial).user_attrs.get("ends", []), f"{how}: {cause}"]
             self._attribute(trial, "ends", ends)
             given_up = sum(e.startswith("crashed") for e in ends) >= CRASHES or len(ends) >= DEATHS
             if given_up:

@@ -140,8 +140,11 @@ def test_a_search_goes_on_from_its_table_when_its_machine_is_lost(capsys):
     assert "5 points are in results/quick.csv already; the search goes on from them" in capsys.readouterr().out
     assert again["runs"] == again["config"]["run_cap"] == 2 and states(again) == {} and known(again) == seen
     for other in (("--set", "lr=0.2,0.3"), ("--set", "n_epochs=39")):  # what they varied is out of range; what they fixed is another
-        table.with_stem("quick-x").write_text(table.read_text())
+        table.with_stem("quick-x").write_text(table.read_text().replace("quick-toy-", "quick-x-toy-"))
         assert search("--edition", "x", *other, cap=7)["runs"] == 7
+    damaged = table.read_text().replace("4:0.", "4:x0.", 1).replace("finished", "", 1)
+    table.with_stem("quick-y").write_text(damaged.replace("quick-toy-", "quick-y-toy-"))
+    assert search("--edition", "y", cap=7)["runs"] in (3, 4)  # all but the rows with a damage, which may be one
     (record,) = (json.loads(path.read_text()) for path in Path(".sweeps").glob(f"{again['id']}/sweep.json"))
     work(2, "--sweep", record["id"])
     assert len(rows()) == len({row["id"] for row in rows()}) == len({(row["lr"], row["w_v"]) for row in rows()}) == 7
@@ -179,6 +182,8 @@ def test_agent_stops_where_no_run_could_work():
         record = create(end=[end], seed=[1, 2])
         assert said in work(code=code)
         assert states(record) == {"WAITING": 2}
+    queue = sweep.Queue(create(seed=[1]))  # but is not in their way for ever
+    assert [queue.crashed(queue.claim(), "as asked", "cannot start") for _ in range(10)] == [False] * 9 + [True]
 
 
 @pytest.mark.usefixtures("here")
