@@ -20,6 +20,9 @@ import signal
 import sys
 import time
 
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # torch takes seconds to import: Ctrl-C ends them without a traceback
+
 import torch
 import torch.nn.functional as F
 from torch.optim.adam import adam
@@ -342,5 +345,6 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.stdout.reconfigure(errors="backslashreplace")  # a path may hold characters that the terminal's encoding lacks
     sys.exit(main())

@@ -54,6 +54,15 @@ def test_a_stopped_run_goes_on_bit_for_bit(number, code):
     assert resumed == reference_rows("whole", done + 4)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_ctrl_c_while_torch_is_imported_ends_without_a_traceback():
+    process = subprocess.Popen([sys.executable, str(ROOT / "train.py"), *FAST], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while "libtorch" not in Path(f"/proc/{process.pid}/maps").read_text():
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    assert "Traceback" not in process.communicate(timeout=60)[1] and process.returncode in (-signal.SIGINT, 130)
+
+
 def stopping_after(epochs):
     """A Stop that asks to stop once metrics.csv of any run in runs/ in work holds so many rows."""
 
