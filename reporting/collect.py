@@ -20,19 +20,8 @@ from sweeping.results import RESULT_METRICS, SUMS, is_locked
 LEVEL = dict(plummet="plummet_threshold", pca_cdf="cdf_threshold", lognorm="percentile", probabilistic="temperature")
 # What a row of results/NN.csv holds besides flags and metrics
 BOOKKEEPING = (
-    "id",
-    "name",
-    "sweep",
-    "status",
-    "cause",
-    "data_source",
-    "data_sha256",
-    "metrics_sha256",
-    "git",
-    "host",
-    "cpu",
-    "recorded",
-    "reports",
+    *("id", "name", "sweep", "status", "cause"),
+    *("reports", "data_source", "data_sha256", "metrics_sha256", "git", "host", "cpu", "recorded"),
 )
 
 

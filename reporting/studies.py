@@ -158,7 +158,6 @@ def _as_created(spec, name, runs, notes):
     ids = sorted({run.sweep for run in own})
     try:
         records = [json.loads((Path(".sweeps") / i / "sweep.json").read_text())["config"] for i in ids]
-        records = [r | {key: spec[key] for key in ("run_cap",) if key in spec} for r in records]  # a search that goes on has a lower one
         parts = {key: [p for record in records for p in levels(record["parameters"].get(key, {}))] for key in ("problem", "seed")}
         merged = {key: {"values": list(dict.fromkeys(parts[key]))} for key in parts}
         wholes = [record | {"name": "", "parameters": record["parameters"] | merged} for record in records]

@@ -323,8 +323,7 @@ def plan(path, config, problem, args, program, backend):
     number, underscore, rest = config.get("name", path.stem).partition("_")
     name = f"{number}{edition}{underscore}{rest}" + (f"-{problem}" if config["method"] != "grid" and problem else "")
     config["name"], results, skipped, points = name, f"results/{path.stem.split('_')[0]}{edition}.csv", 0, None
-    known = []
-    grid = config["method"] == "grid"
+    grid, known = config["method"] == "grid", []
     flags = check_points(expand(config) if grid else corners(config), program, args.epochs)
     freeze_precision(config, program, flags[0])
     prints = freeze_data(config)
@@ -334,9 +333,8 @@ def plan(path, config, problem, args, program, backend):
     elif backend == "local":  # W&B's search takes only runs that are on W&B
         known = known_trials(config, corners(config)[0], program, results, prints)
         skipped = len(known)
-        config["run_cap"] -= skipped
     record = {"name": name, "results": results, "config": config, "data": prints, "created": time.strftime("%Y-%m-%d %H:%M:%S")}
-    record["runs"] = config["run_cap"] if points is None else len(points)
+    record["runs"] = config["run_cap"] - skipped if points is None else len(points)
     return record, points, known, skipped
 
 

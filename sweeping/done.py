@@ -18,20 +18,17 @@ FREE = [
 DERIVED = ["arm", "safeguards", "data"]  # compared by the flags they stand for, and by the designs' fingerprint
 
 
+def is_of(row, flags, prints):
+    """Whether a row of results/NN.csv is of the point with these resolved flags: all but FREE and DERIVED equal, on the same designs."""
+    same = all(row.get(k) == str(v) for k, v in flags.items() if k not in (*FREE, *DERIVED))
+    return same and row["data_sha256"] == prints[flags["problem"]]["sha256"]
+
+
 def skip_done(points, program, results, prints):
-    """The points without those that are in results/NN.csv already: all flags the same, same data, finished or diverged."""
+    """The points without those that are in results/NN.csv already, finished or diverged."""
+    have = [row for row in read_results(Path(results)) if row["status"] in ("finished", "diverged")]
     resolved = [vars(program.parse(command_line(point))) for point in points]
-    own = [k for k in resolved[0] if k not in (*FREE, *DERIVED)]
-    have = {
-        tuple(row.get(k) for k in own) + (row["data_sha256"],)
-        for row in read_results(Path(results))
-        if row["status"] in ("finished", "diverged")
-    }
-
-    def key(flags):
-        return tuple(str(flags[k]) for k in own) + (prints[flags["problem"]]["sha256"],)
-
-    return [point for point, flags in zip(points, resolved, strict=True) if key(flags) not in have]
+    return [point for point, flags in zip(points, resolved, strict=True) if not any(is_of(row, flags, prints) for row in have)]
 
 
 def known_trials(config, point, program, results, prints):
@@ -44,8 +41,7 @@ def known_trials(config, point, program, results, prints):
     for row in read_results(Path(results)):
         try:
             flags = vars(program.parse(command_line({**point, **{k: row[k] for k in space}})))
-            same = all(row[k] == str(v) for k, v in flags.items() if k not in (*FREE, *DERIVED))
-            if not same or row["data_sha256"] != prints[flags["problem"]]["sha256"] or row["sweep"].rpartition("-")[0] != config["name"]:
+            if not is_of(row, flags, prints) or row["sweep"].rpartition("-")[0] != config["name"]:
                 continue
             reports = {int(step): float(value) for step, value in (pair.split(":") for pair in row["reports"].split())}
             last = reports[max(reports)] if reports else None

@@ -244,7 +244,7 @@ class Queue:
                 self._hold(trial)  # before the state: a RUNNING run always has its own holder
                 self.storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING)
                 return self.get(trial)
-            if self.config["method"] == "grid" or len(trials) >= self.config["run_cap"]:
+            if self.config["method"] == "grid" or len(trials) >= self.record["runs"]:
                 return None
             return self._ask()
 

@@ -138,7 +138,7 @@ def test_a_search_goes_on_from_its_table_when_its_machine_is_lost(capsys):
     shutil.rmtree(".sweeps")
     again = search(cap=7)
     assert "5 points are in results/quick.csv already; the search goes on from them" in capsys.readouterr().out
-    assert again["runs"] == again["config"]["run_cap"] == 2 and states(again) == {} and known(again) == seen
+    assert (again["runs"], again["config"]["run_cap"]) == (2, 7) and states(again) == {} and known(again) == seen
     for other in (("--set", "lr=0.2,0.3"), ("--set", "n_epochs=39")):  # what they varied is out of range; what they fixed is another
         table.with_stem("quick-x").write_text(table.read_text().replace("quick-toy-", "quick-x-toy-"))
         assert search("--edition", "x", *other, cap=7)["runs"] == 7
