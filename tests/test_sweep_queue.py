@@ -7,6 +7,7 @@ runs were started, and how often.
 import collections
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -74,7 +75,7 @@ def killed_agents(n):
 
 
 def search(*flags, cap):
-    """A bayes sweep with hyperband over the stub."""
+    """A bayes sweep with hyperband over the stub. random.seed() before it settles its id, and by that its first ten points."""
     return create(
         *("--problem", "toy", *flags),
         **{"method": "bayes", "run_cap": cap, "metric": {"name": "val_rec_pruned", "goal": "minimize"}},
@@ -90,6 +91,7 @@ def search(*flags, cap):
 
 def bayes_is_exact(agents, cap):
     """A bayes sweep with hyperband makes exactly run_cap different runs, some of them stopped early, and none is run again."""
+    random.seed(0)  # some searches stop none of their first five: of ten seeds, 5 and 9
     record = search(cap=cap)
     work(agents)
     trials = sweep.Queue(record).trials()
@@ -131,6 +133,7 @@ def test_a_search_goes_on_from_its_table_when_its_machine_is_lost(capsys):
             for t in trials
         ]
 
+    random.seed(0)  # as in bayes_is_exact
     first = search(cap=7)
     work(1, "--count", "5")
     table, seen = Path("results/quick.csv"), known(first)
