@@ -38,6 +38,25 @@ def gather(study, measure):
     return found
 
 
+def on_common_seeds(values, arms, problem):
+    """(arms with a run on the problem, seeds, values (arms, seeds)), nan where a run is missing.
+
+    Only the seeds that all of these arms have, if there is one: else an arm would look better for having run on easier seeds.
+    """
+    here = [arm for arm in arms if _has(values, arm, problem)]
+    seeds = sorted({seed for arm in here for p, seed in values[arm] if p == problem}, key=number)
+    grid = np.array([[values[arm].get((problem, seed), np.nan) for seed in seeds] for arm in here])
+    common = np.isfinite(grid).all(0) if here else []
+    if any(common):
+        seeds, grid = [seed for seed, whole in zip(seeds, common, strict=True) if whole], grid[:, common]
+    return here, seeds, grid
+
+
+def mean_of(values, arm, problem, seeds):
+    """Mean of an arm's values on a problem over those of the seeds that it has."""
+    return float(np.nanmean([values.get(arm, {}).get((problem, seed), np.nan) for seed in seeds]))
+
+
 def arms_of(study):
     """Arms in a fixed order: by strategy in the order of the design, levels ascending, `none` last."""
     order = [*LEVEL, "none"]
@@ -148,9 +167,7 @@ def winners(study, page, arms):
     values, dims = gather(study, "val_rec"), gather(study, "active_dims")
     rows, p_values, sentences = [], [], []
     for problem in study.problems:
-        here = [arm for arm in arms if _has(values, arm, problem)]
-        seeds = sorted({seed for arm in here for p, seed in values[arm] if p == problem}, key=number)
-        grid = np.array([[values[arm].get((problem, seed), np.nan) for seed in seeds] for arm in here])
+        here, seeds, grid = on_common_seeds(values, arms, problem)
         if not here:
             continue
         index, p = stats.winner(np.log(grid))
@@ -158,7 +175,7 @@ def winners(study, page, arms):
         won = [here[i] for i in np.argmin(grid[:, common], axis=0)] if common.any() else []
         mean = np.exp(np.nanmean(np.log(grid), axis=1))
         near = [a for a, v in zip(here, mean, strict=True) if v <= (1 + stats.NEAR) * mean.min()]
-        mean_dims = {a: float(np.nanmean([v for (q, _), v in dims[a].items() if q == problem])) for a in here}
+        mean_dims = {a: mean_of(dims, a, problem, seeds) for a in here}
         fewest = min(near, key=lambda a: (mean_dims[a], float(mean[here.index(a)])))
         best = here[int(index)]
         p_values.append(float(p) if common.sum() >= stats.MIN_SEEDS and len(here) > 1 else np.nan)
@@ -314,36 +331,25 @@ def levels(study, page):
     best_rows, items = [], []
     for problem in study.problems:
         for strategy, mine in ordered.items():
-            mean = {
-                a: np.exp(np.nanmean(np.log([v for (p, _), v in values[a].items() if p == problem])))
-                for a in mine
-                if _has(values, a, problem)
-            }
-            if not mean:
+            here, seeds, grid = on_common_seeds(values, mine, problem)
+            if not here:
                 continue
+            mean = dict(zip(here, np.exp(np.nanmean(np.log(grid), axis=1)), strict=True))
             best = min(mean, key=mean.get)
-            best_rows.append(
-                [
-                    problem,
-                    strategy,
-                    best,
-                    float(mean[best]),
-                    float(np.mean([v for (p, _), v in dims[best].items() if p == problem])),
-                    (change(math.log(max(mean.values()) / mean[best])), float(max(mean.values()) / mean[best] - 1)),
-                    len(mean),
-                ]
-            )
+            worst = float(max(mean.values()) / mean[best])
+            row = [problem, strategy, best, float(mean[best]), mean_of(dims, best, problem, seeds)]
+            best_rows.append([*row, (change(math.log(worst)), worst - 1), len(mean)])
             if len(mean) > 1 and best == mine[-1]:
                 page.caveat(
                     f"{problem}: the best level of {strategy} ({best}) is the most aggressive one tried; a still more "
                     "aggressive one may do better."
                 )
-            items.append(_level_panel(problem, strategy, mine, values, dims))
+            items.append(_level_panel(problem, strategy, mine, values, dims, seeds))
     page.table(
         "best",
         ["problem", "strategy", "best level", "val_rec (geometric mean)", "dims", "worst level costs", "levels seen"],
         best_rows,
-        "Best level by val_rec, and how much worse the worst level is: the strategy's sensitivity.",
+        "Best level by val_rec, and how much worse the worst level is: the strategy's sensitivity. Over the seeds all its levels have.",
     )
     page.section("Every level")
     page.figures(items)
@@ -371,21 +377,22 @@ def levels(study, page):
     winners(study, page, arms)
 
 
-def _level_panel(problem, strategy, mine, values, dims):
-    """One strategy on one problem: val_rec at every level, mildest left, `none` as a line."""
+def _level_panel(problem, strategy, mine, values, dims, seeds):
+    """One strategy on one problem: val_rec at every level, mildest left, `none` as a line; means over `seeds`, which all levels have."""
     figure, axes = panel(f"{problem}: {strategy}", height=2.3)
     told = []
     for x, arm in enumerate(mine):
         y = [v for (p, _), v in values.get(arm, {}).items() if p == problem]  # an arm may have no finished run yet
         axes.plot([x] * len(y), y, "o", color=COLOURS[0], ms=3.5, mfc="none")
         if y:
-            axes.plot([x - 0.15, x + 0.15], [np.mean(y)] * 2, color=COLOURS[1], lw=2)
-            d = float(np.mean([v for (p, _), v in dims[arm].items() if p == problem]))
-            told.append(f"{arm.split()[1]}: {num(float(np.mean(y)))} with {num(d)} dims")
-    control = [v for (p, _), v in values.get("none", {}).items() if p == problem]
+            mean = mean_of(values, arm, problem, seeds)
+            axes.plot([x - 0.15, x + 0.15], [mean] * 2, color=COLOURS[1], lw=2)
+            told.append(f"{arm.split()[1]}: {num(mean)} with {num(mean_of(dims, arm, problem, seeds))} dims")
+    control = [v for (p, seed), v in values.get("none", {}).items() if p == problem and seed in seeds]
     if control:
         axes.axhline(np.mean(control), color=COLOURS[7], ls="--", lw=1)
     axes.set_xticks(range(len(mine)), [arm.split()[1] for arm in mine])
     axes.set(xlabel=f"{LEVEL[strategy]} (mildest left)", ylabel="val_rec")
-    caption = "Circles: runs; bar: mean" + ("; dashed: no pruning. " if control else ". ") + "; ".join(told) + "."
+    caption = "Circles: runs; bar: mean over the seeds that all levels have" + ("; dashed: no pruning. " if control else ". ")
+    caption += "; ".join(told) + "."
     return f"level-{problem}-{strategy}", figure, f"val_rec on {problem} by level of {strategy}: {'; '.join(told)}", caption

@@ -123,8 +123,6 @@ def study(name, runs):
     if "run_cap" in spec:
         points *= max(1, len({run.flags["problem"] for run in used if run.flags}))  # created once a problem
     borrowed = {run.where for run in used if run.flags and _is_borrowed(run, name, arms, parameters)}
-    used = _matching(used, borrowed, left_out)
-    borrowed &= {run.where for run in used}
     notes[:0] = _departures(file, [run for run in used if run.status == "finished" and run.where not in borrowed])
     title = paths[0].stem.partition("_")[2].replace("_", " ")
     asked = {key: words.get(key) or "not stated in the YAML" for key in ("question", "hypothesis", "rule")}
@@ -226,13 +224,6 @@ def _is_borrowed(run, name, arms, parameters):
         return _owner(run) not in ("", name)
     own = [dict(pair.split("=") for pair in arm.split(",")) for arm in levels(parameters.get("arm", {}))]
     return arms[run.where] not in {strategy_of(flags) for flags in own if "strategy" in flags}
-
-
-def _matching(runs, borrowed, left_out):
-    """Without borrowed runs of a problem and seed that the sweep itself has no run of: means of a level would be over other seeds."""
-    own = {(run.flags["problem"], str(run.flags["seed"])) for run in runs if run.flags and run.where not in borrowed}
-    alone = [run for run in runs if run.where in borrowed and (run.flags["problem"], str(run.flags["seed"])) not in own]
-    return _drop(runs, alone, "no run of this sweep has its problem and seed", "seed", left_out) if own else runs
 
 
 def _in_sweep(key, value, parameters, search):

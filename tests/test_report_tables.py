@@ -122,17 +122,31 @@ def test_effects_are_in_the_unit_that_their_table_shows(tmp_path):
 
 
 def test_01b_counts_the_runs_of_01_beside_its_own_points(tmp_path):
-    """Those of the seeds it has itself: an easier seed must not make 01's level the best."""
+    """And compares levels on the seeds that all of them have: seeds 2 and 3, the easier ones, must not make 01's level the best."""
+
+    def effect(flags):
+        return 0.01 if flags["seed"] == 1 else -0.5
+
     folders = planted.plant(tmp_path / "b", "01b", lambda f: 0, noise=0, keep=lambda f: f["seed"] == 1)
-    record(planted.plant(tmp_path / "a", "01", lambda f: 0.01 if f["seed"] == 1 else -0.5, noise=0), "01")
+    record(planted.plant(tmp_path / "a", "01", effect, noise=0, dims=lambda f: 40 if f["seed"] == 1 else 20), "01")
     text, _, study = build("01b", record(folders, "01b"))
-    assert "39 of 39 points finished, 12 runs of 01 beside them" in text and len(study.done) == 51
-    assert "seed 2, 3" in text and "no run of this sweep has its problem and seed (2)" in text and len(study.left_out) == 24
-    assert {row["best level"] for row in table("01b", "best")} & {"plummet 0.05", "pca_cdf 0.999", "lognorm 0.2"} == set()
-    assert [float(row["worst level costs"]) for row in table("01b", "best")] == pytest.approx([np.expm1(0.01)] * 12)
+    assert "39 of 39 points finished, 36 runs of 01 beside them" in text and len(study.done) == 75
+    assert "seed 2, 3" in text
+
+    def compared():
+        best, won = table("01b", "best"), table("01b", "winners")
+        assert [float(row["worst level costs"]) for row in best] == pytest.approx([np.expm1(0.01)] * 12)
+        assert not {"plummet 0.05", "pca_cdf 0.999", "lognorm 0.2", "probabilistic 0.25"} & {row["best level"] for row in best}
+        assert {float(row["dims"]) for row in best} == {float(row["its dims"]) for row in won} == {40}
+
+    compared()
     text, _, study = build("01b", ".")  # run folders that name no sweep: 01's are told by their arms
-    assert len(study.borrowed) == 12 and "39 of 117 points finished" in text
-    build("01b", record(planted.plant(tmp_path / "c", "01", lambda f: 0), "01", "alone"))  # before 01b has a run of its own
+    assert len(study.borrowed) == 36 and "39 of 117 points finished" in text
+    late = planted.plant(tmp_path / "late", "01b", lambda f: -0.5, noise=0, keep=lambda f: f["seed"] == 2 and f["problem"] == "beams2d")
+    for folder in late[2:4]:
+        record([folder], "01b", status=lambda folder: "diverged")
+    text, _, _ = build("01b", record(late[:2], "01b"))  # seed 2 has begun: two finished runs
+    compared()
 
 
 def test_01b_where_an_arm_has_no_finished_run(tmp_path):
