@@ -209,9 +209,8 @@ def winners(study, page, arms):
         "its cost",
     ]
     caption = (
-        "Winner by val_rec, and winner by the rule: the fewest dims among arms within 5 % of the best val_rec (geometric means; "
-        "not a test), with what "
-        "that costs in val_rec. "
+        "Winner by val_rec, and winner by the rule: the fewest dims among arms within 5 % of the best val_rec (geometric means over "
+        "the seeds that all arms have; not a test), with what that costs in val_rec. "
         "Decided: better than every other arm in a paired t-test, the weakest of these p-values, Holm over the problems."
     )
     page.table("winners", columns, rows, caption)
@@ -335,19 +334,22 @@ def levels(study, page):
             if not here:
                 continue
             mean = dict(zip(here, np.exp(np.nanmean(np.log(grid), axis=1)), strict=True))
+            items.append(_level_panel(problem, strategy, mine, values, dims, seeds))
+            if not np.isfinite(grid).all():
+                page.caveat(f"{problem}: no seed has a run of every level of {strategy} so far: its levels are not compared.")
+                continue
             best = min(mean, key=mean.get)
             worst = float(max(mean.values()) / mean[best])
             row = [problem, strategy, best, float(mean[best]), mean_of(dims, best, problem, seeds)]
-            best_rows.append([*row, (change(math.log(worst)), worst - 1), len(mean)])
+            best_rows.append([*row, (change(math.log(worst)), worst - 1), len(mean), len(seeds)])
             if len(mean) > 1 and best == mine[-1]:
                 page.caveat(
                     f"{problem}: the best level of {strategy} ({best}) is the most aggressive one tried; a still more "
                     "aggressive one may do better."
                 )
-            items.append(_level_panel(problem, strategy, mine, values, dims, seeds))
     page.table(
         "best",
-        ["problem", "strategy", "best level", "val_rec (geometric mean)", "dims", "worst level costs", "levels seen"],
+        ["problem", "strategy", "best level", "val_rec (geometric mean)", "dims", "worst level costs", "levels", "seeds"],
         best_rows,
         "Best level by val_rec, and how much worse the worst level is: the strategy's sensitivity. Over the seeds all its levels have.",
     )
@@ -378,7 +380,7 @@ def levels(study, page):
 
 
 def _level_panel(problem, strategy, mine, values, dims, seeds):
-    """One strategy on one problem: val_rec at every level, mildest left, `none` as a line; means over `seeds`, which all levels have."""
+    """One strategy on one problem: val_rec at every level, mildest left, `none` as a line; means over `seeds`."""
     figure, axes = panel(f"{problem}: {strategy}", height=2.3)
     told = []
     for x, arm in enumerate(mine):
@@ -388,11 +390,11 @@ def _level_panel(problem, strategy, mine, values, dims, seeds):
             mean = mean_of(values, arm, problem, seeds)
             axes.plot([x - 0.15, x + 0.15], [mean] * 2, color=COLOURS[1], lw=2)
             told.append(f"{arm.split()[1]}: {num(mean)} with {num(mean_of(dims, arm, problem, seeds))} dims")
-    control = [v for (p, seed), v in values.get("none", {}).items() if p == problem and seed in seeds]
-    if control:
+    control = [values.get("none", {}).get((problem, seed)) for seed in seeds]
+    if None not in control:  # over fewer seeds than the bars the line would mislead
         axes.axhline(np.mean(control), color=COLOURS[7], ls="--", lw=1)
     axes.set_xticks(range(len(mine)), [arm.split()[1] for arm in mine])
     axes.set(xlabel=f"{LEVEL[strategy]} (mildest left)", ylabel="val_rec")
-    caption = "Circles: runs; bar: mean over the seeds that all levels have" + ("; dashed: no pruning. " if control else ". ")
+    caption = f"Circles: runs; bar: mean of seed {', '.join(map(str, seeds))}" + (". " if None in control else "; dashed: no pruning. ")
     caption += "; ".join(told) + "."
     return f"level-{problem}-{strategy}", figure, f"val_rec on {problem} by level of {strategy}: {'; '.join(told)}", caption

@@ -149,6 +149,24 @@ def test_01b_counts_the_runs_of_01_beside_its_own_points(tmp_path):
     compared()
 
 
+def test_01b_compares_no_levels_that_share_no_seed(tmp_path):
+    """The last level's seed is easier. Nor is `none` drawn beside means of other seeds."""
+    seeds = {"0.01": [1], "0.02": [2], "0.1": [3], None: [1]}
+
+    def keep(flags):
+        asked = seeds.get(flags.get("plummet_threshold"), []) if flags["strategy"] in ("plummet", "none") else []
+        return flags["problem"] == "beams2d" and flags["seed"] in asked
+
+    planted.plant(tmp_path / "runs", "01b", lambda f: -0.5 if f["seed"] == 3 else 0, keep=keep)
+    text, _, _ = build("01b", "runs")
+    assert table("01b", "best") == [] and "most aggressive one tried" not in text
+    assert "no seed has a run of every level of plummet so far" in text and "bar: mean of seed 1, 2, 3. " in text
+    seeds["0.02"] = seeds["0.1"] = [1]
+    planted.plant(tmp_path / "more", "01b", lambda f: 0, keep=keep)
+    text, _, _ = build("01b", "more")
+    assert [row["seeds"] for row in table("01b", "best")] == ["1"] and "bar: mean of seed 1; dashed: no pruning. " in text
+
+
 def test_01b_where_an_arm_has_no_finished_run(tmp_path):
     folders = planted.plant(tmp_path / "runs", "01b", lambda f: 0, keep=lambda f: f["problem"] == "beams2d" and f["strategy"] == "plummet")
     for folder in folders:

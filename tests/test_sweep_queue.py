@@ -91,7 +91,7 @@ def search(*flags, cap):
 
 def bayes_is_exact(agents, cap):
     """A bayes sweep with hyperband makes exactly run_cap different runs, some of them stopped early, and none is run again."""
-    random.seed(0)  # some searches stop none of their first five: of ten seeds, 5 and 9
+    random.seed(2)  # some searches stop none of their first runs; this one stops several, at any speed of the machine
     record = search(cap=cap)
     work(agents)
     trials = sweep.Queue(record).trials()
@@ -133,7 +133,7 @@ def test_a_search_goes_on_from_its_table_when_its_machine_is_lost(capsys):
             for t in trials
         ]
 
-    random.seed(0)  # as in bayes_is_exact
+    random.seed(2)  # as in bayes_is_exact
     first = search(cap=7)
     work(1, "--count", "5")
     table, seen = Path("results/quick.csv"), known(first)
