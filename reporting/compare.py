@@ -46,7 +46,7 @@ def on_common_seeds(values, arms, problem):
     here = [arm for arm in arms if _has(values, arm, problem)]
     seeds = sorted({seed for arm in here for p, seed in values[arm] if p == problem}, key=number)
     grid = np.array([[values[arm].get((problem, seed), np.nan) for seed in seeds] for arm in here])
-    common = np.isfinite(grid).all(0) if here else []
+    common = [np.isfinite(column).all() for column in grid.T]
     if any(common):
         seeds, grid = [seed for seed, whole in zip(seeds, common, strict=True) if whole], grid[:, common]
     return here, seeds, grid
@@ -54,7 +54,7 @@ def on_common_seeds(values, arms, problem):
 
 def mean_of(values, arm, problem, seeds):
     """Mean of an arm's values on a problem over those of the seeds that it has."""
-    return float(np.nanmean([values.get(arm, {}).get((problem, seed), np.nan) for seed in seeds]))
+    return float(np.nanmean([values[arm].get((problem, seed), np.nan) for seed in seeds]))
 
 
 def arms_of(study):
@@ -171,14 +171,13 @@ def winners(study, page, arms):
         if not here:
             continue
         index, p = stats.winner(np.log(grid))
-        common = np.isfinite(grid).all(0)
-        won = [here[i] for i in np.argmin(grid[:, common], axis=0)] if common.any() else []
+        won = [here[i] for i in np.argmin(grid, axis=0)] if np.isfinite(grid).all() else []
         mean = np.exp(np.nanmean(np.log(grid), axis=1))
         near = [a for a, v in zip(here, mean, strict=True) if v <= (1 + stats.NEAR) * mean.min()]
         mean_dims = {a: mean_of(dims, a, problem, seeds) for a in here}
         fewest = min(near, key=lambda a: (mean_dims[a], float(mean[here.index(a)])))
         best = here[int(index)]
-        p_values.append(float(p) if common.sum() >= stats.MIN_SEEDS and len(here) > 1 else np.nan)
+        p_values.append(float(p) if len(won) >= stats.MIN_SEEDS and len(here) > 1 else np.nan)
         rows.append(
             [
                 problem,
@@ -333,11 +332,11 @@ def levels(study, page):
             here, seeds, grid = on_common_seeds(values, mine, problem)
             if not here:
                 continue
-            mean = dict(zip(here, np.exp(np.nanmean(np.log(grid), axis=1)), strict=True))
             items.append(_level_panel(problem, strategy, mine, values, dims, seeds))
             if not np.isfinite(grid).all():
                 page.caveat(f"{problem}: no seed has a run of every level of {strategy} so far: its levels are not compared.")
                 continue
+            mean = dict(zip(here, np.exp(np.log(grid).mean(axis=1)), strict=True))
             best = min(mean, key=mean.get)
             worst = float(max(mean.values()) / mean[best])
             row = [problem, strategy, best, float(mean[best]), mean_of(dims, best, problem, seeds)]

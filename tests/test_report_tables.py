@@ -145,7 +145,7 @@ def test_01b_counts_the_runs_of_01_beside_its_own_points(tmp_path):
     late = planted.plant(tmp_path / "late", "01b", lambda f: -0.5, noise=0, keep=lambda f: f["seed"] == 2 and f["problem"] == "beams2d")
     for folder in late[2:4]:
         record([folder], "01b", status=lambda folder: "diverged")
-    text, _, _ = build("01b", record(late[:2], "01b"))  # seed 2 has begun: two finished runs
+    build("01b", record(late[:2], "01b"))  # seed 2 has begun: two finished runs
     compared()
 
 
