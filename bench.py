@@ -34,8 +34,8 @@ import train
 from flags import parse
 from machine import cpu_model
 from pruning import volume
-from sweeping.agents import cores
-from sweeping.create import expand, levels, read_yaml
+from record import cores
+from sweep import expand, levels, read_yaml
 
 PROBLEMS = ("beams2d", "heatconduction2d", "photonics2d")
 LATENT, BATCH = 100, 128

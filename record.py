@@ -374,3 +374,40 @@ def open_wandb(args, run, config):
             print(f"W&B: cannot log {attempt} ({first_line(error)})", file=sys.stderr, flush=True)
             wandb.teardown()  # or the second attempt finds the run "in use"
     return NoWandb()
+
+
+# TEMPORARY SHIM until record.py comes from D
+def read_json(path):
+    with contextlib.suppress(OSError, ValueError):
+        return json.loads(path.read_text())
+    return None
+
+
+def is_locked(folder):
+    with contextlib.suppress(FileNotFoundError), open(folder / "lock") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False
+
+
+def cores():
+    return len(os.sched_getaffinity(0))
+
+
+def read_csv(path):
+    import pandas
+
+    try:
+        text = Path(path).read_text()
+    except FileNotFoundError:
+        return pandas.DataFrame()
+    text = text[: text.rfind("\n") + 1]
+    rows = list(csv.reader(io.StringIO(text)))
+    if not rows:
+        return pandas.DataFrame()
+    for k, r in enumerate(rows[1:], 2):
+        if len(r) != len(rows[0]):
+            raise InputError(f"{path}: line {k} has {len(r)} cells")
+    return pandas.DataFrame(rows[1:], columns=rows[0], dtype=str)

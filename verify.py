@@ -24,9 +24,12 @@ from pathlib import Path
 from data import InputError
 from flags import DEFAULTS, parser
 from machine import cpu_model
-from sweeping.agents import cores
-from sweeping.done import FREE
-from sweeping.results import finished_rows, read_json
+from record import FREE_FLAGS as FREE
+from record import cores, read_csv, read_json
+
+
+def finished_rows(path):
+    return [row for row in read_csv(Path(path)).to_dict("records") if row["status"] == "finished"]
 
 
 def spread(row, rows):

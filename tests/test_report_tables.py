@@ -10,8 +10,8 @@ import pytest
 
 import flags
 import report
+import sweep as engine
 from reporting import collect, page, studies
-from sweeping import results
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +32,7 @@ def record(folders, number, edition="first", status=lambda folder: "finished"):
         given = {k: v for k, v in config["flags"].items() if v is not None and k != "arm"}
         config["flags"] = vars(flags.parse([f"--{k}={v}" for k, v in given.items()]))
         (folder / "config.json").write_text(json.dumps(config))
-        results.record_result(sweep, folder, status(folder))
+        engine.record_result(sweep, folder, status(folder))
     return sweep["results"]
 
 

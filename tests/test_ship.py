@@ -12,7 +12,13 @@ import data
 import lvae
 import ship
 import train
-from sweeping.results import read_results, record_result
+from record import read_csv
+from sweep import record_result
+
+
+def read_results(path):
+    return read_csv(path).to_dict("records")
+
 
 TOY = "--problem=toy --data=sample --latent_dim=8 --n_epochs=6 --pruning_epoch=2 --polynomial_schedule_n=2 --batch_size=256 --threads=1"
 MODELS = {"beams2d": "04", "heatconduction2d": "05", "photonics2d": "06"}
