@@ -411,3 +411,10 @@ def read_csv(path):
         if len(r) != len(rows[0]):
             raise InputError(f"{path}: line {k} has {len(r)} cells")
     return pandas.DataFrame(rows[1:], columns=rows[0], dtype=str)
+
+
+def slug(text):
+    """Text as a name of a file, a folder or an HTML id: [A-Za-z0-9._-], 1 to 100 letters, not starting with a dot."""
+    import re
+
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", str(text)).lstrip(".")[:100] or "-"

@@ -18,7 +18,9 @@ import argparse
 import contextlib
 import ctypes
 import fcntl
+import functools
 import hashlib
+import importlib.metadata
 import importlib.util
 import itertools
 import json
@@ -43,7 +45,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.trial import TrialState, create_trial
 
 from lvae import InputError, first_line
-from record import FREE_FLAGS, cores, is_locked, logged_in, read_csv, read_json, write_atomically
+from record import FREE_FLAGS, cores, is_locked, logged_in, read_csv, read_json, slug, write_atomically
 
 STATE, FILES, NOW = Path(".sweeps"), Path(__file__).parent / "sweeps", "%Y-%m-%d %H:%M:%S"
 STUDY = ("beams2d", "heatconduction2d", "photonics2d")
@@ -57,6 +59,7 @@ GRACE = 4 * BEAT  # an agent elsewhere that has not beaten for so long is dead. 
 CRASHES, DEATHS = 3, 10  # a run is given up that crashed so often, or that so many agents died over or could not start
 REPORTS = 25  # of a run to the queue, besides hyperband's bands: each is an fsync
 PATIENCE = 300  # seconds for a stopped run to finish its epoch and write its checkpoint, before it is killed
+MOST = 100_000  # points of a grid
 OVER = ("finished", "stopped early", "diverged", "failed")
 NUMBER, SCALAR = int | float, str | int | float | None
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -69,10 +72,25 @@ def need(holds, message):
 
 
 def say(text):
-    print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
+    with contextlib.suppress(OSError):  # a pipe that nobody reads any more ends no agent
+        print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
 
 
 # ------------------------------------------------------------------------------------------------------ a sweep's file
+
+
+class Loader(yaml.SafeLoader):
+    """YAML in which a key given twice is an error, not its last value, and which cannot multiply itself by aliases."""
+
+    def compose_node(self, parent, index):
+        need(not self.check_event(yaml.AliasEvent), "aliases (*name) are not taken here; write the values out")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node, deep=False):
+        keys = [str(key.value) for key, _ in node.value]
+        twice = next((key for key in keys if keys.count(key) > 1), None)
+        need(twice is None, f"line {node.start_mark.line + 1}: {twice} is given twice")
+        return super().construct_mapping(node, deep)
 
 
 def read_yaml(name):
@@ -81,17 +99,21 @@ def read_yaml(name):
     need(name in files or Path(name).suffix, f"sweep {name}: unknown; allowed: {', '.join(files)}, or a .yaml file")
     path = files.get(name, Path(name))
     try:
-        config = yaml.safe_load(path.read_text())
+        config = yaml.load(path.read_text(), Loader)
         kinds = {"method": str, "metric": dict, "parameters": dict, "program": str}
         bad = [k for k, kind in kinds.items() if not isinstance(config, dict) or not isinstance(config.get(k), kind)]
         bad += [] if isinstance(config.get("name", ""), str) else ["a name that is text"]
         search = config["method"] in ("bayes", "random") and isinstance(config.get("run_cap"), int)
         need(not bad, f"{path}: needs {', '.join(bad)}")
+        name = config.get("name", path.stem)
+        need(slug(name) == name, f"{path}: name {name!r}: allowed: letters, digits, and . _ - inside it")
         need(search or config["method"] == "grid", f"{path}: method must be grid, or bayes or random with a run_cap")
         for key, p in config["parameters"].items():
             kind, whole = (SCALAR, True) if {"value", "values"} & set(p) else (NUMBER, {"min", "max"} <= set(p))
             plain = whole and isinstance(levels(p), list) and levels(p) and all(isinstance(v, kind) for v in levels(p))
             need(isinstance(key, str) and plain, f"{path}: parameter {key} needs value, values, or min and max")
+            once = len(set(map(str, levels(p)))) == len(levels(p)) or "values" not in p
+            need(once, f"{path}: parameter {key} has a value twice: each of its points would be run twice")
         named = levels(config["parameters"].get("problem", {})) and isinstance(config["metric"].get("name"), str)
         need(named, f"{path}: needs a parameter problem with a value or values, and a metric with a name")
         if rule := config.get("early_terminate"):
@@ -101,10 +123,9 @@ def read_yaml(name):
                 isinstance(eta, NUMBER) and 1.1 <= eta < math.inf
             )  # with 1 there is one band, and its cut is nowhere
             need(steep, f"{path}: early_terminate: eta {eta}: must be at least 1.1; the bands are min_iter * eta^k")
-    except InputError:
-        raise
-    except (OSError, ValueError, yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: cannot be read ({' '.join(str(error).split())[:120]})") from None
+    except (OSError, ValueError, yaml.YAMLError, AttributeError, KeyError, TypeError, RecursionError) as error:
+        said = " ".join(str(error).split())[:200].removeprefix(f"{path}: ")
+        raise InputError(f"{path}: {said if isinstance(error, InputError) else f'cannot be read ({said})'}") from None
     return path, config
 
 
@@ -117,6 +138,8 @@ def expand(config):
     """The points of a grid, a dict of flags each, the first parameter of the file varying slowest."""
     for key, p in config["parameters"].items():
         need("value" in p or "values" in p, f"parameter {key}: a grid needs value or values")
+    n = math.prod(len(levels(p)) for p in config["parameters"].values())
+    need(n <= MOST, f"the grid has {n:,} points; allowed: at most {MOST:,}")
     lists = map(levels, config["parameters"].values())
     return [dict(zip(config["parameters"], point, strict=True)) for point in itertools.product(*lists)]
 
@@ -259,6 +282,21 @@ def check_data(sweep):
         need(now == then["sha256"], f"sweep {sweep['id']}: {other}; {advice}")
 
 
+def code_of(program):
+    """What can change a result besides flags and designs: {file or package: its hash or version}."""
+    names = [Path(program), *(Path(program).parent / f"{name}.py" for name in ("lvae", "pruning", "data"))]
+    found = {p.name: hashlib.sha256(p.read_bytes()).hexdigest()[:12] for p in names if p.exists()}
+    return found | {package: importlib.metadata.version(package) for package in ("torch", "numpy")}
+
+
+def check_code(sweep):
+    """Refuse to go on with a sweep on another code than its first runs had; `--changed` takes the new code for its own."""
+    now, then = code_of(sweep["config"]["program"]), sweep.get("code", {})
+    other = [f"{k} is {now.get(k, 'gone')} here, but was {v}" for k, v in then.items() if now.get(k) != v]
+    advice = "its runs must not mix two: go back, or say --changed (CHANGED=1) if no result can differ"
+    need(not other, f"sweep {sweep['id']}: {'; '.join(other)} when it was created; {advice}")
+
+
 def choose_backend(asked):
     """wandb or local, and why."""
     import wandb
@@ -290,6 +328,7 @@ def plan(path, config, problem, args, program, backend):
         config["parameters"] |= {flag: {"value": value} for flag, value in wandb.items() if value}
     sweep = {"name": config["name"], "backend": backend, "results": f"results/{path.stem.split('_')[0]}{edition}.csv"}
     sweep |= {"config": config, "data": freeze_data(config), "created": time.strftime(NOW)}
+    sweep |= {"code": code_of(config["program"])}
     if grid:
         points = expand(config)
         left = skip_done(sweep, points, program)
@@ -305,7 +344,8 @@ def create(args):
     backend, why = choose_backend(args.backend)
     need(backend == "local" or not args.storage, "STORAGE: is for BACKEND=local")
     allowed = "postgresql+psycopg://..., or nothing (a file journal); SQLite runs points twice"
-    need(not args.storage or args.storage.startswith("postgresql"), f"STORAGE {args.storage}: allowed: {allowed}")
+    named = f"STORAGE {redacted(args.storage)}"
+    need(not args.storage or args.storage.startswith("postgresql"), f"{named}: allowed: {allowed}")
     plain = not args.edition or args.edition.replace("-", "").isalnum()
     need(plain, f"EDITION {args.edition}: allowed: letters, digits and -")
     each = config["method"] != "grid" and "value" in config["parameters"]["problem"] and not args.problem
@@ -325,6 +365,13 @@ def create(args):
         else:
             sweep |= {"id": f"{sweep['name']}-{secrets.token_hex(3)}", "storage": args.storage}
             Queue(sweep, create=True).fill(points, known)
+        for other in () if args.storage else known_sweeps():  # with work left in it, by this name
+            if other.get("name") == sweep["name"] and backend == other["backend"] == "local" and not other["storage"]:
+                mine = {tuple(command_line(p)) for p in points}
+                open_ = Queue(other).trials(TrialState.WAITING, TrialState.RUNNING)
+                twice = sum(tuple(command_line(t.user_attrs["run"]["point"])) in mine for t in open_)
+                note = f"{twice} of these points are also left in {other['id']}: work on one of the two, or they get two rows"
+                print(f"warning: {note}" if twice else "", end="\n" * (twice > 0))
         save(sweep)
         created.append(sweep["id"])
         sources = ", ".join(f"{p} from {d['source']} ({d['sha256'][:12]})" for p, d in sweep["data"].items())
@@ -359,8 +406,11 @@ def create_on_wandb(sweep, points, args):
 
 
 def save(sweep):
+    """Write a sweep's sweep.json, which may hold the password of its database: for its user alone."""
     (STATE / sweep["id"]).mkdir(parents=True, exist_ok=True)
+    before = os.umask(0o077)
     write_atomically(STATE / sweep["id"] / "sweep.json", json.dumps(sweep, indent=1) + "\n")
+    os.umask(before)
 
 
 # -------------------------------------------------------------------------------------------- its rows: results/NN.csv
@@ -514,9 +564,15 @@ def hyperband_stops(values, pool, rule):
     return value > others[int(1 / rule.get("eta", 3) * len(others))]
 
 
-def distributions(parameters):
+def distributions(parameters, grid=False):
     """Optuna's distribution of each parameter that varies; the constant ones stay out of its search."""
     found = {k: CategoricalDistribution(p["values"]) for k, p in parameters.items() if len(p.get("values", [])) > 1}
+    for k, d in found.items() if grid else ():  # each trial writes its distributions: of many levels, only the range
+        if all(isinstance(v, NUMBER) and not isinstance(v, bool) and math.isfinite(v) for v in d.choices):
+            whole = all(isinstance(v, int) for v in d.choices)
+            found[k] = (IntDistribution if whole else FloatDistribution)(min(d.choices), max(d.choices))
+    if grid:
+        return {k: d for k, d in found.items() if not isinstance(d, CategoricalDistribution) or len(d.choices) <= 100}
     for k, p in parameters.items():
         if not {"value", "values"} & set(p):
             low, high = p["min"], p["max"]
@@ -528,32 +584,89 @@ def distributions(parameters):
     return found
 
 
+def redacted(text):
+    """Text without the passwords of the URLs in it."""
+    return re.sub(r"(//[^:@/\s]*):[^@/\s]*@|(password=)[^&\s]*", r"\1\2:***@", str(text))
+
+
+def connect(sweep, create):
+    """A sweep's storage in Optuna, and the database behind it, None for a journal in its folder."""
+    if url := sweep.get("storage"):
+        try:
+            database = optuna.storages.RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
+            return optuna.storages.get_storage(database), database
+        except ImportError:
+            raise InputError("STORAGE: psycopg is missing; pip install 'psycopg[binary]'") from None
+        except Exception as error:  # sqlalchemy, psycopg and optuna raise many types for a server that refuses
+            raise InputError(f"STORAGE: the database cannot be used ({redacted(first_line(error))})") from None
+    folder, journal = STATE / sweep["id"], STATE / sweep["id"] / "journal.log"
+    folder.mkdir(parents=True, exist_ok=True)
+    gone = "is gone or empty; create the sweep anew: what is in its results is not run again"
+    need(create or (journal.exists() and journal.stat().st_size), f"{journal}: {gone}")
+    backend = optuna.storages.journal.JournalFileBackend(str(journal), FileLock(folder / "journal.lock", journal))
+    return optuna.storages.JournalStorage(backend), None
+
+
+def damage(queue):
+    """One line on what is wrong with a queue that Optuna cannot read."""
+    if queue.database:
+        return f"SWEEP {queue.name}: not in that STORAGE"
+    journal = queue.folder / "journal.log"
+    for k, line in enumerate(journal.read_bytes().splitlines(), 1):
+        try:
+            whole = "op_code" in json.loads(line)
+        except (TypeError, ValueError, RecursionError):
+            whole = False
+        if not whole:
+            keep = f"head -n {k - 1} of it is whole, and what was finished since is in runs/ and found again"
+            return f"{journal}: line {k} is damaged; {keep}"
+    return f"{journal}: is not of this sweep"
+
+
+class StorageAway(OSError):
+    """The database did not come back: exit code 4, and nothing is lost."""
+
+
+def patient(method):
+    """A method of Queue that waits for a database that is away, 15 minutes at most, with a line for each try."""
+
+    @functools.wraps(method)
+    def wrapped(queue, *args, **kwargs):
+        for pause in (1, 2, 4, 8, 15, 30, *[60] * 14, 0):
+            try:
+                return method(queue, *args, **kwargs)
+            except queue.away as error:
+                if not pause:
+                    raise StorageAway(f"STORAGE: the database does not come back ({first_line(error)})") from None
+                say(f"STORAGE: the database is away; trying again in {pause} s ({first_line(error)})")
+            except json.JSONDecodeError:
+                raise InputError(damage(queue)) from None
+            time.sleep(pause)
+
+    return wrapped
+
+
 class Queue:
     """The runs of one sweep, as created: id, config, data, storage (None: a journal in its folder)."""
 
     def __init__(self, sweep, create=False):
-        self.sweep, self.name, self.folder, self.database = sweep, sweep["id"], STATE / sweep["id"], None
-        if sweep.get("storage"):
-            try:
-                self.database = optuna.storages.RDBStorage(sweep["storage"], engine_kwargs={"pool_pre_ping": True})
-            except ImportError:
-                raise InputError("STORAGE: psycopg is missing; pip install 'psycopg[binary]'") from None
-            except Exception as error:  # sqlalchemy, psycopg and optuna raise many types for a server that refuses
-                raise InputError(f"STORAGE: the database cannot be used ({first_line(error)})") from None
-            self.storage = optuna.storages.get_storage(self.database)
+        self.sweep, self.name, self.folder = sweep, sweep["id"], STATE / sweep["id"]
+        self.hold, self.away = None, ()
+        self.storage, self.database = connect(sweep, create)
+        if self.database:
+            from sqlalchemy.exc import DBAPIError
+
+            self.away = (DBAPIError, optuna.exceptions.StorageInternalError)
+        how = {"study_name": self.name, "storage": self.storage}
+        try:
+            if create:
+                goal = sweep["config"]["metric"].get("goal", "minimize")
+                self.study = optuna.create_study(**how, direction=goal, load_if_exists=True)
+            else:
+                self.study = optuna.load_study(**how)
+        except (AttributeError, KeyError, TypeError, ValueError):  # Optuna's, for what is not there or damaged
+            raise InputError(damage(self)) from None
         (self.folder / "held").mkdir(parents=True, exist_ok=True)
-        if not self.database:
-            journal = self.folder / "journal.log"
-            lock = FileLock(self.folder / "journal.lock", journal)
-            self.storage = optuna.storages.JournalStorage(
-                optuna.storages.journal.JournalFileBackend(str(journal), lock)
-            )
-        goal = (
-            {"direction": sweep["config"]["metric"].get("goal", "minimize"), "load_if_exists": True} if create else {}
-        )
-        self.study = (optuna.create_study if create else optuna.load_study)(
-            study_name=self.name, storage=self.storage, **goal
-        )
         if "config" not in sweep:  # joined from another machine: the sweep travels with Optuna's study
             self.sweep = self.study.user_attrs["sweep"] | {"storage": sweep["storage"]}
         self.config = self.sweep["config"]
@@ -579,7 +692,7 @@ class Queue:
         """Put the points of a grid into the queue, in order, or what a search knows already, and the sweep beside them.
 
         A known trial has no run: nobody will run it, and it is not counted."""
-        space = distributions(self.config["parameters"])
+        space = distributions(self.config["parameters"], self.config["method"] == "grid")
         self.study.add_trials(known)
         for k, point in enumerate(points):
             params = {"params": {name: point[name] for name in space}, "distributions": space}
@@ -591,8 +704,25 @@ class Queue:
         return hashlib.sha256(f"{self.name}/{k}".encode()).hexdigest()[:8]
 
     def trials(self, *states):
-        """The runs, without a search's point that an agent died over before it was complete."""
-        return [t for t in self.study.get_trials(False, states or None) if "run" in t.user_attrs]
+        """The runs, by their last trial; without a search's point that an agent died over before it was complete."""
+        runs = {t.user_attrs["run"]["id"]: t for t in self.study.get_trials(False) if "run" in t.user_attrs}
+        return [t for t in runs.values() if not states or t.state in states]
+
+    def pool(self, band):
+        """The values of all runs at a band."""
+        known = [t for t in self.study.get_trials(False) if "run" not in t.user_attrs]
+        return [t.intermediate_values[band] for t in known + self.trials() if band in t.intermediate_values]
+
+    def retry(self):
+        """Queue what failed again, as the same run, so with its checkpoint: as a new trial, for an old one is over."""
+        with self.lock():
+            failed = [
+                t for t in self.trials(TrialState.FAIL) if not t.user_attrs.get("cause", "").startswith("diverged")
+            ]
+            for t in failed:
+                how = {"params": t.params, "distributions": t.distributions, "user_attrs": {"run": t.user_attrs["run"]}}
+                self.study.add_trial(create_trial(state=TrialState.WAITING, **how))
+        return len(failed)
 
     def get(self, trial):
         return self.storage.get_trial(trial._trial_id)
@@ -610,22 +740,32 @@ class Queue:
         here = held["where"] == self.me["where"]
         return is_locked(self.folder / "held" / str(trial.number)) if here else time.time() - held["beat"] < GRACE
 
+    @patient
     def claim(self):
         """Take a run: a dead agent's first, then the first one waiting, then a new point. None: there is none now."""
         with self.lock():
             if self.study.user_attrs.get("stopped"):
                 return None
             trials = self.trials()  # once: each look at a database costs many queries
-            for trial in (t for t in trials if t.state == TrialState.RUNNING and not self.is_alive(t)):
+            running = [t for t in trials if t.state == TrialState.RUNNING]
+            for trial in running:  # the database took our claim, and its answer was lost
+                if trial.user_attrs["held"]["token"] == self.me["token"]:
+                    return self._take(trial)
+            for trial in (t for t in running if not self.is_alive(t)):
                 died = "its agent died ({host}, pid {pid})".format(**trial.user_attrs["held"])
                 if not self._put_back(trial, died, TrialState.RUNNING):
                     return self._take(trial)
-            waiting = next((t for t in trials if t.state == TrialState.WAITING), None)
-            return self._take(waiting) if waiting else self._ask(len(trials))
+            waiting = [t for t in trials if t.state == TrialState.WAITING]
+            first = min(
+                waiting, key=lambda t: len(t.user_attrs.get("ends", [])), default=None
+            )  # what crashed comes last
+            return self._take(first) if first else self._ask(len(trials))
 
     def _take(self, trial):
         folder = self.folder / "held" / str(trial.number)
         folder.mkdir(exist_ok=True)
+        if self.hold:
+            self.hold.release()
         self.hold = FileLock(folder / "lock")
         self.hold.acquire()
         self.note(trial, held=self.me | {"beat": time.time()})  # before the state: a RUNNING run always has its holder
@@ -660,6 +800,7 @@ class Queue:
                 self.note(trial, held=self.me | {"beat": time.time()})
             return ours
 
+    @patient
     def end(self, trial, state, value=None, **notes):
         """The run is over (COMPLETE, PRUNED, FAIL) or can be continued (WAITING), unless it is another agent's by now."""
         with self.lock():
@@ -668,6 +809,7 @@ class Queue:
                 self._set(trial, state, value)
             self.hold.release()
 
+    @patient
     def put_back(self, trial, how):
         """The run crashed, or cannot start: back into the queue, or given up. Returns True if given up."""
         with self.lock():
@@ -683,6 +825,7 @@ class Queue:
             self._set(trial, TrialState.FAIL if given_up else state)
         return given_up
 
+    @patient
     def is_busy(self):
         """Whether a run is still going: its agent may yet die, so the others stay."""
         return bool(self.trials(TrialState.RUNNING)) and not self.study.user_attrs.get("stopped")
@@ -739,6 +882,7 @@ def queue_of(sweep):
 
 # ------------------------------------------------------------------- an agent: claim a run, start it, watch it, settle it
 
+CRASHED = {}  # run id -> how it crashed before its first epoch, under this agent
 stops = []  # the signals received so far; the handlers only take note, so that nothing is interrupted halfway
 
 
@@ -758,30 +902,51 @@ class Attempt:
         self.queue, self.trial, self.agent = queue, trial, agent
         self.id, self.point = (trial.user_attrs["run"][key] for key in ("id", "point"))
         self.folder, self.log = Path(self.point.get("out", "runs")) / self.id, queue.folder / f"{self.id}.log"
-        self.child, self.code, self.killed, self.lost = None, None, False, False  # code: the program's exit code
+        self.child = self.code = self.hung = None  # the program's process and exit code; why it was killed
+        self.killed = self.lost = False
         self.stopped_early = trial.user_attrs.get("stops", False)  # maybe by an agent that died before it could say so
 
     def say(self, text):
         say(f"{self.agent}: run {self.id} {text}")
 
 
-def work(sweeps, env, agent, count=None):
+def work(sweeps, env, agent, count=None, patience=math.inf, leave=False):
     """Work through the sweeps in order until nothing is left in any; at most `count` runs. Returns the exit code."""
     queues = list(map(queue_of, sweeps))
     while not stop_level() and count != 0:
+        for sweep in sweeps:
+            check_code(sweep)
         attempt = claim(queues, agent)
         if attempt:
-            start(attempt, env)
-            watch(attempt)
-            settle(attempt)
+            try:
+                start(attempt, env)
+                watch(attempt, patience)
+                settle(attempt)
+            except StorageAway:
+                raise
+            except Exception as error:  # about one run: it ends this try, not the agent
+                give_up(attempt, error)
             count = count and count - 1
             if attempt.code in (2, 4):
                 return attempt.code
-        elif any(queue.is_busy() for queue in queues):
+        elif not leave and any(queue.is_busy() for queue in queues):
             time.sleep(1)
         else:
             break
     return exit_code()
+
+
+def give_up(a, error):
+    """Something went wrong about one run in the agent itself: end its program, and its try."""
+    if a.child and a.child.poll() is None:
+        a.child.kill()
+        a.child.wait()
+    if isinstance(error, OSError):
+        a.code = 4
+        a.queue.end(a.trial, TrialState.WAITING)
+    else:
+        a.queue.put_back(a.trial, f"crashed: {first_line(error)}")
+    a.say(f"cannot go on: {first_line(error)}" + ("; this agent stops" if a.code == 4 else ""))
 
 
 def claim(queues, agent):
@@ -819,28 +984,39 @@ def start(a, env):
     a.say(f"{verb}: {point} (log: {a.log})")
 
 
-def watch(a):
-    """Wait for the program's end: beat, report its metric, let hyperband stop it, pass a stop on."""
+def watch(a, patience=math.inf):
+    """Wait for the program's end: beat, report its metric, let hyperband stop it, pass a stop on, end it if it hangs."""
     deadline, beaten = math.inf, time.monotonic()
     while a.child and a.code is None:
         with contextlib.suppress(subprocess.TimeoutExpired):
             a.code = a.child.wait(0.5)
-        if time.monotonic() > beaten + min(BEAT, 5 if isinstance(a.queue, WandbQueue) else BEAT):
-            beaten = time.monotonic()
-            try:
+        try:
+            if time.monotonic() > beaten + min(BEAT, 5 if isinstance(a.queue, WandbQueue) else BEAT):
+                beaten = time.monotonic()
                 a.lost = not a.queue.beat(a.trial)
-            except Exception as error:  # the database or W&B is away for a while: the next beat may reach it
-                a.say(f"sent no heartbeat: {first_line(error)}")
-        if a.lost or (a.code is None and time.monotonic() > deadline):
-            a.child.kill()
-            a.killed = True
-        elif deadline == math.inf or a.code is not None:  # at its end, too: what it wrote in its last half second
-            if report_growth(a) and a.code is None:
+                quiet, usual = silence(a.folder)
+                if usual and quiet > patience * usual:
+                    a.hung = f"hung: no epoch for {quiet:.0f} s, {quiet / usual:.0f} times its usual {usual:.2g} s"
+            if (deadline == math.inf or a.code is not None) and not a.lost and report_growth(a) and a.code is None:
                 a.queue.note(a.trial, stops=True)  # hyperband's decision stands, whatever happens to this agent
                 a.stopped_early = True
-            if a.code is None and (a.stopped_early or stop_level() == 2):
-                a.child.terminate()
-                deadline = time.monotonic() + PATIENCE
+        except Exception as error:  # the database or W&B is away for a while: the run goes on, the next look may do
+            a.say(f"goes on without its queue: {first_line(error)}")
+            time.sleep(5)
+        if a.code is None and (a.lost or a.hung or time.monotonic() > deadline):
+            a.child.kill()
+            a.killed = not a.hung
+        elif a.code is None and deadline == math.inf and (a.stopped_early or stop_level() == 2):
+            a.child.terminate()
+            deadline = time.monotonic() + PATIENCE
+
+
+def silence(folder):
+    """(seconds since a run's last epoch, seconds that its epochs take), or (0, 0) before it has one."""
+    with contextlib.suppress(OSError, InputError, ValueError):
+        took = [float(cell) for cell in read_csv(folder / "metrics.csv")["epoch_seconds"] if cell]
+        return time.time() - (folder / "metrics.csv").stat().st_mtime, statistics.median(took)
+    return 0, 0
 
 
 def report_growth(a):
@@ -849,18 +1025,17 @@ def report_growth(a):
     if isinstance(queue, WandbQueue):  # the program reports to the server, and the server decides
         return queue.get(a.trial).user_attrs.get("stops", False)
     sign, rule = -1 if config["metric"].get("goal") == "maximize" else 1, config.get("early_terminate")
-    values = [sign * v for v in history(a.folder, config["metric"]["name"])]
+    try:
+        values = [sign * v for v in history(a.folder, config["metric"]["name"])]
+    except (InputError, ValueError):  # damaged by a crash: the program mends it as it starts
+        return False
     every = max(1, int(a.point.get("n_epochs", REPORTS)) // REPORTS)
     new = sorted({*range(every, len(values) + 1, every), *bands(rule, len(values))} - set(known))
     for step in new:  # each is an fsync
-        known[step] = sign * values[step - 1]
-        queue.storage.set_trial_intermediate_value(a.trial._trial_id, step, known[step])
-
-    def pool(band):
-        found = [t.intermediate_values for t in queue.study.get_trials(False)]
-        return [sign * reported[band] for reported in found if band in reported]
-
-    return bool(rule and new) and hyperband_stops(values, pool, rule)
+        queue.storage.set_trial_intermediate_value(a.trial._trial_id, step, sign * values[step - 1])
+    stops = bool(rule and new) and hyperband_stops(values, lambda band: [sign * v for v in queue.pool(band)], rule)
+    known |= {step: values[step - 1] for step in new}
+    return stops
 
 
 def settle(a):
@@ -870,6 +1045,12 @@ def settle(a):
     if a.code in (130, 143) and not stop_level() and isinstance(queue, WandbQueue) and "early_terminate" in config:
         a.stopped_early = True  # the server told the program itself
     status = summary.get("status") or ("stopped early" if a.stopped_early else None)
+    then = queue.sweep["data"].get(a.point.get("problem"), {}).get("sha256")
+    now = (read_json(a.folder / "config.json") or {}).get("data", {}).get("sha256")
+    if status and then and now and now != then:  # the designs were replaced while agents were at work
+        kept, status, a.code = queue.folder / f"{a.id}.other-designs", None, 2
+        shutil.move(a.folder, kept.with_suffix(f".{secrets.token_hex(2)}") if kept.exists() else kept)
+        tail = f"its designs are {str(now)[:12]}, the sweep's {then[:12]}; the run is in {kept}, and not recorded"
     if a.lost:
         outcome = "taken over by another agent, while this machine was suspended"
         queue.hold.release()
@@ -895,9 +1076,17 @@ def settle(a):
         outcome = "stopped; the next agent continues it"
         outcome = f"cannot write, and this agent stops: {tail}" if a.code == 4 else outcome
     else:
-        cause = f"exit code {a.code}: {tail}"
+        killed = (
+            f"killed (signal {-a.code}{'; out of memory?' if a.code == -signal.SIGKILL else ''})" if a.code < 0 else ""
+        )
+        cause = a.hung or f"{killed or f'exit code {a.code}'}: {tail}"
+        same = None if len(values) else cause  # before its first epoch
+        if same and any(run != a.id and cause == same for run, cause in CRASHED.items()):
+            a.code = 2  # another point crashed like that: it is not the point, and all others would crash, too
+        CRASHED[a.id] = same
         given_up = queue.put_back(a.trial, f"crashed: {cause}")
         outcome = f"crashed ({cause})" + (", and given up" if given_up else ", will be tried again")
+        outcome += "; two points have crashed alike before their first epoch: this agent stops" if a.code == 2 else ""
     a.say(outcome)
 
 
@@ -967,20 +1156,29 @@ def on_wandb(path, read):
         raise InputError(f"SWEEP {path}: W&B does not give it ({first_line(error)})") from None
 
 
+def known_sweeps():
+    """The sweeps of this folder, oldest first; of one whose sweep.json is damaged only id and "damaged"."""
+    found = {path.parent.name: read_json(path) for path in sorted(STATE.glob("*/sweep.json"))}
+    whole = {"id", "backend", "config", "data", "results", "runs", "created"}
+    for name, sweep in found.items():
+        if not isinstance(sweep, dict) or not whole <= set(sweep):
+            found[name] = {"id": name, "created": "", "damaged": f"{STATE / name / 'sweep.json'}: is damaged"}
+    return sorted(found.values(), key=lambda s: s["created"])
+
+
 def load_sweep(name, storage=None):
     """A sweep by its id or the beginning of it, its W&B path (entity/project/id), or, with STORAGE, from the database."""
-    known = [json.loads(path.read_text()) for path in STATE.glob("*/sweep.json")]
+    known = known_sweeps()
     found = [s for s in known if name in (s["id"], s.get("path"))] or [s for s in known if s["id"].startswith(name)]
     several = ", ".join(sorted(s["id"] for s in found))
     need(len(found) < 2, f"SWEEP {name}: begins several sweeps: {several}; say which")
     if found:
+        advice = "delete its folder and create the sweep anew: what is in its results is not run again"
+        need("damaged" not in found[0], f"{found[0].get('damaged')}; {advice}")
         return found[0]
     allowed = "an id of `make list`, entity/project/id of W&B, or an id with its STORAGE"
     need(name.count("/") == 2 or storage, f"SWEEP {name}: unknown here; allowed: {allowed}")
-    try:
-        sweep = join_wandb(name) if name.count("/") == 2 else Queue({"id": name, "storage": storage}).sweep
-    except KeyError:
-        raise InputError(f"SWEEP {name}: not in that STORAGE") from None
+    sweep = join_wandb(name) if name.count("/") == 2 else Queue({"id": name, "storage": storage}).sweep
     save(sweep)
     return sweep
 
@@ -1002,8 +1200,9 @@ def join_wandb(path):
 def asked(args):
     """The sweeps a command is about, in order: SWEEP=, else the current ones."""
     current = STATE / "current"
-    need(args.sweep or current.exists(), "no current sweep; create one: make sweep-01")
-    found = [load_sweep(name, args.storage) for name in (args.sweep or current.read_text()).split()]
+    names = (args.sweep or (current.read_text(errors="replace") if current.exists() else "")).split()
+    need(names, "no current sweep; create one (make sweep-01), or name one of `make list`: SWEEP=")
+    found = [load_sweep(name, args.storage) for name in names]
     mixed = len({s["backend"] for s in found}) > 1
     need(not mixed, f"SWEEP {args.sweep}: some are on W&B and some are local; give those of one backend")
     return found
@@ -1014,14 +1213,44 @@ def agent(args):
     sweeps = asked(args)
     for sweep in sweeps:
         check_data(sweep)
+        if args.changed:
+            sweep["code"] = code_of(sweep["config"]["program"])
+            save(sweep)
+        check_code(sweep)
+        rebuild_rows(sweep)
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signum != signal.SIGHUP or signal.getsignal(signum) != signal.SIG_IGN:  # nohup make agents
             signal.signal(signum, lambda signum, frame: stops.append(signum))
-    jobs = [lambda k=k: work(sweeps, surroundings(k, args.n), f"agent {k + 1}", args.count) for k in range(args.n)]
+    how = {"count": args.count, "patience": args.patience, "leave": args.leave}
+    jobs = [lambda k=k: work(sweeps, surroundings(k, args.n), f"agent {k + 1}", **how) for k in range(args.n)]
     # W&B has handed the same point to agents that asked at the same moment
     code = launch(jobs, 1 if sweeps[0]["backend"] == "wandb" else 0.1) if args.n > 1 else jobs[0]()
+    for sweep in sweeps:
+        rebuild_rows(sweep)
     failed = report_status(sweeps)
     return code or failed
+
+
+def rebuild_rows(sweep):
+    """Put the runs that are over, have a folder here and no row (it was deleted, or is another machine's) into the table."""
+    have = {row["id"] for row in read_csv(Path(sweep["results"])).to_dict("records")}
+    kinds = {TrialState.COMPLETE: "finished", TrialState.PRUNED: "stopped early", TrialState.FAIL: "diverged"}
+    added = 0
+    for t in queue_of(sweep).trials(*kinds):
+        run, diverged = t.user_attrs["run"], t.user_attrs.get("cause", "").startswith("diverged")
+        folder = Path(run["point"].get("out", "runs")) / run["id"]
+        if run["id"] not in have and (folder / "config.json").exists() and (t.state != TrialState.FAIL or diverged):
+            record_result(sweep, folder, kinds[t.state])
+            added += 1
+    if added:
+        say(f"{sweep['results']}: {added} rows were not there; made again from the runs' folders")
+    return added
+
+
+def rebuild(args):
+    """Make the rows of results/NN.csv that are missing again, from the folders in runs/."""
+    for sweep in asked(args):
+        rebuild_rows(sweep) or print(f"{sweep['results']}: has all rows of {sweep['id']}")
 
 
 def outcomes(sweep):
@@ -1038,6 +1267,7 @@ def outcomes(sweep):
             "kind": "interrupted" if kind == "waiting" and "held" in t.user_attrs else kind,
             "cause": cause,
         }
+        found[run["id"]]["folder"] = Path(run["point"].get("out", "runs")) / run["id"]
         found[run["id"]] |= {"problem": run["point"].get("problem"), "value": t.value, "seconds": seconds}
     for r in on_wandb(sweep["path"], lambda s: list(s.runs)) if sweep["backend"] == "wandb" else ():
         summary, kind = (
@@ -1077,6 +1307,10 @@ def report_status(sweeps):
         )
         stopped = Queue(sweep).study.user_attrs.get("stopped") if stopped is None else stopped
         print(f"{sweep['id']} ({sweep['backend']}{', stopped' if stopped else ''}): " + ", ".join(parts))
+        for run in (run for run in runs if run["kind"] == "running" and "folder" in run):
+            quiet, usual = silence(run["folder"])
+            mark = f", {quiet / usual:.0f} times its usual: does it hang?" if usual and quiet > 10 * usual else ""
+            print(f"  running: {run['id']}, last epoch {quiet:.0f} s ago{mark}" if usual else f"  running: {run['id']}")
         for run in (run for run in runs if run["kind"] in ("failed", "diverged")):
             print(f"  failed: {run['id']} {run['cause']}")
         failed += [run for run in runs if run["kind"] == "failed"]
@@ -1090,9 +1324,12 @@ def status(args):
 
 def list_sweeps(args):
     """Every sweep of this folder, newest last; * marks the current ones."""
-    current = (STATE / "current").read_text().split() if (STATE / "current").exists() else []
-    found = sorted((json.loads(p.read_text()) for p in STATE.glob("*/sweep.json")), key=lambda s: s["created"])
+    current = (STATE / "current").read_text(errors="replace").split() if (STATE / "current").exists() else []
+    found = known_sweeps()
     for s in found:
+        if "damaged" in s:
+            print(f"  {s['id']:45s} {s['damaged']}")
+            continue
         mark, runs = "*" if s["id"] in current else " ", s["runs"] or "?"
         print(f"{mark} {s['id']:45s} {s['backend']:6s} {s['created']}  {runs:>4} runs  {s.get('path', '')}".rstrip())
     if not found:
@@ -1113,6 +1350,8 @@ def stop(args, value=True):
 def resume(args):
     """After a stop, a crash or a reboot: hand out runs again, and start agents."""
     stop(args, False)
+    for sweep in asked(args) if args.failed else ():
+        print(f"{sweep['id']}: {queue_of(sweep).retry()} failed runs are tried again, from their checkpoints")
     return agent(args)
 
 
@@ -1138,8 +1377,14 @@ def guarded(function, *arguments):
     try:
         return int(function(*arguments) or 0)
     except InputError as error:
-        print(f"sweep.py: {error}", file=sys.stderr)
+        print(f"sweep.py: {redacted(error)}", file=sys.stderr)
         return 2
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            print(f"sweep.py: cannot write, or read ({redacted(error)})", file=sys.stderr)
+        return 4
+    except KeyboardInterrupt:
+        return 130
 
 
 def main(argv=None):
@@ -1178,10 +1423,25 @@ def main(argv=None):
     for add in (command(agent), command(resume)):
         add("--n", type=positive, default=1, help="agents on this machine (1)")
         add("--count", type=positive, help="at most so many runs by each agent")
-    for function, name in ((status, None), (list_sweeps, "list"), (stop, None), (dashboard, None)):
+        add(
+            "--patience",
+            type=positive,
+            default=math.inf,
+            help="end a try without an epoch for so many times its usual (never)",
+        )
+        add("--leave", action="store_true", help="leave when no run waits, and not only when none is at work any more")
+        add(
+            "--changed",
+            action="store_true",
+            help="go on although files or versions that can change a result have changed",
+        )
+    add("--failed", action="store_true", help="(resume) also try again what failed, from its checkpoints")
+    for function, name in ((status, None), (list_sweeps, "list"), (stop, None), (dashboard, None), (rebuild, None)):
         command(function, name)
     command(sync)("--out", default="runs", help="folder of the runs (runs)")
     args = parser.parse_args(argv)
+    if argv is None and args.function in (status, list_sweeps):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # make status | head -1
     return guarded(args.function, args)
 
 
