@@ -607,11 +607,11 @@ def connect(sweep, create):
     return optuna.storages.JournalStorage(backend), None
 
 
-def damage(queue):
+def damage(sweep):
     """One line on what is wrong with a queue that Optuna cannot read."""
-    if queue.database:
-        return f"SWEEP {queue.name}: not in that STORAGE"
-    journal = queue.folder / "journal.log"
+    if sweep.get("storage"):
+        return f"SWEEP {sweep['id']}: not in that STORAGE"
+    journal = STATE / sweep["id"] / "journal.log"
     for k, line in enumerate(journal.read_bytes().splitlines(), 1):
         try:
             whole = "op_code" in json.loads(line)
@@ -640,7 +640,7 @@ def patient(method):
                     raise StorageAway(f"STORAGE: the database does not come back ({first_line(error)})") from None
                 say(f"STORAGE: the database is away; trying again in {pause} s ({first_line(error)})")
             except json.JSONDecodeError:
-                raise InputError(damage(queue)) from None
+                raise InputError(damage(queue.sweep)) from None
             time.sleep(pause)
 
     return wrapped
@@ -652,20 +652,20 @@ class Queue:
     def __init__(self, sweep, create=False):
         self.sweep, self.name, self.folder = sweep, sweep["id"], STATE / sweep["id"]
         self.hold, self.away = None, ()
-        self.storage, self.database = connect(sweep, create)
-        if self.database:
-            from sqlalchemy.exc import DBAPIError
-
-            self.away = (DBAPIError, optuna.exceptions.StorageInternalError)
-        how = {"study_name": self.name, "storage": self.storage}
         try:
+            self.storage, self.database = connect(sweep, create)
+            how = {"study_name": self.name, "storage": self.storage}
             if create:
                 goal = sweep["config"]["metric"].get("goal", "minimize")
                 self.study = optuna.create_study(**how, direction=goal, load_if_exists=True)
             else:
                 self.study = optuna.load_study(**how)
-        except (AttributeError, KeyError, TypeError, ValueError):  # Optuna's, for what is not there or damaged
-            raise InputError(damage(self)) from None
+        except (AttributeError, KeyError, TypeError, ValueError) as error:  # of Optuna: not there, or damaged
+            raise error if isinstance(error, InputError) else InputError(damage(sweep)) from None
+        if self.database:
+            from sqlalchemy.exc import DBAPIError
+
+            self.away = (DBAPIError, optuna.exceptions.StorageInternalError)
         (self.folder / "held").mkdir(parents=True, exist_ok=True)
         if "config" not in sweep:  # joined from another machine: the sweep travels with Optuna's study
             self.sweep = self.study.user_attrs["sweep"] | {"storage": sweep["storage"]}
@@ -1137,7 +1137,8 @@ def launch(jobs, stagger):
         for k, p in enumerate(processes, 1):
             if k not in dead and (p.exitcode or 0) < 0:
                 rest = "another agent continues its run, or the next `make agents`"
-                say(f"agent {k} was killed (signal {-p.exitcode}); {rest}")
+                why = "; out of memory?" if p.exitcode == -signal.SIGKILL else ""
+                say(f"agent {k} was killed (signal {-p.exitcode}{why}); {rest}")
                 dead.add(k)
         time.sleep(stagger if len(processes) < len(jobs) else 0.5)
     return exit_code() or max((1 if p.exitcode < 0 else p.exitcode for p in processes), default=0)
@@ -1356,11 +1357,36 @@ def resume(args):
 
 
 def sync(args):
-    """Upload the runs that were logged offline. W&B counts what is uploaded: a second call uploads only what is new."""
-    found = sorted(str(p) for p in Path(args.out).glob("*/wandb/offline-run-*") if p.is_dir())
-    if not found:
-        return print(f"nothing to upload: no offline runs in {args.out}/*/wandb")
-    return subprocess.run([sys.executable, "-m", "wandb", "sync", "--yes", *found]).returncode
+    """Upload the runs that were logged offline and the epochs that W&B's server lacks; what it holds is compared after."""
+    runs = {p.parents[1] for p in Path(args.out).glob("*/wandb/*run-2*") if p.is_dir()}
+    lacking = {folder: n for folder in sorted(runs) if not is_locked(folder) and (n := missing_epochs(folder))}
+    if not lacking:
+        return print(f"nothing to upload: W&B has every epoch of the {len(runs)} runs in {args.out}/*/wandb")
+    logs = [str(p) for folder in lacking for p in sorted(folder.glob("wandb/*run-2*")) if p.is_dir()]
+    for mark in (mark for log in logs for mark in Path(log).glob("*.synced")):
+        mark.unlink()  # `wandb sync` believes what it was told; we looked
+    subprocess.run([sys.executable, "-m", "wandb", "sync", "--yes", "--no-skip-online", *logs])
+    left = {folder: n for folder in lacking if (n := missing_epochs(folder))}
+    for folder, n in left.items():
+        print(f"sweep.py: {folder}: W&B lacks {n} of its epochs; once more: make sync", file=sys.stderr)
+    return bool(left)
+
+
+def missing_epochs(folder):
+    """How many epochs of a run folder W&B does not have. What it has all of is marked, and not asked for again."""
+    import wandb
+
+    flags, mark = (read_json(folder / "config.json") or {}).get("flags", {}), folder / "wandb" / "complete"
+    logged, held = {int(cell) for cell in read_csv(folder / "metrics.csv").get("epoch", [])}, set()
+    if mark.exists() and mark.read_text() == str(len(logged)):
+        return 0
+    with contextlib.suppress(Exception):  # wandb raises a dozen types for a run that is not there
+        api = wandb.Api()
+        where = f"{flags.get('wandb_entity') or api.default_entity}/{flags.get('wandb_project')}/{folder.name}"
+        held = {row.get("epoch") for row in api.run(where).scan_history() if "val_rec" in row}
+    if logged <= held:
+        mark.write_text(str(len(logged)))
+    return len(logged - held)
 
 
 def dashboard(args):

@@ -27,13 +27,12 @@ from sweep_kit import (
 import sweep
 
 pytestmark = pytest.mark.usefixtures("here")
-KEY = {"WANDB_API_KEY": "0" * 40}
+SWEEP, KEY = [sys.executable, str(ROOT / "sweep.py")], {"WANDB_API_KEY": "0" * 40}
 
 
 def command(*arguments, env, code=0):
     """Run sweep.py to its end; returns what it said."""
-    done = [sys.executable, str(ROOT / "sweep.py"), *arguments]
-    done = subprocess.run(done, env={**os.environ, **env}, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([*SWEEP, *arguments], env={**os.environ, **env}, capture_output=True, text=True, timeout=300)
     assert done.returncode == code and "Traceback" not in done.stderr, done.stdout + done.stderr
     return done.stdout
 
@@ -130,6 +129,24 @@ def test_offline_runs_of_a_local_sweep_are_uploaded_later(wandb_server):
         assert set(wandb_server.runs) == set(starts())
     for run in wandb_server.runs.values():
         assert (run["groupName"], run["tags"], len(run["history"])) == (made["id"], ["sweep-quick", "grid"], 20)
+
+
+def test_epochs_that_the_server_did_not_take_are_found_and_uploaded(wandb_server):
+    """It answers 403, or as a captive portal does, in mid-run: the run says finished, and the server lacks epochs."""
+    write(seed=[1, 2], nap={"value": 0.2})
+    command("create", "quick.yaml", env=wandb_server.env)
+    agents = start_agents("--n", "2", **wandb_server.env)
+    wait_until(lambda: len(checkpoints()) == 2)
+    wandb_server.refuses = True
+    end(agents)
+    assert {row["status"] for row in rows()} == {"finished"}
+    assert all(len(run["history"]) < 20 for run in wandb_server.runs.values())
+    done = subprocess.run([*SWEEP, "sync"], env={**os.environ, **wandb_server.env}, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.count("of its epochs; once more: make sync") == 2, done.stderr
+    wandb_server.refuses = False
+    command("sync", env=wandb_server.env)
+    assert all(len(run["history"]) == 20 for run in wandb_server.runs.values())
+    assert "nothing to upload: W&B has every epoch of the 2 runs" in command("sync", env=wandb_server.env)
 
 
 def test_wandb_sweep_by_hand_takes_every_file_and_wandb_agent_runs_it(wandb_server):
