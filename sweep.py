@@ -1,6 +1,6 @@
 """Six studies, on W&B or without it: create a sweep from its YAML, start agents on it, look at it, stop it, go on.
 
-    python sweep.py create 01 --problem beams2d --seeds 1 --epochs 500   # make sweep-01 PROBLEM=beams2d SEEDS=1 EPOCHS=500
+    python sweep.py create 01 --problem beams2d --seeds 1 --epochs 500  # make sweep-01 PROBLEM=beams2d SEEDS=1 EPOCHS=500
     python sweep.py agent --n 5                                          # make agents N=5
     python sweep.py status | list | stop | resume | sync | dashboard     # make status ...
 
@@ -100,13 +100,13 @@ def read_yaml(name):
     path = files.get(name, Path(name))
     try:
         config = yaml.load(path.read_text(), Loader)
-        kinds = {"method": str, "metric": dict, "parameters": dict, "program": str}
-        bad = [k for k, kind in kinds.items() if not isinstance(config, dict) or not isinstance(config.get(k), kind)]
-        bad += [] if isinstance(config.get("name", ""), str) else ["a name that is text"]
-        search = config["method"] in ("bayes", "random") and isinstance(config.get("run_cap"), int)
+        kinds = {"method": str, "metric": dict, "parameters": dict, "program": str, "name": str}
+        config = {"name": path.stem, **config} if isinstance(config, dict) else {}
+        bad = [k for k, kind in kinds.items() if not isinstance(config.get(k), kind)]
         need(not bad, f"{path}: needs {', '.join(bad)}")
-        name = config.get("name", path.stem)
-        need(slug(name) == name, f"{path}: name {name!r}: allowed: letters, digits, and . _ - inside it")
+        plain = slug(config["name"]) == config["name"]
+        need(plain, f"{path}: name {config['name']!r}: allowed: letters, digits, and . _ - inside it")
+        search = config["method"] in ("bayes", "random") and isinstance(config.get("run_cap"), int)
         need(search or config["method"] == "grid", f"{path}: method must be grid, or bayes or random with a run_cap")
         for key, p in config["parameters"].items():
             kind, whole = (SCALAR, True) if {"value", "values"} & set(p) else (NUMBER, {"min", "max"} <= set(p))
@@ -119,9 +119,7 @@ def read_yaml(name):
         if rule := config.get("early_terminate"):
             first, eta = rule.get("min_iter"), rule.get("eta", 3)
             need(isinstance(first, int) and first > 0, f"{path}: early_terminate needs min_iter, a number of values")
-            steep = (
-                isinstance(eta, NUMBER) and 1.1 <= eta < math.inf
-            )  # with 1 there is one band, and its cut is nowhere
+            steep = isinstance(eta, NUMBER) and 1.1 <= eta < math.inf  # with 1 there is one band, its cut nowhere
             need(steep, f"{path}: early_terminate: eta {eta}: must be at least 1.1; the bands are min_iter * eta^k")
     except (OSError, ValueError, yaml.YAMLError, AttributeError, KeyError, TypeError, RecursionError) as error:
         said = " ".join(str(error).split())[:200].removeprefix(f"{path}: ")
@@ -212,7 +210,7 @@ def narrow(config, args, program):
 
 
 def choose_strategy(parameters, strategy, defaults):
-    """STRATEGY=: narrow strategies (01) or arms (01b) to it, replace the fixed one (02, 03, 05) or both arms (04, 06)."""
+    """STRATEGY=: narrow strategies (01) or arms (01b) to it, replace the fixed one (02, 03, 05) or the arms (04, 06)."""
     need(strategy in (*AGGRESSIVE, "none"), f"STRATEGY {strategy}: unknown; allowed: {', '.join(AGGRESSIVE)}, none")
     if "arm" not in parameters:
         return parameters.update(strategy={"value": strategy})
@@ -290,7 +288,7 @@ def code_of(program):
 
 
 def check_code(sweep):
-    """Refuse to go on with a sweep on another code than its first runs had; `--changed` takes the new code for its own."""
+    """Refuse to go on with a sweep on other code than its first runs had; `--changed` takes the new one for its own."""
     now, then = code_of(sweep["config"]["program"]), sweep.get("code", {})
     other = [f"{k} is {now.get(k, 'gone')} here, but was {v}" for k, v in then.items() if now.get(k) != v]
     advice = "its runs must not mix two: go back, or say --changed (CHANGED=1) if no result can differ"
@@ -311,10 +309,10 @@ def choose_backend(asked):
 
 
 def plan(path, config, problem, args, program, backend):
-    """What `create` is about to create: (sweep, its points or None for a search, Optuna's trials that it starts from)."""
+    """What `create` is about to create: (sweep, its points, none for a search, Optuna's trials that it starts from)."""
     changed = narrow(config, argparse.Namespace(**{**vars(args), "problem": problem}), program)
     edition, grid = f"-{args.edition}" if args.edition else "-trial" if changed else "", config["method"] == "grid"
-    first, underscore, rest = config.get("name", path.stem).partition("_")
+    first, underscore, rest = config["name"].partition("_")
     config["name"] = f"{first}{edition}{underscore}{rest}" + (f"-{problem}" if problem and not grid else "")
     flags = resolve(expand(config) if grid else corners(config), program)
     if args.epochs is not None:
@@ -370,7 +368,7 @@ def create(args):
                 mine = {tuple(command_line(p)) for p in points}
                 open_ = Queue(other).trials(TrialState.WAITING, TrialState.RUNNING)
                 twice = sum(tuple(command_line(t.user_attrs["run"]["point"])) in mine for t in open_)
-                note = f"{twice} of these points are also left in {other['id']}: work on one of the two, or they get two rows"
+                note = f"{twice} of these points are also left in {other['id']}: work on one of the two, or each gets two rows"
                 print(f"warning: {note}" if twice else "", end="\n" * (twice > 0))
         save(sweep)
         created.append(sweep["id"])
@@ -381,6 +379,8 @@ def create(args):
         print(f"results go to {sweep['results']}" + (trial if sweep["results"].endswith("-trial.csv") else ""))
     if created:
         write_atomically(STATE / "current", "\n".join(created) + "\n")
+        with open(STATE / "current.log", "a") as file:  # which a job that was submitted before looks up
+            print(int(time.time()), *created, file=file)
         print(f"next: make agents N={min(5, cores())}")
 
 
@@ -532,13 +532,10 @@ class FileLock:
                     print(f"{self.journal}: cut an unfinished last line, left by a crash", file=sys.stderr)
         return True
 
-    def release(self):
+    def release(self, *error):
         self.file.close()
 
-    __enter__ = acquire
-
-    def __exit__(self, *error):
-        self.release()
+    __enter__, __exit__ = acquire, release
 
 
 def bands(rule, n):
@@ -566,13 +563,9 @@ def hyperband_stops(values, pool, rule):
 
 def distributions(parameters, grid=False):
     """Optuna's distribution of each parameter that varies; the constant ones stay out of its search."""
-    found = {k: CategoricalDistribution(p["values"]) for k, p in parameters.items() if len(p.get("values", [])) > 1}
-    for k, d in found.items() if grid else ():  # each trial writes its distributions: of many levels, only the range
-        if all(isinstance(v, NUMBER) and not isinstance(v, bool) and math.isfinite(v) for v in d.choices):
-            whole = all(isinstance(v, int) for v in d.choices)
-            found[k] = (IntDistribution if whole else FloatDistribution)(min(d.choices), max(d.choices))
-    if grid:
-        return {k: d for k, d in found.items() if not isinstance(d, CategoricalDistribution) or len(d.choices) <= 100}
+    most = 100 if grid else math.inf  # each trial repeats its distributions: a long list would make the journal huge
+    lists = {k: p["values"] for k, p in parameters.items() if 1 < len(p.get("values", [])) <= most}
+    found = {k: CategoricalDistribution(values) for k, values in lists.items()}
     for k, p in parameters.items():
         if not {"value", "values"} & set(p):
             low, high = p["min"], p["max"]
@@ -587,6 +580,10 @@ def distributions(parameters, grid=False):
 def redacted(text):
     """Text without the passwords of the URLs in it."""
     return re.sub(r"(//[^:@/\s]*):[^@/\s]*@|(password=)[^&\s]*", r"\1\2:***@", str(text))
+
+
+def is_diverged(trial):
+    return trial.user_attrs.get("cause", "").startswith("diverged")
 
 
 def connect(sweep, create):
@@ -678,14 +675,11 @@ class Queue:
     @contextlib.contextmanager
     def lock(self):
         """Only one agent at a time changes who works on what."""
-        if not self.database:
-            with FileLock(self.folder / "queue.lock"):
-                yield
-            return
         from sqlalchemy import text
 
-        with self.database.engine.begin() as connection:  # dropped at the transaction's end, or the connection's
-            connection.execute(text("SELECT pg_advisory_xact_lock(hashtext(:name))"), {"name": self.name})
+        with self.database.engine.begin() if self.database else FileLock(self.folder / "queue.lock") as held:
+            if self.database:  # dropped at the transaction's end, or the connection's
+                held.execute(text("SELECT pg_advisory_xact_lock(hashtext(:name))"), {"name": self.name})
             yield
 
     def fill(self, points, known=()):
@@ -716,9 +710,7 @@ class Queue:
     def retry(self):
         """Queue what failed again, as the same run, so with its checkpoint: as a new trial, for an old one is over."""
         with self.lock():
-            failed = [
-                t for t in self.trials(TrialState.FAIL) if not t.user_attrs.get("cause", "").startswith("diverged")
-            ]
+            failed = [t for t in self.trials(TrialState.FAIL) if not is_diverged(t)]
             for t in failed:
                 how = {"params": t.params, "distributions": t.distributions, "user_attrs": {"run": t.user_attrs["run"]}}
                 self.study.add_trial(create_trial(state=TrialState.WAITING, **how))
@@ -774,7 +766,7 @@ class Queue:
         return self.get(trial)
 
     def _ask(self, runs):
-        """A search's next point. Its sampler's seed is the run's id: neither agents in turn nor two searches draw alike."""
+        """A search's next point. The sampler's seed is the run's id: neither agents in turn nor two searches draw alike."""
         if self.config["method"] == "grid" or runs >= self.sweep["runs"]:
             return None
         seed = int(self._run_id(len(self.study.get_trials(False))), 16)
@@ -802,7 +794,7 @@ class Queue:
 
     @patient
     def end(self, trial, state, value=None, **notes):
-        """The run is over (COMPLETE, PRUNED, FAIL) or can be continued (WAITING), unless it is another agent's by now."""
+        """The run is over (COMPLETE, PRUNED, FAIL) or to be continued (WAITING), unless another agent has it by now."""
         with self.lock():
             if self.is_ours(trial):
                 self.note(trial, **notes)
@@ -832,8 +824,8 @@ class Queue:
 
 
 class WandbQueue(Queue):
-    """The runs of a W&B sweep that this folder has taken. W&B's server hands them out, and its hyperband stops them; one
-    that was interrupted it does not hand out again: for that they are in a queue of our own.
+    """The runs of a W&B sweep that this folder has taken. W&B's server hands them out, and its hyperband stops them;
+    what was interrupted it does not hand out again: for that they are in a queue of our own.
 
     _register_agent and _agent_heartbeat are what `wandb agent` itself calls, private to wandb 0.31, which is pinned.
     """
@@ -843,7 +835,7 @@ class WandbQueue(Queue):
         self.agent, self.mine, self.asked, self.over = None, None, -math.inf, False
 
     def _heartbeat(self, *running):
-        """Tell the server which runs this agent works on; at most every 5 s, as `wandb agent` does. Returns its commands."""
+        """Tell the server which runs are at work, at most every 5 s, as `wandb agent` does. Returns its commands."""
         import wandb
         from wandb.apis.public.sweeps import _agent_heartbeat, _register_agent
 
@@ -867,8 +859,7 @@ class WandbQueue(Queue):
 
     def beat(self, trial):
         run_id = trial.user_attrs["run"]["id"]
-        stops = run_id == self.mine and any(command["type"] == "stop" for command in self._heartbeat(run_id))
-        if stops:
+        if run_id == self.mine and any(command["type"] == "stop" for command in self._heartbeat(run_id)):
             self.note(trial, stops=True)
         return super().beat(trial)
 
@@ -880,7 +871,7 @@ def queue_of(sweep):
     return WandbQueue(sweep) if sweep["backend"] == "wandb" else Queue(sweep)
 
 
-# ------------------------------------------------------------------- an agent: claim a run, start it, watch it, settle it
+# ------------------------------------------------------------------ an agent: claim a run, start it, watch it, settle it
 
 CRASHED = {}  # run id -> how it crashed before its first epoch, under this agent
 stops = []  # the signals received so far; the handlers only take note, so that nothing is interrupted halfway
@@ -985,7 +976,7 @@ def start(a, env):
 
 
 def watch(a, patience=math.inf):
-    """Wait for the program's end: beat, report its metric, let hyperband stop it, pass a stop on, end it if it hangs."""
+    """Wait for the program's end: beat, report its metric, let hyperband stop it, pass a stop on, end what hangs."""
     deadline, beaten = math.inf, time.monotonic()
     while a.child and a.code is None:
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -1056,38 +1047,41 @@ def settle(a):
         queue.hold.release()
     elif status in OVER:
         record_result(queue.sweep, a.folder, status)
-        if status == "stopped early":
-            outcome = "stopped early by hyperband"
-            queue.end(a.trial, TrialState.PRUNED, values[-1] if values else None)
-        elif status == "finished" and values:
-            value = objective(config, values)
+        value, state = values[-1] if values else None, TrialState.PRUNED
+        outcome = (
+            f"diverged: {summary.get('cause')}" if status == "diverged" else f"finished without a value of {metric}"
+        )
+        if status == "finished" and values:
+            value, state = objective(config, values), TrialState.COMPLETE
             outcome = f"finished, {metric} {value:.6g} with {summary.get('active_dims')} dims"
-            queue.end(a.trial, TrialState.COMPLETE, value)
+        elif status == "stopped early":
+            outcome = "stopped early by hyperband"
         else:
-            outcome = f"finished without a value of {metric}"
-            outcome = f"diverged: {summary.get('cause')}" if status == "diverged" else outcome
-            queue.end(a.trial, TrialState.FAIL, cause=outcome)
+            value, state = None, TrialState.FAIL
+        queue.end(a.trial, state, value, **({"cause": outcome} if state == TrialState.FAIL else {}))
     elif a.code == 2:
         # most likely this machine's fault, so others may try: but a run that nobody can start must not stay for ever
         queue.put_back(a.trial, f"cannot start: {tail}")
         outcome = f"cannot start, and this agent stops: {tail}"
     elif a.code in (4, None, 130, 143, -signal.SIGINT, -signal.SIGTERM) or a.killed:
         queue.end(a.trial, TrialState.WAITING)
-        outcome = "stopped; the next agent continues it"
-        outcome = f"cannot write, and this agent stops: {tail}" if a.code == 4 else outcome
+        full = f"cannot write, and this agent stops: {tail}"
+        outcome = full if a.code == 4 else "stopped; the next agent continues it"
     else:
-        killed = (
-            f"killed (signal {-a.code}{'; out of memory?' if a.code == -signal.SIGKILL else ''})" if a.code < 0 else ""
-        )
-        cause = a.hung or f"{killed or f'exit code {a.code}'}: {tail}"
-        same = None if len(values) else cause  # before its first epoch
-        if same and any(run != a.id and cause == same for run, cause in CRASHED.items()):
-            a.code = 2  # another point crashed like that: it is not the point, and all others would crash, too
-        CRASHED[a.id] = same
+        cause = a.hung or f"{ending(a.code)}: {tail}"
+        if not values:  # if another point crashed alike before its first epoch, all would: it is not the point
+            a.code = 2 if cause in CRASHED.values() and CRASHED.get(a.id) != cause else a.code
+            CRASHED[a.id] = cause
         given_up = queue.put_back(a.trial, f"crashed: {cause}")
         outcome = f"crashed ({cause})" + (", and given up" if given_up else ", will be tried again")
         outcome += "; two points have crashed alike before their first epoch: this agent stops" if a.code == 2 else ""
     a.say(outcome)
+
+
+def ending(code):
+    """An exit code in words; Python says -9 for signal 9."""
+    memory = "; out of memory?" if code == -signal.SIGKILL else ""
+    return f"killed (signal {-code}{memory})" if code < 0 else f"exit code {code}"
 
 
 def last_line(log):
@@ -1099,7 +1093,8 @@ def last_line(log):
 def surroundings(slot, agents):
     """The environment of agent `slot` of `agents`: its share of the cores, one GPU of those there are, this Python."""
     env = dict(os.environ, PATH=os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", os.defpath)]))
-    env.setdefault("OMP_NUM_THREADS", str(max(1, cores() // agents)))
+    available = min(cores(), int(env.get("SLURM_CPUS_PER_TASK", cores())))  # where Slurm does not confine its tasks
+    env.setdefault("OMP_NUM_THREADS", str(max(1, available // agents)))
     named = env.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(torch.cuda.device_count())))).split(",")
     return env | ({"CUDA_VISIBLE_DEVICES": named[slot % len(named)]} if named[0] else {})
 
@@ -1116,7 +1111,7 @@ def die_with(parent, signum):
 
 
 def launch(jobs, stagger):
-    """Run each job in a process of its own, started `stagger` seconds apart; signals go to all. Returns the exit code."""
+    """Run each job in a process of its own, started `stagger` seconds apart; signals go to all. Returns an exit code."""
     processes, told, dead, parent = [], 0, set(), os.getpid()
 
     def run(job):
@@ -1136,9 +1131,7 @@ def launch(jobs, stagger):
             told += 1
         for k, p in enumerate(processes, 1):
             if k not in dead and (p.exitcode or 0) < 0:
-                rest = "another agent continues its run, or the next `make agents`"
-                why = "; out of memory?" if p.exitcode == -signal.SIGKILL else ""
-                say(f"agent {k} was killed (signal {-p.exitcode}{why}); {rest}")
+                say(f"agent {k} was {ending(p.exitcode)}; another agent continues its run, or the next `make agents`")
                 dead.add(k)
         time.sleep(stagger if len(processes) < len(jobs) else 0.5)
     return exit_code() or max((1 if p.exitcode < 0 else p.exitcode for p in processes), default=0)
@@ -1168,7 +1161,7 @@ def known_sweeps():
 
 
 def load_sweep(name, storage=None):
-    """A sweep by its id or the beginning of it, its W&B path (entity/project/id), or, with STORAGE, from the database."""
+    """A sweep by its id or the beginning of it, its W&B path (entity/project/id), or, with STORAGE, in the database."""
     known = known_sweeps()
     found = [s for s in known if name in (s["id"], s.get("path"))] or [s for s in known if s["id"].startswith(name)]
     several = ", ".join(sorted(s["id"] for s in found))
@@ -1185,15 +1178,13 @@ def load_sweep(name, storage=None):
 
 
 def join_wandb(path):
-    """A sweep of W&B that another machine created. One made by `wandb sweep` has no fingerprint: any designs will do."""
+    """A sweep of W&B that another machine created. One of `wandb sweep` has no fingerprint: any designs will do."""
     config, sweep_id = on_wandb(path, lambda sweep: dict(sweep.config)), path.split("/")[2]
     frozen = re.search(r"\[data: (.*)\]", config.get("description") or "")
     entries = [entry.split() for entry in frozen[1].split("; ")] if frozen else []
     prints = {p: {"source": source, "toy_dims": int(dims), "sha256": sha} for p, source, dims, sha in entries}
-    name, runs = (
-        config.get("name") or sweep_id,
-        len(expand(config)) if config["method"] == "grid" else config.get("run_cap"),
-    )
+    name = slug(config.get("name") or sweep_id)
+    runs = len(expand(config)) if config["method"] == "grid" else config.get("run_cap")
     sweep = {"id": f"{name}-{sweep_id}", "name": name, "backend": "wandb", "path": path, "config": config, "runs": runs}
     return sweep | {"data": prints, "results": f"results/{name.split('_')[0]}.csv", "created": time.strftime(NOW)}
 
@@ -1233,14 +1224,18 @@ def agent(args):
 
 
 def rebuild_rows(sweep):
-    """Put the runs that are over, have a folder here and no row (it was deleted, or is another machine's) into the table."""
+    """Put the runs that are over and have a folder here, but no row any more, or not yet here, into results/NN.csv."""
     have = {row["id"] for row in read_csv(Path(sweep["results"])).to_dict("records")}
     kinds = {TrialState.COMPLETE: "finished", TrialState.PRUNED: "stopped early", TrialState.FAIL: "diverged"}
     added = 0
     for t in queue_of(sweep).trials(*kinds):
-        run, diverged = t.user_attrs["run"], t.user_attrs.get("cause", "").startswith("diverged")
+        run = t.user_attrs["run"]
         folder = Path(run["point"].get("out", "runs")) / run["id"]
-        if run["id"] not in have and (folder / "config.json").exists() and (t.state != TrialState.FAIL or diverged):
+        if (
+            run["id"] not in have
+            and (folder / "config.json").exists()
+            and (t.state != TrialState.FAIL or is_diverged(t))
+        ):
             record_result(sweep, folder, kinds[t.state])
             added += 1
     if added:
@@ -1255,71 +1250,61 @@ def rebuild(args):
 
 
 def outcomes(sweep):
-    """What has become of each run of a sweep: dicts of kind, id, problem, value, seconds, cause."""
+    """What has become of each run of a sweep: {run id: dict of kind, problem, value, seconds, cause, folder}."""
     kinds = {TrialState.COMPLETE: "finished", TrialState.PRUNED: "stopped early", TrialState.WAITING: "waiting"}
     queue, found = queue_of(sweep), {}
     for t in queue.trials():
-        run, cause = t.user_attrs["run"], t.user_attrs.get("cause", "")
-        kind = kinds.get(t.state) or ("diverged" if cause.startswith("diverged") else "failed")
+        point, cause = t.user_attrs["run"]["point"], t.user_attrs.get("cause", "")
+        kind = kinds.get(t.state) or ("diverged" if is_diverged(t) else "failed")
         if t.state == TrialState.RUNNING:
             kind = "running" if queue.is_alive(t) else "interrupted"
         seconds = (t.datetime_complete - t.datetime_start).total_seconds() if kind == "finished" else None
-        found[run["id"]] = {
-            "kind": "interrupted" if kind == "waiting" and "held" in t.user_attrs else kind,
-            "cause": cause,
-        }
-        found[run["id"]]["folder"] = Path(run["point"].get("out", "runs")) / run["id"]
-        found[run["id"]] |= {"problem": run["point"].get("problem"), "value": t.value, "seconds": seconds}
+        kind = "interrupted" if kind == "waiting" and "held" in t.user_attrs else kind
+        run = {"kind": kind, "problem": point.get("problem"), "value": t.value, "seconds": seconds, "cause": cause}
+        found[t.user_attrs["run"]["id"]] = run | {"folder": Path(point.get("out", "runs")) / t.user_attrs["run"]["id"]}
+    kinds = {"finished": "finished", "running": "running", "pending": "running"}
     for r in on_wandb(sweep["path"], lambda s: list(s.runs)) if sweep["backend"] == "wandb" else ():
-        summary, kind = (
-            dict(r.summary),
-            {"finished": "finished", "running": "running", "pending": "running"}.get(r.state),
-        )
-        kind = "diverged" if summary.get("status") == "diverged" else kind or "failed"  # another machine's run
-        run = {"kind": kind, "cause": r.state, "problem": r.config.get("problem"), "seconds": summary.get("seconds")}
+        summary = dict(r.summary)  # of another machine's run; of ours we know more
+        kind = "diverged" if summary.get("status") == "diverged" else kinds.get(r.state, "failed")
+        run = {"kind": kind, "problem": r.config.get("problem"), "seconds": summary.get("seconds"), "cause": r.state}
         run |= {"value": summary.get(sweep["config"]["metric"]["name"])}
         found[r.id] = run | {k: v for k, v in found.get(r.id, {}).items() if v is not None}
-    return [run | {"id": run_id} for run_id, run in found.items()]
+    return found
 
 
 def report_status(sweeps):
-    """One line a sweep, and one for each run that failed. Returns whether one did."""
-    failed = []
+    """One line a sweep, and one for each run that is at work or failed. Returns whether one failed."""
+    failed = 0
     for sweep in sweeps:
         runs, metric, total = outcomes(sweep), sweep["config"]["metric"], sweep["runs"]
-        n = {kind: sum(run["kind"] == kind for run in runs) for kind in (*OVER, "running", "interrupted")}
-        over = sum(n[kind] for kind in OVER)
-        left = total - over - n["running"] if total else 0
-        parts = [
-            f"{over}/{total or '?'} over ({', '.join(f'{n[kind]} {kind}' for kind in OVER)})",
-            f"{n['running']} running",
-        ]
-        parts += [f"{left} left" + f" ({n['interrupted']} of them interrupted)" * (n["interrupted"] > 0)] * bool(total)
-        done = [run for run in runs if run["kind"] == "finished" and isinstance(run["value"], NUMBER)]
+        n = {kind: sum(run["kind"] == kind for run in runs.values()) for kind in (*OVER, "running", "interrupted")}
+        over, failed = sum(n[kind] for kind in OVER), failed + n["failed"]
+        left, kinds = (total or 0) - over - n["running"], ", ".join(f"{n[kind]} {kind}" for kind in OVER)
+        parts = [f"{over}/{total or '?'} over ({kinds})", f"{n['running']} running"]
+        if total:
+            parts.append(f"{left} left" + (f" ({n['interrupted']} of them interrupted)" if n["interrupted"] else ""))
+        done = {k: run for k, run in runs.items() if run["kind"] == "finished" and isinstance(run["value"], NUMBER)}
         best = max if metric.get("goal") == "maximize" else min
-        for problem in sorted({str(run["problem"]) for run in done}):
-            run = best((run for run in done if str(run["problem"]) == problem), key=lambda run: run["value"])
-            parts.append(f"best {metric['name']} {run['value']:.6g} on {problem} (run {run['id']})")
-        if (seconds := [run["seconds"] for run in done if run["seconds"]]) and n["running"]:
+        for problem in sorted({str(run["problem"]) for run in done.values()}):
+            value, k = best((run["value"], k) for k, run in done.items() if str(run["problem"]) == problem)
+            parts.append(f"best {metric['name']} {value:.6g} on {problem} (run {k})")
+        seconds = [run["seconds"] for run in done.values() if run["seconds"]]
+        if seconds and n["running"] and total:
             eta = statistics.median(seconds) * (left + n["running"] / 2) / n["running"]
             parts.append(f"about {eta / 3600:.1f} h to go" if eta > 3600 else f"about {eta / 60:.0f} min to go")
-        stopped = (
-            on_wandb(sweep["path"], lambda s: s.state) in ("PAUSED", "CANCELED", "STOPPED") if "path" in sweep else None
-        )
-        stopped = Queue(sweep).study.user_attrs.get("stopped") if stopped is None else stopped
-        print(f"{sweep['id']} ({sweep['backend']}{', stopped' if stopped else ''}): " + ", ".join(parts))
-        for run in (run for run in runs if run["kind"] == "running" and "folder" in run):
-            quiet, usual = silence(run["folder"])
+        here = sweep["backend"] == "local" and Queue(sweep).study.user_attrs.get("stopped")
+        there = "path" in sweep and on_wandb(sweep["path"], lambda s: s.state) in ("PAUSED", "CANCELED", "STOPPED")
+        print(f"{sweep['id']} ({sweep['backend']}{', stopped' if here or there else ''}): " + ", ".join(parts))
+        for k, run in runs.items():
+            quiet, usual = silence(run["folder"]) if run["kind"] == "running" and "folder" in run else (0, 0)
             mark = f", {quiet / usual:.0f} times its usual: does it hang?" if usual and quiet > 10 * usual else ""
-            print(f"  running: {run['id']}, last epoch {quiet:.0f} s ago{mark}" if usual else f"  running: {run['id']}")
-        for run in (run for run in runs if run["kind"] in ("failed", "diverged")):
-            print(f"  failed: {run['id']} {run['cause']}")
-        failed += [run for run in runs if run["kind"] == "failed"]
-    return bool(failed)
+            print(f"  running: {k}, last epoch {quiet:.0f} s ago{mark}\n" if usual else "", end="")
+            print(f"  failed: {k} {run['cause']}\n" if run["kind"] in ("failed", "diverged") else "", end="")
+    return failed > 0
 
 
 def status(args):
-    """One line a sweep: done / running / failed / left, best so far, time to go; and a line for each run that failed."""
+    """One line a sweep: done / running / failed / left, best so far, time to go; one for each run at work or failed."""
     report_status(asked(args))
 
 
@@ -1357,15 +1342,14 @@ def resume(args):
 
 
 def sync(args):
-    """Upload the runs that were logged offline and the epochs that W&B's server lacks; what it holds is compared after."""
+    """Upload what was logged offline and what W&B's server did not take; afterwards, what it holds is compared."""
     runs = {p.parents[1] for p in Path(args.out).glob("*/wandb/*run-2*") if p.is_dir()}
     lacking = {folder: n for folder in sorted(runs) if not is_locked(folder) and (n := missing_epochs(folder))}
     if not lacking:
         return print(f"nothing to upload: W&B has every epoch of the {len(runs)} runs in {args.out}/*/wandb")
     logs = [str(p) for folder in lacking for p in sorted(folder.glob("wandb/*run-2*")) if p.is_dir()]
-    for mark in (mark for log in logs for mark in Path(log).glob("*.synced")):
-        mark.unlink()  # `wandb sync` believes what it was told; we looked
-    subprocess.run([sys.executable, "-m", "wandb", "sync", "--yes", "--no-skip-online", *logs])
+    options = ["--yes", "--include-online", "--include-synced"]  # it believes what it was told; we looked
+    subprocess.run([sys.executable, "-m", "wandb", "sync", *options, *logs])
     left = {folder: n for folder in lacking if (n := missing_epochs(folder))}
     for folder, n in left.items():
         print(f"sweep.py: {folder}: W&B lacks {n} of its epochs; once more: make sync", file=sys.stderr)
@@ -1425,13 +1409,12 @@ def main(argv=None):
     def command(function, name=None):
         sub = commands.add_parser(name or function.__name__, help=function.__doc__.splitlines()[0])
         sub.set_defaults(function=function)
+        which = "sweeps, by the beginning of their ids, or entity/project/id of W&B (the current ones)"
         if function not in (create, list_sweeps, sync):
-            sub.add_argument(
-                "--sweep", help="sweeps, by the beginning of their ids, or entity/project/id (the current ones)"
-            )
+            sub.add_argument("--sweep", help=which)
         if function not in (list_sweeps, sync):
             sub.add_argument(
-                "--storage", help="postgresql+psycopg://... for machines without a common disk (a journal)"
+                "--storage", help="postgresql+psycopg://... where there is no common disk (a file journal)"
             )
         return sub.add_argument
 
@@ -1449,19 +1432,11 @@ def main(argv=None):
     for add in (command(agent), command(resume)):
         add("--n", type=positive, default=1, help="agents on this machine (1)")
         add("--count", type=positive, help="at most so many runs by each agent")
-        add(
-            "--patience",
-            type=positive,
-            default=math.inf,
-            help="end a try without an epoch for so many times its usual (never)",
-        )
-        add("--leave", action="store_true", help="leave when no run waits, and not only when none is at work any more")
-        add(
-            "--changed",
-            action="store_true",
-            help="go on although files or versions that can change a result have changed",
-        )
-    add("--failed", action="store_true", help="(resume) also try again what failed, from its checkpoints")
+        hang = "end a try that has had no epoch for so many times its usual epoch (never)"
+        add("--patience", type=positive, default=math.inf, help=hang)
+        add("--leave", action="store_true", help="leave when no run waits, though some are at work and may come back")
+        add("--changed", action="store_true", help="the code or a version has changed, but no result can: go on")
+    add("--failed", action="store_true", help="try again what failed, too, from its checkpoints")  # resume alone
     for function, name in ((status, None), (list_sweeps, "list"), (stop, None), (dashboard, None), (rebuild, None)):
         command(function, name)
     command(sync)("--out", default="runs", help="folder of the runs (runs)")
