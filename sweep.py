@@ -1,6 +1,6 @@
 """Six studies, on W&B or without it: create a sweep from its YAML, start agents on it, look at it, stop it, go on.
 
-    python sweep.py create 01 --problem beams2d --seeds 1 --epochs 500  # make sweep-01 PROBLEM=beams2d SEEDS=1 EPOCHS=500
+    python sweep.py create 01 --problem toy --seeds 1 --epochs 500       # make sweep-01 PROBLEM=toy SEEDS=1 EPOCHS=500
     python sweep.py agent --n 5                                          # make agents N=5
     python sweep.py status | list | stop | resume | sync | dashboard     # make status ...
 
@@ -210,7 +210,7 @@ def narrow(config, args, program):
 
 
 def choose_strategy(parameters, strategy, defaults):
-    """STRATEGY=: narrow strategies (01) or arms (01b) to it, replace the fixed one (02, 03, 05) or the arms (04, 06)."""
+    """STRATEGY=: narrow strategies (01) or arms (01b) to it, replace the one (02, 03, 05) or the arms (04, 06)."""
     need(strategy in (*AGGRESSIVE, "none"), f"STRATEGY {strategy}: unknown; allowed: {', '.join(AGGRESSIVE)}, none")
     if "arm" not in parameters:
         return parameters.update(strategy={"value": strategy})
@@ -368,7 +368,7 @@ def create(args):
                 mine = {tuple(command_line(p)) for p in points}
                 open_ = Queue(other).trials(TrialState.WAITING, TrialState.RUNNING)
                 twice = sum(tuple(command_line(t.user_attrs["run"]["point"])) in mine for t in open_)
-                note = f"{twice} of these points are also left in {other['id']}: work on one of the two, or each gets two rows"
+                note = f"{twice} of these points are also left in {other['id']}: finish one, or each gets two rows"
                 print(f"warning: {note}" if twice else "", end="\n" * (twice > 0))
         save(sweep)
         created.append(sweep["id"])
@@ -766,7 +766,7 @@ class Queue:
         return self.get(trial)
 
     def _ask(self, runs):
-        """A search's next point. The sampler's seed is the run's id: neither agents in turn nor two searches draw alike."""
+        """A search's next point. The sampler's seed is the run's id: no two agents or searches draw alike."""
         if self.config["method"] == "grid" or runs >= self.sweep["runs"]:
             return None
         seed = int(self._run_id(len(self.study.get_trials(False))), 16)
@@ -871,7 +871,7 @@ def queue_of(sweep):
     return WandbQueue(sweep) if sweep["backend"] == "wandb" else Queue(sweep)
 
 
-# ------------------------------------------------------------------ an agent: claim a run, start it, watch it, settle it
+# ----------------------------------------------------------------- an agent: claim a run, start it, watch it, settle it
 
 CRASHED = {}  # run id -> how it crashed before its first epoch, under this agent
 stops = []  # the signals received so far; the handlers only take note, so that nothing is interrupted halfway
@@ -1111,7 +1111,7 @@ def die_with(parent, signum):
 
 
 def launch(jobs, stagger):
-    """Run each job in a process of its own, started `stagger` seconds apart; signals go to all. Returns an exit code."""
+    """Run each job in a process of its own, started `stagger` seconds apart; signals go to all. Returns the code."""
     processes, told, dead, parent = [], 0, set(), os.getpid()
 
     def run(job):
