@@ -31,11 +31,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import data
 import train
-from flags import parse
 from machine import cpu_model
-from pruning import volume
-from sweeping.agents import cores
-from sweeping.create import expand, levels, read_yaml
+from record import cores
+from sweep import expand, levels, read_yaml
 
 PROBLEMS = ("beams2d", "heatconduction2d", "photonics2d")
 LATENT, BATCH = 100, 128
@@ -82,7 +80,7 @@ def published_epoch(t, model, optimizer, epoch, log=None):
         with t.autocast():
             z = model.encode(x)
             rec = F.mse_loss(model.decode(z), x)
-        vol = volume(z.std(0), t.args.eta)
+        vol = train.volume(z.std(0), t.pruner.active, "geometric", t.args.eta)
         loss = rec + t.w_v(epoch) * vol
         optimizer.zero_grad()
         loss.backward()
@@ -103,7 +101,7 @@ def trainer(problem, device, precision, seed=1001, **flags):
     """A train.Trainer on the bundled designs. Seeds from 1001 on: the study's own stay untouched."""
     torch.backends.cudnn.allow_tf32 = False  # fp32 means the same for convolutions as for matrix products
     settings = dict(problem=problem, data="sample", latent_dim=LATENT, seed=seed, device=device, precision=precision, wandb="disabled")
-    args = parse([f"--{key}={value}" for key, value in (settings | flags).items()])
+    args = train.parse([f"--{key}={value}" for key, value in (settings | flags).items()])
     return train.Trainer(args, data.load(args.problem, args.data), train.settle(args))
 
 

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 import data
 from pruning import STRATEGIES
-from sweeping.agents import cores
+from record import cores
 from train import pca_errors
 
 SETTING = "--problem=toy --latent_dim=20 --min_active_dims=1 --w_v=0.1 --polynomial_schedule_n=100 --pruning_epoch=120 --n_epochs=200"

@@ -147,9 +147,8 @@ class CompactLVAE(Autoencoder):
 
 def load(path):
     """The CompactLVAE in a model.pt, or in a run folder that has one, on the CPU. Raises InputError."""
-    path = Path(path)
-    if path.is_dir():
-        path = path / "model.pt"
+    if isinstance(path, str | Path) and Path(path).is_dir():
+        path = Path(path) / "model.pt"
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
         # Models of before 2026-11-26 have the std of each latent and no covariance

@@ -222,7 +222,7 @@ class Pruner:
         """Give up the smallest active dimensions while val_rec stays within trim_tol or trim_rec. Returns (dims that went, that came back).
 
         Their number follows latent_dim ** (1 - t), t from 0 to 1 between pruning_epoch and half of what is left of the run then, at most
-        a tenth of them at a time. While val_rec is above what is allowed, nothing goes. If it is still there a tenth of the run after
+        a fifth of them at a time. While val_rec is above what is allowed, nothing goes. If it is still there a tenth of the run after
         the last ones went, those come back, with the weights they had, and no more are trimmed.
         """
         flags, start, end = self.flags, self.flags.pruning_epoch, (self.flags.pruning_epoch + self.flags.n_epochs) // 2
@@ -237,7 +237,7 @@ class Pruner:
         active = self.active.cpu()
         k = int(active.sum())
         wanted = round(len(std) ** (1 - (epoch + 1 - start) / (end - start))) if self.trimming else k
-        excess = k - max(wanted, k - max(1, k // 10), flags.min_active_dims, 1)
+        excess = k - max(wanted, k - max(1, k // 5), flags.min_active_dims, 1)
         dims = [i for i in _ascending(std).tolist() if active[i]][: max(0, excess)]
         if dims:
             self.active[dims] = False

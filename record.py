@@ -17,6 +17,7 @@ import json
 import math
 import netrc
 import os
+import re
 import secrets
 import sys
 import threading
@@ -376,6 +377,63 @@ def open_wandb(args, run, config):
             wandb.teardown()  # or the second attempt finds the run "in use"
     return NoWandb()
 
+
+# ---- What others need, once ---------------------------------------------------------------------------------------------------
+
+
+def read_json(path):
+    """The value in a JSON file; None where it is missing, damaged or nested too deep."""
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        return json.loads(Path(path).read_text())
+    return None
+
+
+def is_locked(folder):
+    """True if a process is at work in a run folder: train.py holds an exclusive lock on its file `lock`."""
+    with contextlib.suppress(FileNotFoundError), open(folder / "lock") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False
+
+
+def cores():
+    """How many cores this process may use: its affinity, and the CPU quota of its container (cgroup v2 or v1)."""
+    n = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    for folder, names in ("/sys/fs/cgroup", ["cpu.max"]), ("/sys/fs/cgroup/cpu", ["cpu.cfs_quota_us", "cpu.cfs_period_us"]):
+        with contextlib.suppress(OSError, ValueError):
+            quota, period = map(int, " ".join(Path(folder, name).read_text() for name in names).split())  # "max": no quota
+            n = min(n, max(1, quota // period)) if quota > 0 else n
+    return n
+
+
 def read_csv(path):
-    import pandas as pd
-    return pd.read_csv(path, dtype=str, keep_default_na=False)
+    """A CSV as a DataFrame of strings, "" where a cell is empty; an empty frame where there is no file. Raises InputError.
+
+    A last line without its end is left out: somebody is writing it, or was killed.
+    """
+    import pandas
+
+    path = Path(path)
+    try:
+        text = path.read_text()
+    except FileNotFoundError:
+        return pandas.DataFrame()
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: is not UTF-8; save it as CSV in UTF-8") from None
+    try:
+        rows = list(csv.reader(io.StringIO(text[: text.rfind("\n") + 1])))
+    except csv.Error as error:
+        raise InputError(f"{path}: is no CSV ({error}); delete or mend it") from None
+    for i, row in enumerate(rows, 1):
+        if len(row) != len(rows[0]) or any("\0" in cell for cell in row):
+            raise InputError(f"{path}: line {i} has {len(row)} cells, the header {len(rows[0])}, or NUL bytes; delete or mend the line")
+    if rows and len(rows[0]) == 1 and ";" in rows[0][0]:
+        raise InputError(f"{path}: its cells are separated by semicolons; allowed: commas")
+    return pandas.DataFrame(rows[1:], columns=rows[0], dtype=str) if rows else pandas.DataFrame()
+
+
+def slug(text):
+    """Text as a name of a file, a folder or an HTML id: [A-Za-z0-9._-], 1 to 100 letters, not starting with a dot."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", str(text)).lstrip(".")[:100] or "-"

@@ -15,7 +15,7 @@ from collections import Counter
 from pathlib import Path
 
 from reporting import collect, compare, deepdive, hyperparameters, safeguards, stats, studies
-from reporting.collect import InputError
+from reporting.collect import RESULT_METRICS, InputError, read_run  # noqa: F401  sweep.py asks here
 from reporting.page import Page, num
 
 ANSWERS = {

@@ -1,283 +1,1451 @@
 """Six studies, on W&B or without it: create a sweep from its YAML, start agents on it, look at it, stop it, go on.
 
-    python sweep.py create 01 --problem beams2d --seeds 1 --epochs 500     # make sweep-01 PROBLEM=beams2d SEEDS=1 EPOCHS=500
-    python sweep.py agent --n 5                                            # make agents N=5
-    python sweep.py status | list | stop | resume | sync | dashboard       # make status ...
+    python sweep.py create 01 --problem toy --seeds 1 --epochs 500       # make sweep-01 PROBLEM=toy SEEDS=1 EPOCHS=500
+    python sweep.py agent --n 5                                          # make agents N=5
+    python sweep.py status | list | stop | resume | sync | dashboard     # make status ...
 
-Expect: one line that says which backend was chosen and why, one that says what was created; then a line for each run that starts or ends.
-State is in .sweeps/, runs are in runs/, finished ones add a row to results/NN.csv, and points that are there are not run again.
+Expect: one line that says which backend was chosen and why, one that says what was created; then a line for each run
+that starts or ends. State is in .sweeps/, runs are in runs/, finished ones add a row to results/NN.csv, and points that
+are there are not run again. From the top: a sweep's file, creating it, its rows, its queue, an agent, the commands.
 """
 
+import signal
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # torch takes seconds to import: Ctrl-C ends them without a traceback
+
 import argparse
+import contextlib
+import ctypes
+import fcntl
+import functools
+import hashlib
+import importlib.metadata
+import importlib.util
+import itertools
 import json
+import math
+import multiprocessing
 import os
+import platform
 import re
+import secrets
 import shutil
 import statistics
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
-from sweeping import agents, on_wandb
-from sweeping.create import STATE, SweepError, check_data, create, expand, save
-from sweeping.queue import Queue, TrialState, is_alive
+import optuna
+import torch
+import yaml
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import TrialState, create_trial
 
-# ------------------------------------------------------------------------------------------------------------- the sweeps' records
+from lvae import InputError, first_line
+from record import FREE_FLAGS, cores, is_locked, logged_in, read_csv, read_json, slug, write_atomically
 
-
-def load_record(name, storage=None):
-    """The record of a sweep by its id or the beginning of it, its W&B path (entity/project/id), or, with STORAGE, from the database."""
-    known = [json.loads(path.read_text()) for path in STATE.glob("*/sweep.json")]
-    found = [r for r in known if name in (r["id"], r.get("path"))] or [r for r in known if r["id"].startswith(name)]
-    if len(found) > 1:
-        raise SweepError(f"SWEEP {name}: begins several sweeps: {', '.join(sorted(r['id'] for r in found))}; say which")
-    if found:
-        return found[0]
-    if name.count("/") == 2:
-        return join_wandb(name)
-    if storage:
-        try:
-            record = Queue({"id": name, "storage": storage}).record
-        except KeyError:
-            raise SweepError(f"SWEEP {name}: not in that STORAGE") from None
-        save(record)
-        return record
-    raise SweepError(f"SWEEP {name}: unknown here; allowed: an id of `make list`, entity/project/id of W&B, or an id with its STORAGE")
-
-
-def join_wandb(path):
-    """A sweep that another machine created on W&B. One made by `wandb sweep` by hand has no fingerprint: its data are whatever is here."""
-    config = on_wandb.of_wandb(path, lambda sweep: dict(sweep.config))
-    frozen = re.search(r"\[data: (.*)\]", config.get("description") or "")
-    entries = [entry.split() for entry in frozen[1].split("; ")] if frozen else []
-    prints = {p: {"source": source, "toy_dims": int(dims), "sha256": sha} for p, source, dims, sha in entries}
-    name = config.get("name") or path.split("/")[2]
-    record = {"id": f"{name}-{path.split('/')[2]}", "name": name, "backend": "wandb", "path": path, "config": config, "data": prints}
-    record |= {"results": f"results/{name.split('_')[0]}.csv", "created": time.strftime("%Y-%m-%d %H:%M:%S")}
-    record["runs"] = len(expand(config)) if config["method"] == "grid" else config.get("run_cap")
-    save(record)
-    return record
+STATE, FILES, NOW = Path(".sweeps"), Path(__file__).parent / "sweeps", "%Y-%m-%d %H:%M:%S"
+STUDY = ("beams2d", "heatconduction2d", "photonics2d")
+# What STRATEGY= puts into the arms of 04 and 06: the strategy's flag, and its most aggressive level of the study (01b)
+AGGRESSIVE = {"plummet": ("plummet_threshold", 0.1), "pca_cdf": ("cdf_threshold", 0.95)}
+AGGRESSIVE |= {"lognorm": ("percentile", 0.4), "probabilistic": ("temperature", 1.0)}
+# Points that differ only in these are one point: where it is computed, what is kept, and what is compared otherwise
+NOT_COMPARED = {*FREE_FLAGS, "threads", "arm", "safeguards", "data"}
+BEAT = float(os.environ.get("SWEEP_BEAT", 30))  # seconds between two heartbeats of a run
+GRACE = 4 * BEAT  # an agent elsewhere that has not beaten for so long is dead. Clocks must agree to well within this
+CRASHES, DEATHS = 3, 10  # a run is given up that crashed so often, or that so many agents died over or could not start
+REPORTS = 25  # of a run to the queue, besides hyperband's bands: each is an fsync
+PATIENCE = 300  # seconds for a stopped run to finish its epoch and write its checkpoint, before it is killed
+MOST = 100_000  # points of a grid
+OVER = ("finished", "stopped early", "diverged", "failed")
+NUMBER, SCALAR = int | float, str | int | float | None
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
 
 
-def records(args):
-    """The sweeps a command is about, in order: SWEEP=, else the current ones."""
+def need(holds, message):
+    if not holds:
+        raise InputError(message)
+
+
+def say(text):
+    with contextlib.suppress(OSError):  # a pipe that nobody reads any more ends no agent
+        print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
+
+
+# ------------------------------------------------------------------------------------------------------ a sweep's file
+
+
+class Loader(yaml.SafeLoader):
+    """YAML in which a key given twice is an error, not its last value, and which cannot multiply itself by aliases."""
+
+    def compose_node(self, parent, index):
+        need(not self.check_event(yaml.AliasEvent), "aliases (*name) are not taken here; write the values out")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node, deep=False):
+        keys = [str(key.value) for key, _ in node.value]
+        twice = next((key for key in keys if keys.count(key) > 1), None)
+        need(twice is None, f"line {node.start_mark.line + 1}: {twice} is given twice")
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(name):
+    """A sweep's file, by its path or its number (01, 01b, ...) -> (path, config). Raises InputError."""
+    files = {p.stem.split("_")[0]: p for p in sorted(FILES.glob("*_*.yaml"))}
+    need(name in files or Path(name).suffix, f"sweep {name}: unknown; allowed: {', '.join(files)}, or a .yaml file")
+    path = files.get(name, Path(name))
     try:
-        names = args.sweep.split() if args.sweep else (STATE / "current").read_text().split()
-    except OSError:
-        raise SweepError("no current sweep; create one: make sweep-01") from None
-    found = [load_record(name, args.storage) for name in names]
-    if len({r["backend"] for r in found}) > 1:
-        raise SweepError(f"SWEEP {args.sweep}: some are on W&B and some are local; give those of one backend")
+        config = yaml.load(path.read_text(), Loader)
+        kinds = {"method": str, "metric": dict, "parameters": dict, "program": str, "name": str}
+        config = {"name": path.stem, **config} if isinstance(config, dict) else {}
+        bad = [k for k, kind in kinds.items() if not isinstance(config.get(k), kind)]
+        need(not bad, f"{path}: needs {', '.join(bad)}")
+        plain = slug(config["name"]) == config["name"]
+        need(plain, f"{path}: name {config['name']!r}: allowed: letters, digits, and . _ - inside it")
+        search = config["method"] in ("bayes", "random") and isinstance(config.get("run_cap"), int)
+        need(search or config["method"] == "grid", f"{path}: method must be grid, or bayes or random with a run_cap")
+        for key, p in config["parameters"].items():
+            kind, whole = (SCALAR, True) if {"value", "values"} & set(p) else (NUMBER, {"min", "max"} <= set(p))
+            plain = whole and isinstance(levels(p), list) and levels(p) and all(isinstance(v, kind) for v in levels(p))
+            need(isinstance(key, str) and plain, f"{path}: parameter {key} needs value, values, or min and max")
+            once = len(set(map(str, levels(p)))) == len(levels(p)) or "values" not in p
+            need(once, f"{path}: parameter {key} has a value twice: each of its points would be run twice")
+        named = levels(config["parameters"].get("problem", {})) and isinstance(config["metric"].get("name"), str)
+        need(named, f"{path}: needs a parameter problem with a value or values, and a metric with a name")
+        if rule := config.get("early_terminate"):
+            first, eta = rule.get("min_iter"), rule.get("eta", 3)
+            need(isinstance(first, int) and first > 0, f"{path}: early_terminate needs min_iter, a number of values")
+            steep = isinstance(eta, NUMBER) and 1.1 <= eta < math.inf  # with 1 there is one band, its cut nowhere
+            need(steep, f"{path}: early_terminate: eta {eta}: must be at least 1.1; the bands are min_iter * eta^k")
+    except (OSError, ValueError, yaml.YAMLError, AttributeError, KeyError, TypeError, RecursionError) as error:
+        said = " ".join(str(error).split())[:200].removeprefix(f"{path}: ")
+        raise InputError(f"{path}: {said if isinstance(error, InputError) else f'cannot be read ({said})'}") from None
+    return path, config
+
+
+def levels(p):
+    """All that a parameter of a sweep says about its values."""
+    return p["values"] if "values" in p else [p[k] for k in ("value", "min", "max") if k in p]
+
+
+def expand(config):
+    """The points of a grid, a dict of flags each, the first parameter of the file varying slowest."""
+    for key, p in config["parameters"].items():
+        need("value" in p or "values" in p, f"parameter {key}: a grid needs value or values")
+    n = math.prod(len(levels(p)) for p in config["parameters"].values())
+    need(n <= MOST, f"the grid has {n:,} points; allowed: at most {MOST:,}")
+    lists = map(levels, config["parameters"].values())
+    return [dict(zip(config["parameters"], point, strict=True)) for point in itertools.product(*lists)]
+
+
+def corners(config):
+    """The lowest and the highest point of a search space: what stands for all its points when a sweep is checked."""
+    return [{k: levels(p)[end] for k, p in config["parameters"].items()} for end in (0, -1)]
+
+
+def command_line(point):
+    """The arguments W&B's agent passes for a point: --flag=value, in alphabetical order, as Python prints values."""
+    return [f"--{key}={point[key]!s}" for key in sorted(point)]
+
+
+def load_program(path):
+    """The program of a sweep as a module: its parser() and parse() say which flags and values it takes."""
+    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    need(spec and Path(path).exists(), f"program {path}: no such file")
+    module = importlib.util.module_from_spec(spec)
+    sys.path.insert(0, str(Path(path).resolve().parent))
+    spec.loader.exec_module(module)
+    return module
+
+
+def number(text):
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(text)
+    return text
+
+
+def narrow(config, args, program):
+    """Apply PROBLEM, STRATEGY, SEEDS, EPOCHS and SET to a sweep's parameters, in this order.
+
+    Returns whether EPOCHS or SET gave one of them a value that the file (with STRATEGY's arms) does not have.
+    """
+    parameters, search = config["parameters"], config["method"] != "grid"
+    if args.problem:
+        only = parameters["problem"].get("value", args.problem)
+        need(search or args.problem == only, f"PROBLEM {args.problem}: this sweep is about {only} only")
+        parameters["problem"] = {"value": args.problem}
+    if args.strategy:
+        choose_strategy(parameters, args.strategy, vars(program.parse([])))
+    file = {k: levels(p) for k, p in parameters.items()}
+    if args.seeds is not None:
+        seeds = parameters.get("seed", {}).get("values", [])
+        allowed = f"allowed: 1 to {len(seeds)}" if seeds else "this sweep does not vary the seed"
+        need(1 <= args.seeds <= len(seeds), f"SEEDS {args.seeds}: {allowed}")
+        parameters["seed"] = {"values": seeds[: args.seeds]}
+    if args.epochs is not None:
+        first, n = parameters.get("pruning_epoch"), parameters.get("n_epochs", {}).get("value")
+        need(args.epochs >= 2, f"EPOCHS {args.epochs}: must be at least 2")
+        needs = "needs a file with one value of n_epochs, and a pruning_epoch to scale with it"
+        need(first and n, f"EPOCHS {args.epochs}: {needs}")
+        for key in {"value", "values", "min", "max"} & set(first):
+            scaled = [round(v * args.epochs / n) for v in (first[key] if key == "values" else [first[key]])]
+            first[key] = scaled if key == "values" else scaled[0]
+        parameters["n_epochs"] = {"value": args.epochs}
+    for item in (args.set or "").split():
+        key, _, text = item.partition("=")
+        need(key != "problem" or not search, f"SET {item}: a search is made for each problem; say PROBLEM={text}")
+        texts = [text] if key == "arm" else text.split(",")  # an arm has commas of its own
+        need(all(texts), f"SET {item}: must be name=value, or name=value,value,... for several")
+        values = list(dict.fromkeys(map(number, texts)))
+        parameters[key] = {"value": values[0]} if len(values) == 1 else {"values": values}
+    unknown = sorted(set(parameters) - {action.dest for action in program.parser()._actions})
+    need(not unknown, f"parameter {', '.join(unknown)}: no such flag of {config['program']}")
+    free = {*FREE_FLAGS, "threads", "precision"} - {"arm"}
+    return any(not set(levels(p)) <= set(file.get(k, [])) for k, p in parameters.items() if k not in free)
+
+
+def choose_strategy(parameters, strategy, defaults):
+    """STRATEGY=: narrow strategies (01) or arms (01b) to it, replace the one (02, 03, 05) or the arms (04, 06)."""
+    need(strategy in (*AGGRESSIVE, "none"), f"STRATEGY {strategy}: unknown; allowed: {', '.join(AGGRESSIVE)}, none")
+    if "arm" not in parameters:
+        return parameters.update(strategy={"value": strategy})
+    arms = [arm for arm in parameters["arm"]["values"] if arm.split(",")[0] == f"strategy={strategy}"]
+    need(arms or strategy != "none", "STRATEGY none: it has no level to compare")
+    if not arms:
+        flag, level = AGGRESSIVE[strategy]
+        arms = [f"strategy={strategy},{flag}={x}" for x in (defaults[flag], level)]
+        parameters.pop(flag, None)
+    parameters["arm"] = {"values": arms}
+
+
+# -------------------------------------------------------------------------------------------------------- creating it
+
+
+def resolve(points, program):
+    """The flags of each point as the program resolves them: every point must be a command line that it takes."""
+    flags = []
+    for point in points:
+        try:
+            flags.append(vars(program.parse(command_line(point))))
+        except ValueError as error:  # the program may be another than train.py, with an error of its own
+            varied = command_line({k: v for k, v in point.items() if any(p[k] != v for p in points)})
+            raise InputError(f"{error}" + (f" (in {' '.join(varied)})" if varied else "")) from None
+    return flags
+
+
+def check_epochs(epochs, flags):
+    """Refuse EPOCHS with which the schedule would not end before pruning, or cap and cooldown not reach the floor."""
+    pruning = [f for f in flags if f["strategy"] != "none"]
+    for f in pruning:
+        first, end, dims = min(x["pruning_epoch"] for x in pruning), f["polynomial_schedule_n"], f["latent_dim"]
+        late = f"pruning would start at epoch {first}, before the schedule of w_v ends at {end}"
+        need(end <= first, f"EPOCHS {epochs}: {late}; allowed: more, or SET=polynomial_schedule_n={first}")
+        # the first pruning comes k_consecutive - 1 epochs after pruning_epoch, each other cooldown_epochs + 1 later
+        floor, cap, pause = max(1, f["min_active_dims"]), min(f["max_prune_per_epoch"], dims), f["cooldown_epochs"] + 1
+        events = math.ceil((dims - floor) / cap)
+        last = f["pruning_epoch"] + f["k_consecutive"] - 1 + (events - 1) * pause
+        path = f"safeguards {f['safeguards']} get from {dims} to {floor} dimensions by {cap:g} every {pause} epochs"
+        late = f"{path}, which would take until epoch {last}; allowed: more, or a smaller SET=latent_dim="
+        need(events < 1 or last < f["n_epochs"], f"EPOCHS {epochs}: {late}")
+
+
+def freeze_data(config):
+    """Resolve `data: auto` for the whole sweep, and fingerprint its designs: {problem: {source, toy_dims, sha256}}."""
+    from data import load
+
+    parameters, problems = config["parameters"], levels(config["parameters"]["problem"])
+    source = str(levels(parameters.get("data", {"value": "auto"}))[0])
+    toy_dims = parameters.get("toy_dims", {}).get("value", 3)
+    found = {p: load(p, source, toy_dims).fingerprint for p in problems}
+    if source == "auto":
+        source = "hub" if all(f["source"] == "hub" for f in found.values()) else "sample"
+        found = {p: f if f["source"] == source else load(p, source, toy_dims).fingerprint for p, f in found.items()}
+    parameters["data"] = {"value": source}
+    return {p: {"source": source, "toy_dims": toy_dims, "sha256": f["sha256"]} for p, f in found.items()}
+
+
+def check_data(sweep):
+    """Refuse to work on a sweep whose designs are not the ones it was created with."""
+    from data import load
+
+    for problem, then in sweep["data"].items():
+        now = load(problem, then["source"], then["toy_dims"]).fingerprint["sha256"]
+        other = f"{problem} from {then['source']} is {now[:12]} here, but was {then['sha256'][:12]} when it was created"
+        advice = "its runs must not mix two data sets: get the same designs, or create the sweep anew"
+        need(now == then["sha256"], f"sweep {sweep['id']}: {other}; {advice}")
+
+
+def code_of(program):
+    """What can change a result besides flags and designs: {file or package: its hash or version}."""
+    names = [Path(program), *(Path(program).parent / f"{name}.py" for name in ("lvae", "pruning", "data"))]
+    found = {p.name: hashlib.sha256(p.read_bytes()).hexdigest()[:12] for p in names if p.exists()}
+    return found | {package: importlib.metadata.version(package) for package in ("torch", "numpy")}
+
+
+def check_code(sweep):
+    """Refuse to go on with a sweep on other code than its first runs had; `--changed` takes the new one for its own."""
+    now, then = code_of(sweep["config"]["program"]), sweep.get("code", {})
+    other = [f"{k} is {now.get(k, 'gone')} here, but was {v}" for k, v in then.items() if now.get(k) != v]
+    advice = "its runs must not mix two: go back, or say --changed (CHANGED=1) if no result can differ"
+    need(not other, f"sweep {sweep['id']}: {'; '.join(other)} when it was created; {advice}")
+
+
+def choose_backend(asked):
+    """wandb or local, and why."""
+    import wandb
+
+    if asked:
+        return asked, "as BACKEND says"
+    if (mode := os.environ.get("WANDB_MODE", "online")) not in ("online", "shared", "run"):
+        return "local", f"since WANDB_MODE is {mode}"
+    if logged_in(wandb.setup().settings.base_url):
+        return "wandb", "since you are logged in to W&B; BACKEND=local needs no account"
+    return "local", "since you are not logged in to W&B (`wandb login`, then BACKEND=wandb)"
+
+
+def plan(path, config, problem, args, program, backend):
+    """What `create` is about to create: (sweep, its points, none for a search, Optuna's trials that it starts from)."""
+    changed = narrow(config, argparse.Namespace(**{**vars(args), "problem": problem}), program)
+    edition, grid = f"-{args.edition}" if args.edition else "-trial" if changed else "", config["method"] == "grid"
+    first, underscore, rest = config["name"].partition("_")
+    config["name"] = f"{first}{edition}{underscore}{rest}" + (f"-{problem}" if problem and not grid else "")
+    flags = resolve(expand(config) if grid else corners(config), program)
+    if args.epochs is not None:
+        check_epochs(args.epochs, flags)
+    if flags[0].get("precision") == "auto":  # as this machine would, for all: bf16 and fp32 must not be compared
+        settled = argparse.Namespace(**flags[0])
+        program.settle(settled)
+        config["parameters"]["precision"] = {"value": settled.precision}
+    if backend == "local":
+        wandb = {"wandb_project": args.project, "wandb_entity": args.entity}
+        config["parameters"] |= {flag: {"value": value} for flag, value in wandb.items() if value}
+    sweep = {"name": config["name"], "backend": backend, "results": f"results/{path.stem.split('_')[0]}{edition}.csv"}
+    sweep |= {"config": config, "data": freeze_data(config), "created": time.strftime(NOW)}
+    sweep |= {"code": code_of(config["program"])}
+    if grid:
+        points = expand(config)
+        left = skip_done(sweep, points, program)
+        return sweep | {"runs": len(left), "skipped": len(points) - len(left)}, left, []
+    known = known_trials(sweep, program) if backend == "local" else []  # W&B's search takes only runs that are on W&B
+    return sweep | {"runs": config["run_cap"] - len(known), "skipped": len(known)}, [], known
+
+
+def create(args):
+    """Check a sweep, freeze its data, put it where the agents find it, and make it the current one."""
+    path, config = read_yaml(args.sweep)
+    program = load_program(config["program"])
+    backend, why = choose_backend(args.backend)
+    need(backend == "local" or not args.storage, "STORAGE: is for BACKEND=local")
+    allowed = "postgresql+psycopg://..., or nothing (a file journal); SQLite runs points twice"
+    named = f"STORAGE {redacted(args.storage)}"
+    need(not args.storage or args.storage.startswith("postgresql"), f"{named}: allowed: {allowed}")
+    plain = not args.edition or args.edition.replace("-", "").isalnum()
+    need(plain, f"EDITION {args.edition}: allowed: letters, digits and -")
+    each = config["method"] != "grid" and "value" in config["parameters"]["problem"] and not args.problem
+    copies = [(problem, json.loads(json.dumps(config))) for problem in (STUDY if each else [args.problem])]
+    plans = [plan(path, copy, problem, args, program, backend) for problem, copy in copies]  # all, before one exists
+    print(f"backend: {backend}, {why}")
+    created = []
+    for sweep, points, known in plans:
+        if sweep["skipped"]:
+            rest = "; the search goes on from them" if known else ", and not run again unless you delete their rows"
+            print(f"{sweep['name']}: {sweep['skipped']} points are in {sweep['results']} already{rest}")
+        if sweep["runs"] < 1:
+            print(f"{sweep['name']}: nothing is left to run")
+            continue
+        if backend == "wandb":
+            create_on_wandb(sweep, points, args)
+        else:
+            sweep |= {"id": f"{sweep['name']}-{secrets.token_hex(3)}", "storage": args.storage}
+            Queue(sweep, create=True).fill(points, known)
+        for other in () if args.storage else known_sweeps():  # with work left in it, by this name
+            if other.get("name") == sweep["name"] and backend == other["backend"] == "local" and not other["storage"]:
+                mine = {tuple(command_line(p)) for p in points}
+                open_ = Queue(other).trials(TrialState.WAITING, TrialState.RUNNING)
+                twice = sum(tuple(command_line(t.user_attrs["run"]["point"])) in mine for t in open_)
+                note = f"{twice} of these points are also left in {other['id']}: finish one, or each gets two rows"
+                print(f"warning: {note}" if twice else "", end="\n" * (twice > 0))
+        save(sweep)
+        created.append(sweep["id"])
+        sources = ", ".join(f"{p} from {d['source']} ({d['sha256'][:12]})" for p, d in sweep["data"].items())
+        precision = sweep["config"]["parameters"].get("precision", {}).get("value")
+        print(f"created {sweep['id']}: {sweep['runs']} runs; {sources}" + (f"; {precision}" if precision else ""))
+        trial = ": EPOCHS or SET gave values that the file does not have (EDITION=name makes them a study of their own)"
+        print(f"results go to {sweep['results']}" + (trial if sweep["results"].endswith("-trial.csv") else ""))
+    if created:
+        write_atomically(STATE / "current", "\n".join(created) + "\n")
+        with open(STATE / "current.log", "a") as file:  # which a job that was submitted before looks up
+            print(int(time.time()), *created, file=file)
+        print(f"next: make agents N={min(5, cores())}")
+
+
+def create_on_wandb(sweep, points, args):
+    import wandb
+
+    config, project = sweep["config"], args.project or load_program(sweep["config"]["program"]).parse([]).wandb_project
+    if sweep["skipped"]:  # the server multiplies a grid out by itself: what is left of it becomes one list of arms
+        varied = [k for k, p in config["parameters"].items() if len(levels(p)) > 1]
+        arms = [",".join(p[k] if k == "arm" else f"{k}={p[k]!s}" for k in varied) for p in points]
+        fixed = {k: p for k, p in config["parameters"].items() if k not in varied}
+        config["parameters"] = fixed | {"arm": {"values": arms}}
+    # The fingerprints travel in the description: the server refuses keys it does not know.
+    prints = "; ".join(f"{p} {d['source']} {d['toy_dims']} {d['sha256']}" for p, d in sweep["data"].items())
+    config["description"] = f"{config.get('description', '')} [data: {prints}]".strip()
+    try:
+        sweep_id = wandb.sweep(config, entity=args.entity, project=project)
+        entity = args.entity or wandb.Api().default_entity
+    except Exception as error:  # wandb raises a dozen types when its server cannot be reached or refuses
+        reason = f"W&B: cannot create the sweep ({first_line(error)}); BACKEND=local needs no server"
+        raise InputError(reason) from None
+    sweep |= {"path": f"{entity}/{project}/{sweep_id}", "id": f"{sweep['name']}-{sweep_id}"}
+
+
+def save(sweep):
+    """Write a sweep's sweep.json, which may hold the password of its database: for its user alone."""
+    (STATE / sweep["id"]).mkdir(parents=True, exist_ok=True)
+    before = os.umask(0o077)
+    write_atomically(STATE / sweep["id"] / "sweep.json", json.dumps(sweep, indent=1) + "\n")
+    os.umask(before)
+
+
+# -------------------------------------------------------------------------------------------- its rows: results/NN.csv
+
+
+def is_of(row, flags, sweep, program):
+    """Whether a row is of the point with these resolved flags, on the sweep's designs.
+
+    A flag that the row lacks has the value that means the behaviour from before the flag existed (train.py's LEGACY).
+    """
+    legacy = getattr(program, "LEGACY", {})
+    mine = {k: row.get(k) or str(legacy.get(k, "")) for k in flags if k not in NOT_COMPARED}
+    return mine == {k: str(flags[k]) for k in mine} and row["data_sha256"] == sweep["data"][flags["problem"]]["sha256"]
+
+
+def skip_done(sweep, points, program):
+    """The points without those that are in results/NN.csv already, finished or diverged."""
+    rows = read_csv(Path(sweep["results"])).to_dict("records")
+    have = [row for row in rows if row["status"] in ("finished", "diverged")]
+    pairs = zip(points, resolve(points, program), strict=True)
+    return [point for point, flags in pairs if not any(is_of(row, flags, sweep, program) for row in have)]
+
+
+def known_trials(sweep, program):
+    """The rows that a search has made already, as Optuna's trials: its model and hyperband go on from them.
+
+    Such a row belongs to a search of this name, has the same designs, lies in the ranges of what varies, and has the
+    flags of all the search's points with these values. One that cannot be read is not taken.
+    """
+    config, found = sweep["config"], []
+    space, point = distributions(config["parameters"]), corners(config)[0]
+    for row in read_csv(Path(sweep["results"])).to_dict("records"):
+        with contextlib.suppress(AttributeError, KeyError, TypeError, ValueError):  # out of range, or damaged
+            flags = vars(program.parse(command_line({**point, **{k: row[k] for k in space}})))
+            if is_of(row, flags, sweep, program) and row["sweep"].rpartition("-")[0] == config["name"]:
+                reports = {int(k): float(v) for k, v in (pair.split(":") for pair in row["reports"].split())}
+                last = reports[max(reports)] if reports else None
+                ends = {"finished": (TrialState.COMPLETE, float(row["objective"] or "nan"))}
+                ends |= {"stopped early": (TrialState.PRUNED, last), "diverged": (TrialState.FAIL, None)}
+                state, value = ends[row["status"]]
+                need(not any(map(math.isnan, [*reports.values(), value or 0])), "not a number")
+                trial = {"params": {k: flags[k] for k in space}, "distributions": space, "intermediate_values": reports}
+                found.append(create_trial(state=state, value=value, **trial))
     return found
 
 
-# ----------------------------------------------------------------------------------------------------------------------- commands
+def history(folder, metric):
+    """The values of a metric in a growing metrics.csv, oldest first. Empty cells and NaN do not count."""
+    cells = read_csv(folder / "metrics.csv").get(metric, [])
+    return [float(cell) for cell in cells if cell and math.isfinite(float(cell))]
+
+
+def objective(config, values):
+    """A search takes the metric's best over the run, as W&B does; elsewhere the run's last value counts."""
+    best = max if config["metric"].get("goal") == "maximize" else min
+    return values[-1] if config["method"] == "grid" else best(values)
+
+
+def record_result(sweep, folder, status):
+    """Put a run into results/NN.csv: flags, metrics, hashes. A run that is there already is replaced.
+
+    One of a search gets what a new search needs to go on from it (known_trials), too: `objective`, and `reports`, the
+    metric at hyperband's bands and at the end, step:value.
+    """
+    import pandas
+
+    from report import RESULT_METRICS, read_run
+
+    config, summary = (read_json(folder / name) or {} for name in ("config.json", "summary.json"))
+    metrics, search, path = read_csv(folder / "metrics.csv"), sweep.get("config", {}), Path(sweep["results"])
+    found = (metrics.iloc[-1].to_dict() if len(metrics) else {}) | read_run(folder).summary | summary
+    row = {"id": folder.name, "name": config.get("name"), "sweep": sweep["id"], "status": status}
+    row |= {"cause": summary.get("cause")} | {k: str(v) for k, v in sorted(config.get("flags", {}).items())}
+    row |= {key: found.get(key) for key in RESULT_METRICS}
+    if "run_cap" in search and (values := history(folder, search["metric"]["name"])):
+        steps = dict.fromkeys([*bands(search.get("early_terminate"), len(values)), len(values)])
+        row |= {"objective": repr(objective(search, values))}
+        row |= {"reports": " ".join(f"{step}:{values[step - 1]!r}" for step in steps)}
+    row |= {f"data_{key}": config.get("data", {}).get(key) for key in ("source", "sha256")}
+    row |= {"metrics_sha256": summary.get("metrics_sha256"), "git": config.get("git")}
+    row |= {key: config.get("machine", {}).get(key) for key in ("host", "cpu")}
+    row |= {"recorded": time.strftime("%Y-%m-%dT%H:%M:%S")}
+    table = pandas.DataFrame([{k: "" if v is None else str(v) for k, v in row.items()}])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    STATE.mkdir(exist_ok=True)
+    with FileLock(STATE / f"{path.stem}.results.lock"):
+        rows = read_csv(path)
+        table = pandas.concat([rows[rows["id"] != folder.name], table]) if len(rows) else table
+        write_atomically(path, table.fillna("").to_csv(index=False, lineterminator="\n"))
+
+
+# -------------------------------------------------------------------------------------------------- its queue (Optuna)
+# One trial is one run for its whole life. It is WAITING, then RUNNING with a holder that beats, then COMPLETE
+# (finished), PRUNED (stopped early) or FAIL. A stopped run goes back to WAITING, a dead agent's run changes its holder:
+# no run is ever copied, so none can run twice. Every change of hands happens under one lock (a file's or PostgreSQL's),
+# in a single write, so that a kill -9 anywhere leaves either the old state or the new one. Measured with
+# tests/test_sweep_queue.py; SQLite is refused: 5 agents on it ran 15 of 225 points twice.
+
+
+class FileLock:
+    """An exclusive lock that the kernel drops when its process dies: Optuna's own lock files block everybody for 30 s.
+
+    With a journal: whoever has the lock cuts an unfinished last line, left by a crash: nobody could read what follows.
+    """
+
+    def __init__(self, path, journal=None):
+        self.path, self.journal = path, journal
+
+    def acquire(self):
+        file = open(self.path, "a")  # noqa: SIM115  held until release()
+        fcntl.flock(file, fcntl.LOCK_EX)
+        self.file = file
+        if self.journal and self.journal.stat().st_size:
+            with open(self.journal, "rb+") as journal:
+                journal.seek(-1, os.SEEK_END)
+                if journal.read() != b"\n":
+                    journal.seek(0)
+                    journal.truncate(journal.read().rfind(b"\n") + 1)
+                    print(f"{self.journal}: cut an unfinished last line, left by a crash", file=sys.stderr)
+        return True
+
+    def release(self, *error):
+        self.file.close()
+
+    __enter__, __exit__ = acquire, release
+
+
+def bands(rule, n):
+    """W&B's hyperband: the bands up to n logged values, min_iter * eta^k; none without a rule (early_terminate)."""
+    found, band = [], rule["min_iter"] if rule else n + 1
+    while band <= n:
+        found.append(int(band))
+        band *= rule.get("eta", 3)
+    return list(dict.fromkeys(found))
+
+
+def hyperband_stops(values, pool, rule):
+    """W&B's decision (its package sweeps 0.3.0) to stop a run.
+
+    values: the metric as logged so far, lower is better; pool(band): the values of all runs, this one included, that
+    have logged at least `band` of them, at the band. Stop if the value at the last band (strict; else the best so far)
+    is above the int(n / eta)-th smallest of the n.
+    """
+    if not (passed := bands(rule, len(values))):
+        return False
+    others = sorted(pool(passed[-1]))
+    value = values[passed[-1] - 1] if rule.get("strict") else min(values)
+    return value > others[int(1 / rule.get("eta", 3) * len(others))]
+
+
+def distributions(parameters, grid=False):
+    """Optuna's distribution of each parameter that varies; the constant ones stay out of its search."""
+    most = 100 if grid else math.inf  # each trial repeats its distributions: a long list would make the journal huge
+    lists = {k: p["values"] for k, p in parameters.items() if 1 < len(p.get("values", [])) <= most}
+    found = {k: CategoricalDistribution(values) for k, values in lists.items()}
+    for k, p in parameters.items():
+        if not {"value", "values"} & set(p):
+            low, high = p["min"], p["max"]
+            kind = p.get("distribution", "int_uniform" if isinstance(low, int) and isinstance(high, int) else "uniform")
+            kinds = {"int_uniform": lambda a, b: IntDistribution(a, b), "uniform": FloatDistribution}
+            kinds["log_uniform_values"] = lambda a, b: FloatDistribution(a, b, log=True)
+            need(kind in kinds, f"parameter {k}: distribution {kind} is unknown here; allowed: {', '.join(kinds)}")
+            found[k] = kinds[kind](low, high)
+    return found
+
+
+def redacted(text):
+    """Text without the passwords of the URLs in it."""
+    return re.sub(r"(//[^:@/\s]*):[^@/\s]*@|(password=)[^&\s]*", r"\1\2:***@", str(text))
+
+
+def is_diverged(trial):
+    return trial.user_attrs.get("cause", "").startswith("diverged")
+
+
+def connect(sweep, create):
+    """A sweep's storage in Optuna, and the database behind it, None for a journal in its folder."""
+    if url := sweep.get("storage"):
+        try:
+            database = optuna.storages.RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
+            return optuna.storages.get_storage(database), database
+        except ImportError:
+            raise InputError("STORAGE: psycopg is missing; pip install 'psycopg[binary]'") from None
+        except Exception as error:  # sqlalchemy, psycopg and optuna raise many types for a server that refuses
+            raise InputError(f"STORAGE: the database cannot be used ({redacted(first_line(error))})") from None
+    folder, journal = STATE / sweep["id"], STATE / sweep["id"] / "journal.log"
+    folder.mkdir(parents=True, exist_ok=True)
+    gone = "is gone or empty; create the sweep anew: what is in its results is not run again"
+    need(create or (journal.exists() and journal.stat().st_size), f"{journal}: {gone}")
+    backend = optuna.storages.journal.JournalFileBackend(str(journal), FileLock(folder / "journal.lock", journal))
+    return optuna.storages.JournalStorage(backend), None
+
+
+def damage(sweep):
+    """One line on what is wrong with a queue that Optuna cannot read."""
+    if sweep.get("storage"):
+        return f"SWEEP {sweep['id']}: not in that STORAGE"
+    journal = STATE / sweep["id"] / "journal.log"
+    for k, line in enumerate(journal.read_bytes().splitlines(), 1):
+        try:
+            whole = "op_code" in json.loads(line)
+        except (TypeError, ValueError, RecursionError):
+            whole = False
+        if not whole:
+            keep = f"head -n {k - 1} of it is whole, and what was finished since is in runs/ and found again"
+            return f"{journal}: line {k} is damaged; {keep}"
+    return f"{journal}: is not of this sweep"
+
+
+class StorageAway(OSError):
+    """The database did not come back: exit code 4, and nothing is lost."""
+
+
+def patient(method):
+    """A method of Queue that waits for a database that is away, 15 minutes at most, with a line for each try."""
+
+    @functools.wraps(method)
+    def wrapped(queue, *args, **kwargs):
+        for pause in (1, 2, 4, 8, 15, 30, *[60] * 14, 0):
+            try:
+                return method(queue, *args, **kwargs)
+            except queue.away as error:
+                if not pause:
+                    raise StorageAway(f"STORAGE: the database does not come back ({first_line(error)})") from None
+                say(f"STORAGE: the database is away; trying again in {pause} s ({first_line(error)})")
+            except json.JSONDecodeError:
+                raise InputError(damage(queue.sweep)) from None
+            time.sleep(pause)
+
+    return wrapped
+
+
+class Queue:
+    """The runs of one sweep, as created: id, config, data, storage (None: a journal in its folder)."""
+
+    def __init__(self, sweep, create=False):
+        self.sweep, self.name, self.folder = sweep, sweep["id"], STATE / sweep["id"]
+        self.hold, self.away = None, ()
+        try:
+            self.storage, self.database = connect(sweep, create)
+            how = {"study_name": self.name, "storage": self.storage}
+            if create:
+                goal = sweep["config"]["metric"].get("goal", "minimize")
+                self.study = optuna.create_study(**how, direction=goal, load_if_exists=True)
+            else:
+                self.study = optuna.load_study(**how)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:  # of Optuna: not there, or damaged
+            raise error if isinstance(error, InputError) else InputError(damage(sweep)) from None
+        if self.database:
+            from sqlalchemy.exc import DBAPIError
+
+            self.away = (DBAPIError, optuna.exceptions.StorageInternalError)
+        (self.folder / "held").mkdir(parents=True, exist_ok=True)
+        if "config" not in sweep:  # joined from another machine: the sweep travels with Optuna's study
+            self.sweep = self.study.user_attrs["sweep"] | {"storage": sweep["storage"]}
+        self.config = self.sweep["config"]
+        boot = Path("/proc/sys/kernel/random/boot_id")
+        disk = (self.folder / "held").stat()  # who shares our kernel and this folder sees by our lock that we live
+        where = [boot.read_text().strip() if boot.exists() else platform.node(), disk.st_dev, disk.st_ino]
+        self.me = {"host": platform.node(), "pid": os.getpid(), "where": where, "token": secrets.token_hex(8)}
+
+    @contextlib.contextmanager
+    def lock(self):
+        """Only one agent at a time changes who works on what."""
+        from sqlalchemy import text
+
+        with self.database.engine.begin() if self.database else FileLock(self.folder / "queue.lock") as held:
+            if self.database:  # dropped at the transaction's end, or the connection's
+                held.execute(text("SELECT pg_advisory_xact_lock(hashtext(:name))"), {"name": self.name})
+            yield
+
+    def fill(self, points, known=()):
+        """Put the points of a grid into the queue, in order, or what a search knows already, and the sweep beside them.
+
+        A known trial has no run: nobody will run it, and it is not counted."""
+        space = distributions(self.config["parameters"], self.config["method"] == "grid")
+        self.study.add_trials(known)
+        for k, point in enumerate(points):
+            params = {"params": {name: point[name] for name in space}, "distributions": space}
+            run = {"run": {"id": self._run_id(k), "point": point}}
+            self.study.add_trial(create_trial(state=TrialState.WAITING, user_attrs=run, **params))
+        self.study.set_user_attr("sweep", {k: v for k, v in self.sweep.items() if k != "storage"})
+
+    def _run_id(self, k):
+        return hashlib.sha256(f"{self.name}/{k}".encode()).hexdigest()[:8]
+
+    def trials(self, *states):
+        """The runs, by their last trial; without a search's point that an agent died over before it was complete."""
+        runs = {t.user_attrs["run"]["id"]: t for t in self.study.get_trials(False) if "run" in t.user_attrs}
+        return [t for t in runs.values() if not states or t.state in states]
+
+    def pool(self, band):
+        """The values of all runs at a band."""
+        known = [t for t in self.study.get_trials(False) if "run" not in t.user_attrs]
+        return [t.intermediate_values[band] for t in known + self.trials() if band in t.intermediate_values]
+
+    def retry(self):
+        """Queue what failed again, as the same run, so with its checkpoint: as a new trial, for an old one is over."""
+        with self.lock():
+            failed = [t for t in self.trials(TrialState.FAIL) if not is_diverged(t)]
+            for t in failed:
+                how = {"params": t.params, "distributions": t.distributions, "user_attrs": {"run": t.user_attrs["run"]}}
+                self.study.add_trial(create_trial(state=TrialState.WAITING, **how))
+        return len(failed)
+
+    def get(self, trial):
+        return self.storage.get_trial(trial._trial_id)
+
+    def note(self, trial, **attributes):
+        for key, value in attributes.items():
+            self.storage.set_trial_user_attr(trial._trial_id, key, value)
+
+    def _set(self, trial, state, value=None):
+        self.storage.set_trial_state_values(trial._trial_id, state, None if value is None else [value])
+
+    def is_alive(self, trial):
+        """Whether a run's holder lives. Of one that shares our kernel and folder its lock tells; of others the beat."""
+        held = trial.user_attrs["held"]
+        here = held["where"] == self.me["where"]
+        return is_locked(self.folder / "held" / str(trial.number)) if here else time.time() - held["beat"] < GRACE
+
+    @patient
+    def claim(self):
+        """Take a run: a dead agent's first, then the first one waiting, then a new point. None: there is none now."""
+        with self.lock():
+            if self.study.user_attrs.get("stopped"):
+                return None
+            trials = self.trials()  # once: each look at a database costs many queries
+            running = [t for t in trials if t.state == TrialState.RUNNING]
+            for trial in running:  # the database took our claim, and its answer was lost
+                if trial.user_attrs["held"]["token"] == self.me["token"]:
+                    return self._take(trial)
+            for trial in (t for t in running if not self.is_alive(t)):
+                died = "its agent died ({host}, pid {pid})".format(**trial.user_attrs["held"])
+                if not self._put_back(trial, died, TrialState.RUNNING):
+                    return self._take(trial)
+            waiting = [t for t in trials if t.state == TrialState.WAITING]
+            first = min(
+                waiting, key=lambda t: len(t.user_attrs.get("ends", [])), default=None
+            )  # what crashed comes last
+            return self._take(first) if first else self._ask(len(trials))
+
+    def _take(self, trial):
+        folder = self.folder / "held" / str(trial.number)
+        folder.mkdir(exist_ok=True)
+        if self.hold:
+            self.hold.release()
+        self.hold = FileLock(folder / "lock")
+        self.hold.acquire()
+        self.note(trial, held=self.me | {"beat": time.time()})  # before the state: a RUNNING run always has its holder
+        if trial.state == TrialState.WAITING:
+            self._set(trial, TrialState.RUNNING)
+        return self.get(trial)
+
+    def _ask(self, runs):
+        """A search's next point. The sampler's seed is the run's id: no two agents or searches draw alike."""
+        if self.config["method"] == "grid" or runs >= self.sweep["runs"]:
+            return None
+        seed = int(self._run_id(len(self.study.get_trials(False))), 16)
+        tpe = {"multivariate": True, "constant_liar": True, "n_startup_trials": 10}
+        samplers = optuna.samplers
+        kind, how = (samplers.TPESampler, tpe) if self.config["method"] == "bayes" else (samplers.RandomSampler, {})
+        self.study.sampler = kind(seed=seed, **how)
+        trial = self._take(self.get(self.study.ask(distributions(self.config["parameters"]))))
+        run = {"id": self._run_id(trial.number), "point": corners(self.config)[0] | trial.params}
+        self.note(trial, run=run)  # last: with it, the point counts
+        return self.get(trial)
+
+    def is_ours(self, trial):
+        """Whether we still hold a run. False: we were taken for dead (suspended), and another agent has the run."""
+        now = self.get(trial)
+        return now.state == TrialState.RUNNING and now.user_attrs["held"]["token"] == self.me["token"]
+
+    def beat(self, trial):
+        """Say that this agent lives. False: the run is no longer its own."""
+        with self.lock():
+            ours = self.is_ours(trial)
+            if ours:
+                self.note(trial, held=self.me | {"beat": time.time()})
+            return ours
+
+    @patient
+    def end(self, trial, state, value=None, **notes):
+        """The run is over (COMPLETE, PRUNED, FAIL) or to be continued (WAITING), unless another agent has it by now."""
+        with self.lock():
+            if self.is_ours(trial):
+                self.note(trial, **notes)
+                self._set(trial, state, value)
+            self.hold.release()
+
+    @patient
+    def put_back(self, trial, how):
+        """The run crashed, or cannot start: back into the queue, or given up. Returns True if given up."""
+        with self.lock():
+            self.hold.release()
+            return self.is_ours(trial) and self._put_back(trial, how, TrialState.WAITING)
+
+    def _put_back(self, trial, how, state):
+        ends = [*self.get(trial).user_attrs.get("ends", []), how]
+        given_up = sum(end.startswith("crashed") for end in ends) >= CRASHES or len(ends) >= DEATHS
+        cause = {"cause": f"given up after {len(ends)} tries: {how.removeprefix('crashed: ')}"} if given_up else {}
+        self.note(trial, ends=ends, **cause)
+        if given_up or state == TrialState.WAITING:
+            self._set(trial, TrialState.FAIL if given_up else state)
+        return given_up
+
+    @patient
+    def is_busy(self):
+        """Whether a run is still going: its agent may yet die, so the others stay."""
+        return bool(self.trials(TrialState.RUNNING)) and not self.study.user_attrs.get("stopped")
+
+
+class WandbQueue(Queue):
+    """The runs of a W&B sweep that this folder has taken. W&B's server hands them out, and its hyperband stops them;
+    what was interrupted it does not hand out again: for that they are in a queue of our own.
+
+    _register_agent and _agent_heartbeat are what `wandb agent` itself calls, private to wandb 0.31, which is pinned.
+    """
+
+    def __init__(self, sweep):
+        super().__init__(sweep, create=True)
+        self.agent, self.mine, self.asked, self.over = None, None, -math.inf, False
+
+    def _heartbeat(self, *running):
+        """Tell the server which runs are at work, at most every 5 s, as `wandb agent` does. Returns its commands."""
+        import wandb
+        from wandb.apis.public.sweeps import _agent_heartbeat, _register_agent
+
+        if time.monotonic() < self.asked + 5:
+            return []
+        if self.agent is None:
+            self.api, (entity, project, name) = wandb.Api(), self.sweep["path"].split("/")
+            where = {"sweep_id": name, "project": project, "entity": entity}
+            self.agent = _register_agent(self.api, platform.node(), **where)["id"]
+        self.asked = time.monotonic()
+        return _agent_heartbeat(self.api, self.agent, {}, dict.fromkeys(running, True))
+
+    def _ask(self, runs):
+        for command in [] if self.over else self._heartbeat():
+            self.over |= command["type"] == "exit"
+            if command["type"] in ("run", "resume"):
+                self.mine = command["run_id"]
+                run = {"id": self.mine, "point": {k: v["value"] for k, v in command["args"].items()}}
+                self.study.add_trial(create_trial(state=TrialState.WAITING, user_attrs={"run": run}))
+                return self._take(self.trials(TrialState.WAITING)[-1])
+
+    def beat(self, trial):
+        run_id = trial.user_attrs["run"]["id"]
+        if run_id == self.mine and any(command["type"] == "stop" for command in self._heartbeat(run_id)):
+            self.note(trial, stops=True)
+        return super().beat(trial)
+
+    def is_busy(self):
+        return not self.over or super().is_busy()
+
+
+def queue_of(sweep):
+    return WandbQueue(sweep) if sweep["backend"] == "wandb" else Queue(sweep)
+
+
+# ----------------------------------------------------------------- an agent: claim a run, start it, watch it, settle it
+
+CRASHED = {}  # run id -> how it crashed before its first epoch, under this agent
+stops = []  # the signals received so far; the handlers only take note, so that nothing is interrupted halfway
+
+
+def stop_level():
+    """0: go on; 1 (Ctrl-C): finish the current runs; 2 (Ctrl-C twice, SIGTERM): stop them now, resumably."""
+    return 2 if any(s != signal.SIGINT for s in stops) else min(2, len(stops))
+
+
+def exit_code():
+    return 143 if any(s != signal.SIGINT for s in stops) else 130 if stops else 0
+
+
+class Attempt:
+    """What an agent knows of the run that it works on."""
+
+    def __init__(self, queue, trial, agent):
+        self.queue, self.trial, self.agent = queue, trial, agent
+        self.id, self.point = (trial.user_attrs["run"][key] for key in ("id", "point"))
+        self.folder, self.log = Path(self.point.get("out", "runs")) / self.id, queue.folder / f"{self.id}.log"
+        self.child = self.code = self.hung = None  # the program's process and exit code; why it was killed
+        self.killed = self.lost = False
+        self.stopped_early = trial.user_attrs.get("stops", False)  # maybe by an agent that died before it could say so
+
+    def say(self, text):
+        say(f"{self.agent}: run {self.id} {text}")
+
+
+def work(sweeps, env, agent, count=None, patience=math.inf, leave=False):
+    """Work through the sweeps in order until nothing is left in any; at most `count` runs. Returns the exit code."""
+    queues = list(map(queue_of, sweeps))
+    while not stop_level() and count != 0:
+        for sweep in sweeps:
+            check_code(sweep)
+        attempt = claim(queues, agent)
+        if attempt:
+            try:
+                start(attempt, env)
+                watch(attempt, patience)
+                settle(attempt)
+            except StorageAway:
+                raise
+            except Exception as error:  # about one run: it ends this try, not the agent
+                give_up(attempt, error)
+            count = count and count - 1
+            if attempt.code in (2, 4):
+                return attempt.code
+        elif not leave and any(queue.is_busy() for queue in queues):
+            time.sleep(1)
+        else:
+            break
+    return exit_code()
+
+
+def give_up(a, error):
+    """Something went wrong about one run in the agent itself: end its program, and its try."""
+    if a.child and a.child.poll() is None:
+        a.child.kill()
+        a.child.wait()
+    if isinstance(error, OSError):
+        a.code = 4
+        a.queue.end(a.trial, TrialState.WAITING)
+    else:
+        a.queue.put_back(a.trial, f"crashed: {first_line(error)}")
+    a.say(f"cannot go on: {first_line(error)}" + ("; this agent stops" if a.code == 4 else ""))
+
+
+def claim(queues, agent):
+    """An Attempt at the first run there is, or None."""
+    found = next(((queue, trial) for queue in queues if (trial := queue.claim())), None)
+    return Attempt(*found, agent) if found else None
+
+
+def start(a, env):
+    """Start the program on the run of Attempt a, unless the run is over already, or this agent is asked to stop."""
+    if a.stopped_early or (a.folder / "summary.json").exists():
+        return
+    while is_locked(a.folder) and not stop_level():
+        time.sleep(1)  # the run of a dead agent, where Linux's parent-death signal is missing
+    if stop_level():
+        return
+    sweep, verb = a.queue.sweep, "continued" if (a.folder / "metrics.csv").exists() else "started"
+    command = [sys.executable, a.queue.config["program"], *command_line(a.point), "--resume=auto"]
+    tags = f"sweep-{Path(sweep['results']).stem},{sweep['config']['method']}"
+    env = {k: v for k, v in env.items() if k != "WANDB_SERVICE"} | {"WANDB_RUN_ID": a.id, "WANDB_TAGS": tags}
+    env |= {"WANDB_RUN_GROUP": sweep["id"], "WANDB_NOTES": sweep["config"].get("description", "")}
+    if sweep["backend"] == "wandb":
+        parameters = a.queue.folder.resolve() / f"{a.id}.yaml"
+        parameters.write_text(yaml.safe_dump({"wandb_version": 1} | {k: {"value": v} for k, v in a.point.items()}))
+        env |= dict(zip(("WANDB_ENTITY", "WANDB_PROJECT", "WANDB_SWEEP_ID"), sweep["path"].split("/"), strict=True))
+        env |= {"WANDB_SWEEP_PARAM_PATH": str(parameters)}
+    with open(a.log, "a") as log:
+        print("$", *command, file=log, flush=True)
+        streams, parent = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log}, os.getpid()
+        # in a group of its own, out of reach of the terminal's Ctrl-C
+        group = {"process_group": 0, "preexec_fn": lambda: die_with(parent, signal.SIGKILL)}
+        a.child = subprocess.Popen(command, env=env, **streams, **group)
+    varied = {k: a.point[k] for k, p in a.queue.config["parameters"].items() if len(levels(p)) > 1 and k in a.point}
+    point = " ".join(f"{k}={v:.6g}" if isinstance(v, float) else f"{k}={v}" for k, v in varied.items())
+    a.say(f"{verb}: {point} (log: {a.log})")
+
+
+def watch(a, patience=math.inf):
+    """Wait for the program's end: beat, report its metric, let hyperband stop it, pass a stop on, end what hangs."""
+    deadline, beaten = math.inf, time.monotonic()
+    while a.child and a.code is None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            a.code = a.child.wait(0.5)
+        try:
+            if time.monotonic() > beaten + min(BEAT, 5 if isinstance(a.queue, WandbQueue) else BEAT):
+                beaten = time.monotonic()
+                a.lost = not a.queue.beat(a.trial)
+                quiet, usual = silence(a.folder)
+                if usual and quiet > patience * usual:
+                    a.hung = f"hung: no epoch for {quiet:.0f} s, {quiet / usual:.0f} times its usual {usual:.2g} s"
+            if (deadline == math.inf or a.code is not None) and not a.lost and report_growth(a) and a.code is None:
+                a.queue.note(a.trial, stops=True)  # hyperband's decision stands, whatever happens to this agent
+                a.stopped_early = True
+        except Exception as error:  # the database or W&B is away for a while: the run goes on, the next look may do
+            a.say(f"goes on without its queue: {first_line(error)}")
+            time.sleep(5)
+        if a.code is None and (a.lost or a.hung or time.monotonic() > deadline):
+            a.child.kill()
+            a.killed = not a.hung
+        elif a.code is None and deadline == math.inf and (a.stopped_early or stop_level() == 2):
+            a.child.terminate()
+            deadline = time.monotonic() + PATIENCE
+
+
+def silence(folder):
+    """(seconds since a run's last epoch, seconds that its epochs take), or (0, 0) before it has one."""
+    with contextlib.suppress(OSError, InputError, ValueError):
+        took = [float(cell) for cell in read_csv(folder / "metrics.csv")["epoch_seconds"] if cell]
+        return time.time() - (folder / "metrics.csv").stat().st_mtime, statistics.median(took)
+    return 0, 0
+
+
+def report_growth(a):
+    """Report to the queue what metrics.csv has grown by. Returns whether hyperband stops the run."""
+    queue, config, known = a.queue, a.queue.config, a.trial.intermediate_values
+    if isinstance(queue, WandbQueue):  # the program reports to the server, and the server decides
+        return queue.get(a.trial).user_attrs.get("stops", False)
+    sign, rule = -1 if config["metric"].get("goal") == "maximize" else 1, config.get("early_terminate")
+    try:
+        values = [sign * v for v in history(a.folder, config["metric"]["name"])]
+    except (InputError, ValueError):  # damaged by a crash: the program mends it as it starts
+        return False
+    every = max(1, int(a.point.get("n_epochs", REPORTS)) // REPORTS)
+    new = sorted({*range(every, len(values) + 1, every), *bands(rule, len(values))} - set(known))
+    for step in new:  # each is an fsync
+        queue.storage.set_trial_intermediate_value(a.trial._trial_id, step, sign * values[step - 1])
+    stops = bool(rule and new) and hyperband_stops(values, lambda band: [sign * v for v in queue.pool(band)], rule)
+    known |= {step: values[step - 1] for step in new}
+    return stops
+
+
+def settle(a):
+    """Write down what came of the run: a row if it is over, else back into the queue; and a line that says so."""
+    queue, config, metric, tail = a.queue, a.queue.config, a.queue.config["metric"]["name"], last_line(a.log)
+    summary, values = read_json(a.folder / "summary.json") or {}, history(a.folder, metric)
+    if a.code in (130, 143) and not stop_level() and isinstance(queue, WandbQueue) and "early_terminate" in config:
+        a.stopped_early = True  # the server told the program itself
+    status = summary.get("status") or ("stopped early" if a.stopped_early else None)
+    then = queue.sweep["data"].get(a.point.get("problem"), {}).get("sha256")
+    now = (read_json(a.folder / "config.json") or {}).get("data", {}).get("sha256")
+    if status and then and now and now != then:  # the designs were replaced while agents were at work
+        kept, status, a.code = queue.folder / f"{a.id}.other-designs", None, 2
+        shutil.move(a.folder, kept.with_suffix(f".{secrets.token_hex(2)}") if kept.exists() else kept)
+        tail = f"its designs are {str(now)[:12]}, the sweep's {then[:12]}; the run is in {kept}, and not recorded"
+    if a.lost:
+        outcome = "taken over by another agent, while this machine was suspended"
+        queue.hold.release()
+    elif status in OVER:
+        record_result(queue.sweep, a.folder, status)
+        value, state = values[-1] if values else None, TrialState.PRUNED
+        outcome = (
+            f"diverged: {summary.get('cause')}" if status == "diverged" else f"finished without a value of {metric}"
+        )
+        if status == "finished" and values:
+            value, state = objective(config, values), TrialState.COMPLETE
+            outcome = f"finished, {metric} {value:.6g} with {summary.get('active_dims')} dims"
+        elif status == "stopped early":
+            outcome = "stopped early by hyperband"
+        else:
+            value, state = None, TrialState.FAIL
+        queue.end(a.trial, state, value, **({"cause": outcome} if state == TrialState.FAIL else {}))
+    elif a.code == 2:
+        # most likely this machine's fault, so others may try: but a run that nobody can start must not stay for ever
+        queue.put_back(a.trial, f"cannot start: {tail}")
+        outcome = f"cannot start, and this agent stops: {tail}"
+    elif a.code in (4, None, 130, 143, -signal.SIGINT, -signal.SIGTERM) or a.killed:
+        queue.end(a.trial, TrialState.WAITING)
+        full = f"cannot write, and this agent stops: {tail}"
+        outcome = full if a.code == 4 else "stopped; the next agent continues it"
+    else:
+        cause = a.hung or f"{ending(a.code)}: {tail}"
+        if not values:  # if another point crashed alike before its first epoch, all would: it is not the point
+            a.code = 2 if cause in CRASHED.values() and CRASHED.get(a.id) != cause else a.code
+            CRASHED[a.id] = cause
+        given_up = queue.put_back(a.trial, f"crashed: {cause}")
+        outcome = f"crashed ({cause})" + (", and given up" if given_up else ", will be tried again")
+        outcome += "; two points have crashed alike before their first epoch: this agent stops" if a.code == 2 else ""
+    a.say(outcome)
+
+
+def ending(code):
+    """An exit code in words; Python says -9 for signal 9."""
+    memory = "; out of memory?" if code == -signal.SIGKILL else ""
+    return f"killed (signal {-code}{memory})" if code < 0 else f"exit code {code}"
+
+
+def last_line(log):
+    text = log.read_text(errors="replace") if log.exists() else "no log"
+    lines = [line for line in text.splitlines() if line.strip() and line[:2] != "$ "]
+    return lines[-1][:200] if lines else "it printed nothing"
+
+
+def surroundings(slot, agents):
+    """The environment of agent `slot` of `agents`: its share of the cores, one GPU of those there are, this Python."""
+    env = dict(os.environ, PATH=os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", os.defpath)]))
+    available = min(cores(), int(env.get("SLURM_CPUS_PER_TASK", cores())))  # where Slurm does not confine its tasks
+    env.setdefault("OMP_NUM_THREADS", str(max(1, available // agents)))
+    named = env.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(torch.cuda.device_count())))).split(",")
+    return env | ({"CUDA_VISIBLE_DEVICES": named[slot % len(named)]} if named[0] else {})
+
+
+_prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None  # looked up here: after a fork it may not be
+
+
+def die_with(parent, signum):
+    """Linux sends this process `signum` when its parent dies: nothing goes on without the one who watches over it."""
+    if _prctl:
+        _prctl(1, signum)  # PR_SET_PDEATHSIG
+        if os.getppid() != parent:
+            os._exit(1)
+
+
+def launch(jobs, stagger):
+    """Run each job in a process of its own, started `stagger` seconds apart; signals go to all. Returns the code."""
+    processes, told, dead, parent = [], 0, set(), os.getpid()
+
+    def run(job):
+        os.setpgid(0, 0)
+        die_with(parent, signal.SIGTERM)
+        sys.exit(guarded(job))
+
+    while (len(processes) < len(jobs) and not stops) or any(p.is_alive() for p in processes):
+        if len(processes) < len(jobs) and not stops:
+            processes.append(multiprocessing.get_context("fork").Process(target=run, args=[jobs[len(processes)]]))
+            processes[-1].start()
+        for signum in stops[told:]:
+            first = "finishing the current runs; Ctrl-C once more stops them, resumably"
+            say(first if stop_level() == 1 else "stopping the runs, resumably")
+            for p in (p for p in processes if p.is_alive()):
+                os.kill(p.pid, signum)
+            told += 1
+        for k, p in enumerate(processes, 1):
+            if k not in dead and (p.exitcode or 0) < 0:
+                say(f"agent {k} was {ending(p.exitcode)}; another agent continues its run, or the next `make agents`")
+                dead.add(k)
+        time.sleep(stagger if len(processes) < len(jobs) else 0.5)
+    return exit_code() or max((1 if p.exitcode < 0 else p.exitcode for p in processes), default=0)
+
+
+# -------------------------------------------------------------------------------------------------------- the commands
+
+
+def on_wandb(path, read):
+    """read(sweep) for the sweep entity/project/id on W&B. Raises InputError where W&B does not give it."""
+    import wandb
+
+    try:
+        return read(wandb.Api().sweep(path))
+    except Exception as error:  # wandb raises its own, requests' and ValueError, also while the sweep is read
+        raise InputError(f"SWEEP {path}: W&B does not give it ({first_line(error)})") from None
+
+
+def known_sweeps():
+    """The sweeps of this folder, oldest first; of one whose sweep.json is damaged only id and "damaged"."""
+    found = {path.parent.name: read_json(path) for path in sorted(STATE.glob("*/sweep.json"))}
+    whole = {"id", "backend", "config", "data", "results", "runs", "created"}
+    for name, sweep in found.items():
+        if not isinstance(sweep, dict) or not whole <= set(sweep):
+            found[name] = {"id": name, "created": "", "damaged": f"{STATE / name / 'sweep.json'}: is damaged"}
+    return sorted(found.values(), key=lambda s: s["created"])
+
+
+def load_sweep(name, storage=None):
+    """A sweep by its id or the beginning of it, its W&B path (entity/project/id), or, with STORAGE, in the database."""
+    known = known_sweeps()
+    found = [s for s in known if name in (s["id"], s.get("path"))] or [s for s in known if s["id"].startswith(name)]
+    several = ", ".join(sorted(s["id"] for s in found))
+    need(len(found) < 2, f"SWEEP {name}: begins several sweeps: {several}; say which")
+    if found:
+        advice = "delete its folder and create the sweep anew: what is in its results is not run again"
+        need("damaged" not in found[0], f"{found[0].get('damaged')}; {advice}")
+        return found[0]
+    allowed = "an id of `make list`, entity/project/id of W&B, or an id with its STORAGE"
+    need(name.count("/") == 2 or storage, f"SWEEP {name}: unknown here; allowed: {allowed}")
+    sweep = join_wandb(name) if name.count("/") == 2 else Queue({"id": name, "storage": storage}).sweep
+    save(sweep)
+    return sweep
+
+
+def join_wandb(path):
+    """A sweep of W&B that another machine created. One of `wandb sweep` has no fingerprint: any designs will do."""
+    config, sweep_id = on_wandb(path, lambda sweep: dict(sweep.config)), path.split("/")[2]
+    frozen = re.search(r"\[data: (.*)\]", config.get("description") or "")
+    entries = [entry.split() for entry in frozen[1].split("; ")] if frozen else []
+    prints = {p: {"source": source, "toy_dims": int(dims), "sha256": sha} for p, source, dims, sha in entries}
+    name = slug(config.get("name") or sweep_id)
+    runs = len(expand(config)) if config["method"] == "grid" else config.get("run_cap")
+    sweep = {"id": f"{name}-{sweep_id}", "name": name, "backend": "wandb", "path": path, "config": config, "runs": runs}
+    return sweep | {"data": prints, "results": f"results/{name.split('_')[0]}.csv", "created": time.strftime(NOW)}
+
+
+def asked(args):
+    """The sweeps a command is about, in order: SWEEP=, else the current ones."""
+    current = STATE / "current"
+    names = (args.sweep or (current.read_text(errors="replace") if current.exists() else "")).split()
+    need(names, "no current sweep; create one (make sweep-01), or name one of `make list`: SWEEP=")
+    found = [load_sweep(name, args.storage) for name in names]
+    mixed = len({s["backend"] for s in found}) > 1
+    need(not mixed, f"SWEEP {args.sweep}: some are on W&B and some are local; give those of one backend")
+    return found
 
 
 def agent(args):
     """Start agents on the current sweeps, and work through them in order."""
-    found = records(args)
-    if not args.checked:
-        for record in found:
-            check_data(record)
-    agents.handle_signals()
-    local = found[0]["backend"] == "local"
-    if local and args.n == 1:
-        slot, of = (int(x) for x in args.slot.split("/"))
-        code = agents.work([Queue(r) for r in found], agents.surroundings(slot, of), f"agent {slot + 1}", args.count)
-        if not args.checked:
-            status(args, found)
-        sys.exit(code or int(not args.checked and any(counts(r)["failed"] for r in found)))
-    slots, seen = [], {}
-    unfinished = [] if local else [command for r in found for command in on_wandb.interrupted(r)]
-    for k in range(args.n):
-        env = agents.surroundings(k, args.n)
-        if local:
-            limit = ["--count", str(args.count)] if args.count else []
-            command = [sys.executable, __file__, "agent", "--checked", "--slot", f"{k}/{args.n}", *limit]
-            command += ["--sweep", args.sweep] if args.sweep else []
-            commands = [("local", command, {})]
-        else:
-            commands = unfinished[k :: args.n] + [on_wandb.agent_command(r, k, args.count) for r in found]
-        log = None if local else open(f"{on_wandb.agent_folder(found[0], k)}.log", "a")  # noqa: SIM115  the agents' for their whole life
-        slots.append(agents.Slot(env, commands, log))
-
-    def record_results():
-        for r in found:
-            on_wandb.record_results(r, seen)
-
-    code = agents.launch(slots, 0.1 if local else 1, (lambda: None) if local else record_results)
-    status(args, found)
-    sys.exit(code or int(any(counts(r)["failed"] for r in found)))
+    sweeps = asked(args)
+    for sweep in sweeps:
+        check_data(sweep)
+        if args.changed:
+            sweep["code"] = code_of(sweep["config"]["program"])
+            save(sweep)
+        check_code(sweep)
+        rebuild_rows(sweep)
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signum != signal.SIGHUP or signal.getsignal(signum) != signal.SIG_IGN:  # nohup make agents
+            signal.signal(signum, lambda signum, frame: stops.append(signum))
+    how = {"count": args.count, "patience": args.patience, "leave": args.leave}
+    jobs = [lambda k=k: work(sweeps, surroundings(k, args.n), f"agent {k + 1}", **how) for k in range(args.n)]
+    # W&B has handed the same point to agents that asked at the same moment
+    code = launch(jobs, 1 if sweeps[0]["backend"] == "wandb" else 0.1) if args.n > 1 else jobs[0]()
+    for sweep in sweeps:
+        rebuild_rows(sweep)
+    failed = report_status(sweeps)
+    return code or failed
 
 
-def counts(record):
-    """What has become of a sweep's runs: how many of each kind, why some failed, the best value by problem, the seconds a run takes."""
-    kinds = ("finished", "stopped early", "diverged", "failed", "running", "interrupted")
-    c = {**dict.fromkeys(kinds, 0), "causes": [], "best": {}, "seconds": [], "stopped": False}
-    lower = record["config"]["metric"].get("goal") != "maximize"
-
-    def best(problem, value, run):
-        if problem not in c["best"] or (value < c["best"][problem][0]) == lower:
-            c["best"][problem] = (value, run)
-
-    if record["backend"] == "wandb":
-        metric, early = record["config"]["metric"]["name"], on_wandb.stopped_early(record)
-        state, runs = on_wandb.of_wandb(record["path"], lambda sweep: (sweep.state, list(sweep.runs)))
-        c["stopped"] = state in ("PAUSED", "CANCELED", "STOPPED")
-        for r in runs:
-            summary = dict(r.summary)
-            if r.state in ("running", "pending"):
-                c["running"] += 1
-            elif summary.get("status") == "diverged":
-                c["diverged"] += 1
-            elif r.id in early:
-                c["stopped early"] += 1
-            elif on_wandb.is_resumable(Path(r.config.get("out", "runs")) / r.id, r.state):
-                c["interrupted"] += 1
-            elif r.state == "finished":
-                c["finished"] += 1
-                c["seconds"].append(summary.get("seconds", 0))
-                if isinstance(summary.get(metric), int | float):
-                    best(r.config.get("problem"), summary[metric], r.id)
-            else:
-                c["failed"] += 1
-                c["causes"].append(f"{r.id} {r.state}")
-        return c
-    queue = Queue(record)
-    c["stopped"] = queue.stopped()
-    for t in queue.trials():
+def rebuild_rows(sweep):
+    """Put the runs that are over and have a folder here, but no row any more, or not yet here, into results/NN.csv."""
+    have = {row["id"] for row in read_csv(Path(sweep["results"])).to_dict("records")}
+    kinds = {TrialState.COMPLETE: "finished", TrialState.PRUNED: "stopped early", TrialState.FAIL: "diverged"}
+    added = 0
+    for t in queue_of(sweep).trials(*kinds):
         run = t.user_attrs["run"]
+        folder = Path(run["point"].get("out", "runs")) / run["id"]
+        if (
+            run["id"] not in have
+            and (folder / "config.json").exists()
+            and (t.state != TrialState.FAIL or is_diverged(t))
+        ):
+            record_result(sweep, folder, kinds[t.state])
+            added += 1
+    if added:
+        say(f"{sweep['results']}: {added} rows were not there; made again from the runs' folders")
+    return added
+
+
+def rebuild(args):
+    """Make the rows of results/NN.csv that are missing again, from the folders in runs/."""
+    for sweep in asked(args):
+        rebuild_rows(sweep) or print(f"{sweep['results']}: has all rows of {sweep['id']}")
+
+
+def outcomes(sweep):
+    """What has become of each run of a sweep: {run id: dict of kind, problem, value, seconds, cause, folder}."""
+    kinds = {TrialState.COMPLETE: "finished", TrialState.PRUNED: "stopped early", TrialState.WAITING: "waiting"}
+    queue, found = queue_of(sweep), {}
+    for t in queue.trials():
+        point, cause = t.user_attrs["run"]["point"], t.user_attrs.get("cause", "")
+        kind = kinds.get(t.state) or ("diverged" if is_diverged(t) else "failed")
         if t.state == TrialState.RUNNING:
-            c["running" if is_alive(t.user_attrs["held"]) else "interrupted"] += 1
-        elif t.state == TrialState.COMPLETE:
-            c["finished"] += 1
-            c["seconds"].append((t.datetime_complete - t.datetime_start).total_seconds())
-            best(run["point"].get("problem"), t.value, run["id"])
-        elif t.state == TrialState.PRUNED:
-            c["stopped early"] += 1
-        elif t.state == TrialState.FAIL:
-            cause = t.user_attrs.get("cause", "")
-            c["diverged" if cause.startswith("diverged") else "failed"] += 1
-            c["causes"].append(f"{run['id']} {cause}")
-    return c
+            kind = "running" if queue.is_alive(t) else "interrupted"
+        seconds = (t.datetime_complete - t.datetime_start).total_seconds() if kind == "finished" else None
+        kind = "interrupted" if kind == "waiting" and "held" in t.user_attrs else kind
+        run = {"kind": kind, "problem": point.get("problem"), "value": t.value, "seconds": seconds, "cause": cause}
+        found[t.user_attrs["run"]["id"]] = run | {"folder": Path(point.get("out", "runs")) / t.user_attrs["run"]["id"]}
+    kinds = {"finished": "finished", "running": "running", "pending": "running"}
+    for r in on_wandb(sweep["path"], lambda s: list(s.runs)) if sweep["backend"] == "wandb" else ():
+        summary = dict(r.summary)  # of another machine's run; of ours we know more
+        kind = "diverged" if summary.get("status") == "diverged" else kinds.get(r.state, "failed")
+        run = {"kind": kind, "problem": r.config.get("problem"), "seconds": summary.get("seconds"), "cause": r.state}
+        run |= {"value": summary.get(sweep["config"]["metric"]["name"])}
+        found[r.id] = run | {k: v for k, v in found.get(r.id, {}).items() if v is not None}
+    return found
 
 
-def status(args, found=None):
-    """One line a sweep: done / running / failed / left, best so far, ETA; and a line for each run that failed."""
-    for record in found or records(args):
-        c = counts(record)
-        over = c["finished"] + c["stopped early"] + c["diverged"] + c["failed"]
-        left = record["runs"] - over - c["running"] if record["runs"] else None
-        kinds = ", ".join(f"{c[key]} {key}" for key in ("finished", "stopped early", "diverged", "failed"))
-        parts = [f"{over}/{record['runs'] or '?'} over ({kinds})", f"{c['running']} running"]
-        if left is not None:
-            parts.append(f"{left} left" + (f" ({c['interrupted']} of them interrupted)" if c["interrupted"] else ""))
-        metric = record["config"]["metric"]["name"]
-        parts += [f"best {metric} {value:.6g} on {p} (run {run})" for p, (value, run) in sorted(c["best"].items())]
-        if c["seconds"] and c["running"] and left is not None:
-            seconds = statistics.median(c["seconds"]) * (left + c["running"] / 2) / c["running"]
-            parts.append(f"about {seconds / 3600:.1f} h to go" if seconds > 3600 else f"about {seconds / 60:.0f} min to go")
-        print(f"{record['id']} ({record['backend']}{', stopped' if c['stopped'] else ''}): " + ", ".join(parts))
-        for cause in c["causes"]:
-            print(f"  failed: {cause}")
+def report_status(sweeps):
+    """One line a sweep, and one for each run that is at work or failed. Returns whether one failed."""
+    failed = 0
+    for sweep in sweeps:
+        runs, metric, total = outcomes(sweep), sweep["config"]["metric"], sweep["runs"]
+        n = {kind: sum(run["kind"] == kind for run in runs.values()) for kind in (*OVER, "running", "interrupted")}
+        over, failed = sum(n[kind] for kind in OVER), failed + n["failed"]
+        left, kinds = (total or 0) - over - n["running"], ", ".join(f"{n[kind]} {kind}" for kind in OVER)
+        parts = [f"{over}/{total or '?'} over ({kinds})", f"{n['running']} running"]
+        if total:
+            parts.append(f"{left} left" + (f" ({n['interrupted']} of them interrupted)" if n["interrupted"] else ""))
+        done = {k: run for k, run in runs.items() if run["kind"] == "finished" and isinstance(run["value"], NUMBER)}
+        best = max if metric.get("goal") == "maximize" else min
+        for problem in sorted({str(run["problem"]) for run in done.values()}):
+            value, k = best((run["value"], k) for k, run in done.items() if str(run["problem"]) == problem)
+            parts.append(f"best {metric['name']} {value:.6g} on {problem} (run {k})")
+        seconds = [run["seconds"] for run in done.values() if run["seconds"]]
+        if seconds and n["running"] and total:
+            eta = statistics.median(seconds) * (left + n["running"] / 2) / n["running"]
+            parts.append(f"about {eta / 3600:.1f} h to go" if eta > 3600 else f"about {eta / 60:.0f} min to go")
+        here = sweep["backend"] == "local" and Queue(sweep).study.user_attrs.get("stopped")
+        there = "path" in sweep and on_wandb(sweep["path"], lambda s: s.state) in ("PAUSED", "CANCELED", "STOPPED")
+        print(f"{sweep['id']} ({sweep['backend']}{', stopped' if here or there else ''}): " + ", ".join(parts))
+        for k, run in runs.items():
+            quiet, usual = silence(run["folder"]) if run["kind"] == "running" and "folder" in run else (0, 0)
+            mark = f", {quiet / usual:.0f} times its usual: does it hang?" if usual and quiet > 10 * usual else ""
+            print(f"  running: {k}, last epoch {quiet:.0f} s ago{mark}\n" if usual else "", end="")
+            print(f"  failed: {k} {run['cause']}\n" if run["kind"] in ("failed", "diverged") else "", end="")
+    return failed > 0
+
+
+def status(args):
+    """One line a sweep: done / running / failed / left, best so far, time to go; one for each run at work or failed."""
+    report_status(asked(args))
 
 
 def list_sweeps(args):
     """Every sweep of this folder, newest last; * marks the current ones."""
-    current = (STATE / "current").read_text().split() if (STATE / "current").exists() else []
-    found = sorted((json.loads(p.read_text()) for p in STATE.glob("*/sweep.json")), key=lambda r: r["created"])
-    for r in found:
-        mark, runs = "*" if r["id"] in current else " ", r["runs"] or "?"
-        print(f"{mark} {r['id']:45s} {r['backend']:6s} {r['created']}  {runs:>4} runs  {r.get('path', '')}".rstrip())
+    current = (STATE / "current").read_text(errors="replace").split() if (STATE / "current").exists() else []
+    found = known_sweeps()
+    for s in found:
+        if "damaged" in s:
+            print(f"  {s['id']:45s} {s['damaged']}")
+            continue
+        mark, runs = "*" if s["id"] in current else " ", s["runs"] or "?"
+        print(f"{mark} {s['id']:45s} {s['backend']:6s} {s['created']}  {runs:>4} runs  {s.get('path', '')}".rstrip())
     if not found:
         print("no sweeps yet; create one: make sweep-01")
 
 
 def stop(args, value=True):
     """Hand out no new runs; those that run are finished. `resume` undoes it."""
-    for record in records(args):
-        if record["backend"] == "local":
-            Queue(record).stop(value)
-        else:
-            flag = "--stop" if value else "--resume"
-            done = subprocess.run([sys.executable, "-m", "wandb", "sweep", flag, record["path"]], capture_output=True, text=True)
-            if done.returncode:
-                raise SweepError(f"W&B: {(done.stderr.strip().splitlines() or ['no answer'])[-1]}")
-        print(f"{record['id']}: " + ("stopped; running runs are finished, make resume goes on" if value else "goes on"))
+    for sweep in asked(args):
+        queue_of(sweep).study.set_user_attr("stopped", value)
+        if sweep["backend"] == "wandb":
+            command = [sys.executable, "-m", "wandb", "sweep", "--stop" if value else "--resume", sweep["path"]]
+            done = subprocess.run(command, capture_output=True, text=True)
+            need(done.returncode == 0, f"W&B: {(done.stderr.strip().splitlines() or ['no answer'])[-1]}")
+        print(f"{sweep['id']}: " + ("stopped; running runs are finished, make resume goes on" if value else "goes on"))
 
 
 def resume(args):
     """After a stop, a crash or a reboot: hand out runs again, and start agents."""
     stop(args, False)
-    agent(args)
+    for sweep in asked(args) if args.failed else ():
+        print(f"{sweep['id']}: {queue_of(sweep).retry()} failed runs are tried again, from their checkpoints")
+    return agent(args)
 
 
 def sync(args):
-    """Upload the runs that were logged offline. W&B keeps count of what is uploaded: a second call uploads only what is new."""
-    found = sorted(str(p) for p in Path(args.out).glob("*/wandb/offline-run-*") if p.is_dir())
-    if not found:
-        print(f"nothing to upload: no offline runs in {args.out}/*/wandb")
-        return
-    sys.exit(subprocess.run([sys.executable, "-m", "wandb", "sync", "--yes", *found]).returncode)
+    """Upload what was logged offline and what W&B's server did not take; afterwards, what it holds is compared."""
+    runs = {p.parents[1] for p in Path(args.out).glob("*/wandb/*run-2*") if p.is_dir()}
+    lacking = {folder: n for folder in sorted(runs) if not is_locked(folder) and (n := missing_epochs(folder))}
+    if not lacking:
+        return print(f"nothing to upload: W&B has every epoch of the {len(runs)} runs in {args.out}/*/wandb")
+    logs = [str(p) for folder in lacking for p in sorted(folder.glob("wandb/*run-2*")) if p.is_dir()]
+    options = ["--yes", "--include-online", "--include-synced"]  # it believes what it was told; we looked
+    subprocess.run([sys.executable, "-m", "wandb", "sync", *options, *logs])
+    left = {folder: n for folder in lacking if (n := missing_epochs(folder))}
+    for folder, n in left.items():
+        print(f"sweep.py: {folder}: W&B lacks {n} of its epochs; once more: make sync", file=sys.stderr)
+    return bool(left)
+
+
+def missing_epochs(folder):
+    """How many epochs of a run folder W&B does not have. What it has all of is marked, and not asked for again."""
+    import wandb
+
+    flags, mark = (read_json(folder / "config.json") or {}).get("flags", {}), folder / "wandb" / "complete"
+    logged, held = {int(cell) for cell in read_csv(folder / "metrics.csv").get("epoch", [])}, set()
+    if mark.exists() and mark.read_text() == str(len(logged)):
+        return 0
+    with contextlib.suppress(Exception):  # wandb raises a dozen types for a run that is not there
+        api = wandb.Api()
+        where = f"{flags.get('wandb_entity') or api.default_entity}/{flags.get('wandb_project')}/{folder.name}"
+        held = {row.get("epoch") for row in api.run(where).scan_history() if "val_rec" in row}
+    if logged <= held:
+        mark.write_text(str(len(logged)))
+    return len(logged - held)
 
 
 def dashboard(args):
     """Optuna's dashboard on the (first) current local sweep."""
-    record = records(args)[0]
-    if record["backend"] != "local":
-        raise SweepError(f"{record['id']}: is on W&B, look there: {record['path']}")
-    command = shutil.which("optuna-dashboard", path=os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", "")]))
-    if not command:
-        raise SweepError("optuna-dashboard: not installed; pip install optuna-dashboard")
-    os.execv(command, [command, record["storage"] or str(STATE / record["id"] / "journal.log")])
+    sweep, places = asked(args)[0], [os.path.dirname(sys.executable), os.environ.get("PATH", "")]
+    need(sweep["backend"] == "local", f"{sweep['id']}: is on W&B, look there: {sweep.get('path')}")
+    command = shutil.which("optuna-dashboard", path=os.pathsep.join(places))
+    need(command, "optuna-dashboard: not installed; pip install optuna-dashboard")
+    os.execv(command, [command, sweep["storage"] or str(STATE / sweep["id"] / "journal.log")])
+
+
+def guarded(function, *arguments):
+    """function(*arguments) as an exit code: what is the matter is one line on stderr, not a traceback."""
+    try:
+        return int(function(*arguments) or 0)
+    except InputError as error:
+        print(f"sweep.py: {redacted(error)}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            print(f"sweep.py: cannot write, or read ({redacted(error)})", file=sys.stderr)
+        return 4
+    except KeyboardInterrupt:
+        return 130
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
 
+    def positive(text):
+        if not text.isdecimal() or int(text) < 1:
+            raise argparse.ArgumentTypeError("must be at least 1")
+        return int(text)
+
     def command(function, name=None):
         sub = commands.add_parser(name or function.__name__, help=function.__doc__.splitlines()[0])
         sub.set_defaults(function=function)
+        which = "sweeps, by the beginning of their ids, or entity/project/id of W&B (the current ones)"
         if function not in (create, list_sweeps, sync):
-            sub.add_argument("--sweep", help="sweeps, by the beginning of their ids, or entity/project/id on W&B (the current ones)")
+            sub.add_argument("--sweep", help=which)
         if function not in (list_sweeps, sync):
-            sub.add_argument("--storage", help="postgresql+psycopg://... for several machines without a common disk (a file journal)")
-        return sub
+            sub.add_argument(
+                "--storage", help="postgresql+psycopg://... where there is no common disk (a file journal)"
+            )
+        return sub.add_argument
 
-    new = command(create)
-    new.add_argument("sweep", help="01, 01b, 02 ... or a .yaml file")
-    new.add_argument("--backend", choices=["wandb", "local"], help="(wandb when logged in, else local)")
-    new.add_argument("--problem", help="only this problem")
-    new.add_argument("--seeds", type=int, help="only the first so many seeds")
-    new.add_argument("--epochs", type=int, help="so many epochs; pruning_epoch is scaled by the same factor, and nothing else is")
-    new.add_argument("--strategy", help="the winner of 01, for the later sweeps")
-    new.add_argument("--set", metavar='"a=1 b=2,3"', help="fix any flag as it is, or vary it over the values listed")
-    new.add_argument("--edition", help="results go to results/NN-EDITION.csv (trial, if EPOCHS or SET leave the file's values)")
-    new.add_argument("--project", help="W&B project (train.py's default)")
-    new.add_argument("--entity", help="W&B entity (yours)")
-    for sub in (command(agent), command(resume)):
-        sub.add_argument("--n", type=int, default=1, help="agents on this machine (1)")
-        sub.add_argument("--count", type=int, help="at most so many runs by each agent")
-        sub.add_argument("--checked", action="store_true", help=argparse.SUPPRESS)  # the launcher has checked the data for all its agents
-        sub.add_argument("--slot", default="0/1", help=argparse.SUPPRESS)  # which of the launcher's agents this is
-    command(status)
-    command(list_sweeps, "list")
-    command(stop)
-    command(sync).add_argument("--out", default="runs", help="folder of the runs (runs)")
-    command(dashboard)
+    add = command(create)
+    add("sweep", help="01, 01b, 02 ... or a .yaml file")
+    add("--backend", choices=["wandb", "local"], help="(wandb when logged in, else local)")
+    add("--problem", help="only this problem")
+    add("--seeds", type=int, help="only the first so many seeds")
+    add("--epochs", type=int, help="so many epochs; pruning_epoch is scaled by the same factor, and nothing else is")
+    add("--strategy", help="the winner of 01, for the later sweeps")
+    add("--set", metavar='"a=1 b=2,3"', help="fix any flag as it is, or vary it over the values listed")
+    add("--edition", help="results go to results/NN-EDITION.csv (trial, if EPOCHS or SET leave the file's values)")
+    add("--project", help="W&B project (train.py's default)")
+    add("--entity", help="W&B entity (yours)")
+    for add in (command(agent), command(resume)):
+        add("--n", type=positive, default=1, help="agents on this machine (1)")
+        add("--count", type=positive, help="at most so many runs by each agent")
+        hang = "end a try that has had no epoch for so many times its usual epoch (never)"
+        add("--patience", type=positive, default=math.inf, help=hang)
+        add("--leave", action="store_true", help="leave when no run waits, though some are at work and may come back")
+        add("--changed", action="store_true", help="the code or a version has changed, but no result can: go on")
+    add("--failed", action="store_true", help="try again what failed, too, from its checkpoints")  # resume alone
+    for function, name in ((status, None), (list_sweeps, "list"), (stop, None), (dashboard, None), (rebuild, None)):
+        command(function, name)
+    command(sync)("--out", default="runs", help="folder of the runs (runs)")
     args = parser.parse_args(argv)
-    try:
-        for flag in ("n", "count"):
-            if getattr(args, flag, None) is not None and getattr(args, flag) < 1:
-                raise SweepError(f"--{flag} {getattr(args, flag)}: must be at least 1")
-        args.function(args)
-    except ValueError as error:  # SweepError, and the InputError of data.py and of the program
-        print(f"sweep.py: {error}", file=sys.stderr)
-        sys.exit(2)
+    if argv is None and args.function in (status, list_sweeps):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # make status | head -1
+    return guarded(args.function, args)
 
 
 if __name__ == "__main__":
-    main()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    sys.exit(main())

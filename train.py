@@ -90,7 +90,7 @@ FLAGS = {
         strategy=(one_of(*STRATEGIES), "plummet", "which flat dimensions to prune; none: never prune nor trim"),
         data=(str, "auto", "where designs come from: auto | hub | sample | a path to .npz or .npy"),
         latent_dim=(number(int, 1, 10000), 100, "latent dimensions to start with"),
-        trim_tol=(NOT_NEGATIVE, 0.1, "trim while val_rec <= (1 + tol) * its best; off: 0"),
+        trim_tol=(NOT_NEGATIVE, 0.15, "trim while val_rec <= (1 + tol) * its best; off: 0"),
         trim_rec=(POSITIVE, None, "trim while val_rec <= this error instead; off: None"),
         n_epochs=(AT_LEAST_ONE, None, "epochs to train; None: 100, or as many as make 6000 steps"),
         seed=(number(int, 0, 2**31), 1, "seed of weights, batches and draws"),
@@ -456,13 +456,14 @@ class Trainer:
         if args.rotate_every and (epoch + 1) % args.rotate_every == 0:
             self.rotate()
         proposal = self.pruner.step(epoch, val_rec)
-        if proposal and (proposal["pruned"] or proposal["restored"]):
+        changed = proposal["pruned"] + proposal["trimmed"] - proposal["restored"] if proposal else 0
+        if changed:
             self.best = dict(val_rec=INF, epoch=-1, weights=None)  # val_rec of this epoch was measured before
         elif val_rec < self.best["val_rec"]:
             self.best = dict(val_rec=val_rec, epoch=epoch, weights=self.weights() if args.keep == "best" else None)
         row = dict(epoch=epoch, rec_loss=rec_loss, vol_loss=vol_loss, total_loss=total_loss)
         row |= dict(val_rec=val_rec, val_vol_loss=val_vol, val_total_loss=val_rec + w_v * val_vol)
-        row |= dict(active_dims=int(self.pruner.active.sum()), w_v=w_v, pruned=proposal["pruned"] if proposal else 0)
+        row |= dict(active_dims=int(self.pruner.active.sum()), w_v=w_v, pruned=changed)
         # What an optimiser may minimise: only after pruning had a tenth of the run to act
         row["val_rec_pruned"] = val_rec if epoch >= args.pruning_epoch + args.n_epochs // 10 else None
         row["epoch_seconds"] = time.perf_counter() - start

@@ -21,12 +21,15 @@ from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from data import InputError
-from flags import DEFAULTS, parser
+from lvae import InputError
 from machine import cpu_model
-from sweeping.agents import cores
-from sweeping.done import FREE
-from sweeping.results import finished_rows, read_json
+from record import FREE_FLAGS as FREE
+from record import cores, read_csv, read_json
+from train import DEFAULTS
+
+
+def finished_rows(path):
+    return [row for row in read_csv(Path(path)).to_dict("records") if row["status"] == "finished"]
 
 
 def spread(row, rows):
@@ -81,7 +84,6 @@ def main(argv=None):
     p.add_argument("--seed", type=int, default=None, help="of the choice (another one each time)")
     p.add_argument("--jobs", type=int, default=cores(), help="runs at a time, each with the threads it was recorded with (all cores)")
     args = p.parse_args(argv)
-    parser()  # fills DEFAULTS
     try:
         rows = finished_rows(args.runs)
         unknown = set(args.ids or ()) - {row["id"] for row in rows}

@@ -14,9 +14,17 @@ from pathlib import Path
 
 import numpy as np
 
+from record import is_locked
 from reporting.stats import instability
-from sweeping.results import RESULT_METRICS, SUMS, is_locked
 
+HELD = ("k_consecutive", "recon_tol", "cooldown", "cap", "floor", "pruned")  # what comes of a dimension that is proposed
+SUMS = [f"sum_{key}" for key in ("proposed", *HELD)]  # of the columns of pruning.csv over the run
+RESULT_METRICS = [
+    *("epoch", "rec_loss", "val_rec", "val_vol_loss", "val_total_loss", "active_dims", "best_val_rec", "best_epoch"),
+    *("pca_rec", "pca_ratio", "prune_events", "seconds", "test_rec"),
+    "objective",  # of a search: the metric's best over the run, as its engine sees it
+    *("rise", "epochs_above", "collapses", *SUMS),
+]
 LEVEL = dict(plummet="plummet_threshold", pca_cdf="cdf_threshold", lognorm="percentile", probabilistic="temperature")
 # What a row of results/NN.csv holds besides flags and metrics
 BOOKKEEPING = (

@@ -5,10 +5,9 @@ import math
 import numpy as np
 
 from reporting import stats
-from reporting.collect import number
+from reporting.collect import HELD, number
 from reporting.compare import WORD, effect, family_table, gather, strip, subject, summary_table
 from reporting.page import COLOURS, MARKERS, change, log_axis, num, panel, signed
-from sweeping.results import HELD
 
 PROFILES = ("none", "min_dims", "max_prune", "cooldown", "consecutive", "recon_tol", "moderate", "conservative")
 POINTS = 200  # a curve is thinned to this many points on the page; the extremes of each stretch are kept

@@ -125,7 +125,7 @@ def main():
         )
     for epoch in range(first, args.n_epochs):
         time.sleep(args.nap)
-        if epoch == args.end_epoch and args.end == "crash":
+        if epoch == args.end_epoch and args.end == "crash" and not Path("mended").exists():
             raise RuntimeError("crash, as asked")
         if epoch == args.end_epoch and args.end == "diverge":
             write(folder / "summary.json", {"status": "diverged", "cause": f"epoch {epoch}: nan", "id": folder.name, "epoch": epoch})

@@ -1,4 +1,4 @@
-"""What the tests of the sweeps share: sweeps over the stub program, agents as processes, and a look at what became of the runs."""
+"""What the tests of the sweeps share: sweeps over the stub program, agents as processes, and what became of the runs."""
 
 import collections
 import csv
@@ -20,38 +20,56 @@ BASE = {"problem": {"value": "toy"}, "data": {"value": "auto"}, "wandb": {"value
 CACHED = functools.cache(data.load)
 
 
-def create(*flags, name="quick", **parameters):
-    """Write a sweep over the stub and create it on the local backend; returns its record."""
-    settings = {k: parameters.pop(k) for k in ("method", "metric", "run_cap", "early_terminate") if k in parameters}
+def write(name="quick", **parameters):
+    """Write name.yaml, a sweep over the stub; a list of values varies, anything else is what the file has."""
+    settings = {
+        k: parameters.pop(k) for k in ("method", "metric", "run_cap", "early_terminate", "program") if k in parameters
+    }
     config = {"program": str(STUB), "method": "grid", "metric": {"name": "val_rec", "goal": "minimize"}, **settings}
     config["parameters"] = {**BASE, **{k: v if isinstance(v, dict) else {"values": v} for k, v in parameters.items()}}
     Path(f"{name}.yaml").write_text(yaml.dump(config, sort_keys=False))
-    sweep.main(["create", f"{name}.yaml", "--backend", "local", *flags])
-    return current()
+
+
+def create(*flags, name="quick", code=0, **parameters):
+    """Write a sweep over the stub and create it on the local backend; returns it as created."""
+    write(name, **parameters)
+    assert sweep.main(["create", f"{name}.yaml", "--backend", "local", *flags]) == code
+    return None if code else current()
 
 
 def current():
-    return sweep.load_record(Path(".sweeps/current").read_text().split()[0])
+    return sweep.load_sweep(Path(".sweeps/current").read_text().split()[0])
 
 
-def points(record):
-    return [t.user_attrs["run"]["point"] for t in sweep.Queue(record).trials()]
+def trials(made, *states):
+    return sweep.Queue(made).trials(*states)
 
 
-def start_agent(*flags, **env):
-    """An agent as a process of its own. --checked: the test has created the sweep, its data are right."""
-    command = [sys.executable, str(ROOT / "sweep.py"), "agent", "--checked", *flags]
-    return subprocess.Popen(
-        command, env={**os.environ, **env}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, process_group=0
-    )
+def points(made):
+    return [t.user_attrs["run"]["point"] for t in trials(made)]
 
 
-def work(agents=1, *flags, code=0):
+def states(made):
+    return collections.Counter(t.state.name for t in trials(made))
+
+
+def start_agents(*flags, **env):
+    """`sweep.py agent`, as a process of its own that does not hear our Ctrl-C."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    command = [sys.executable, str(ROOT / "sweep.py"), "agent", *flags]
+    return subprocess.Popen(command, env={**os.environ, **env}, process_group=0, **pipes)
+
+
+def end(agents, code=0):
+    """Wait for agents to end with this exit code and no traceback; returns what they said."""
+    said = agents.communicate(timeout=1800)[0]
+    assert agents.returncode == code and "Traceback" not in said, said
+    return said
+
+
+def work(*flags, code=0, **env):
     """Let agents work until they are done; returns what they said."""
-    started = [start_agent(*flags) for _ in range(agents)]
-    said = [agent.communicate(timeout=1800)[0] for agent in started]
-    assert [agent.returncode for agent in started] == [code] * agents, said
-    return "".join(said)
+    return end(start_agents(*flags, **env), code)
 
 
 def rows(name="quick"):
@@ -64,8 +82,8 @@ def starts():
     return collections.Counter(line.split()[0] for line in Path("starts.log").read_text().splitlines())
 
 
-def states(record):
-    return collections.Counter(t.state.name for t in sweep.Queue(record).trials())
+def checkpoints():
+    return list(Path("runs").glob("*/checkpoint.pt"))
 
 
 def wait_until(condition, seconds=600):

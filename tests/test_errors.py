@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from test_train import FAST, ROOT, in_an_empty_folder, own_designs, rows, run, summary  # noqa: F401  a fixture
 
-import flags as flags_module
 import record
 import train
 from pruning import PROFILES
@@ -39,9 +38,9 @@ def test_a_full_disk_exits_with_4(capsys, monkeypatch):
 
 
 BAD = [
-    (["--problem=beam"], "--problem: invalid choice"),
-    (["--strategy=plumet"], "--strategy: invalid choice"),
-    (["--safeguards=x"], "--safeguards: invalid choice"),
+    (["--problem=beam"], "--problem: 'beam' is unknown; did you mean 'beams2d'?; allowed: beams2d"),
+    (["--strategy=plumet"], "--strategy: 'plumet' is unknown; did you mean 'plummet'?"),
+    (["--safeguards=x"], "--safeguards: 'x' is unknown; allowed: none"),
     (["--lr=nan"], "--lr: nan is out of range; allowed: 0 < value < inf"),
     (["--lr=inf"], "--lr: inf is out of range"),
     (["--latent_dim=0"], "--latent_dim: 0 is out of range; allowed: 1 <= value"),
@@ -56,6 +55,7 @@ BAD = [
     (["--arm=lr=0.1", "--lr=0.1"], "--lr: given as a flag and in --arm"),
     (["--device=tpu"], "--device tpu: not usable here; allowed: auto, cpu"),
     (["--nosuchflag=1"], "unrecognized arguments: --nosuchflag=1"),
+    (["--latentdim=1"], "unrecognized arguments: --latentdim=1; did you mean --latent_dim?"),
     (["--data=nosuch.npz", "--problem=beams2d"], "--data nosuch.npz: cannot be read"),
     (["--resume=nosuch"], "--resume nosuch"),
     (["--config=nosuch"], "--config nosuch"),
@@ -107,14 +107,14 @@ def test_a_path_may_hold_what_the_terminal_cannot_show():
     command = [sys.executable, str(ROOT / "train.py"), *FAST, "--n_epochs=1", "--out=é"]
     result = subprocess.run(command, env={**os.environ, "PYTHONIOENCODING": "ascii"}, capture_output=True, text=True)
     assert (result.returncode, result.stderr.count("Traceback")) == (0, 0), result.stderr
-    assert "record   \\xe9/" in result.stdout
+    assert "run      \\xe9/" in result.stdout
 
 
 def test_precedence_flag_over_arm_over_profile_over_default():
     args = train.parse(["--safeguards=conservative", "--arm=cooldown_epochs=7,k_consecutive=2", "--recon_tol=inf", "--lr=None"])
     expected = {**PROFILES["conservative"], "cooldown_epochs": 7, "k_consecutive": 2, "recon_tol": math.inf}
     assert {key: getattr(args, key) for key in expected} == expected
-    assert args.lr == flags_module.DEFAULTS["lr"]
+    assert args.lr == train.DEFAULTS["lr"]
     assert {key: getattr(train.parse([]), key) for key in expected} == PROFILES["moderate"]
     assert train.parse(["--arm=safeguards=conservative"]).min_active_dims == 10
     assert train.parse(["--save_model=True"]).save_model and not train.parse(["--save_model=False"]).save_model

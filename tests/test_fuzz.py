@@ -12,15 +12,14 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import data
-import flags
+import figures
 import lvae
 import record
+import sweep as create
 import train
 from pruning import PROFILES, STRATEGIES
-from sweeping import create
 
 MANY = settings(max_examples=int(os.environ.get("FUZZ", 300)), deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
-flags.parser()  # fills DEFAULTS
 VALUES = st.one_of(
     st.sampled_from(
         [*["None", "inf", "-inf", "nan", "True", "False", "0", "-1", "1", "0.5", "1e-400", "1e400", "٣", "0x10"], "", " ", "9" * 400]
@@ -32,7 +31,7 @@ VALUES = st.one_of(
     st.floats().map(str),
     st.text(max_size=12),
 )
-FLAG = st.one_of(st.sampled_from(sorted(flags.DEFAULTS)), st.text(alphabet="abcdefg_-=", max_size=8))
+FLAG = st.one_of(st.sampled_from(sorted(train.DEFAULTS)), st.text(alphabet="abcdefg_-=", max_size=8))
 
 
 def one_line(error):
@@ -46,11 +45,11 @@ def one_line(error):
 def test_any_command_line(pairs):
     argv = [f"--{flag}={value}" for flag, value in pairs if flag not in ("h", "he", "hel", "help")]
     try:
-        args = flags.parse(argv)
+        args = train.parse(argv)
     except data.InputError as error:
         one_line(error)
         return
-    assert set(vars(args)) == set(flags.DEFAULTS)
+    assert set(vars(args)) == set(train.DEFAULTS)
     assert args.min_active_dims <= args.latent_dim
 
 
@@ -61,7 +60,7 @@ EXTREMES += [*PROFILES, *STRATEGIES, "bf16"]
 
 @MANY
 @given(
-    st.dictionaries(st.sampled_from(sorted(flags.DEFAULTS.keys() - set(PATHS))), st.sampled_from(EXTREMES), max_size=3),
+    st.dictionaries(st.sampled_from(sorted(train.DEFAULTS.keys() - set(PATHS))), st.sampled_from(EXTREMES), max_size=3),
     st.sampled_from([1, 4]),
 )
 def test_any_flags_that_are_taken_train(tmp_path_factory, chosen, latent_dim):
@@ -72,7 +71,7 @@ def test_any_flags_that_are_taken_train(tmp_path_factory, chosen, latent_dim):
     argv += ["--problem=custom", "--wandb=disabled", "--threads=1"]
     epochs = iter([None, None])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train.figures, "draw", lambda trainer, folder: None)
+        patch.setattr(figures, "draw", lambda trainer, folder: None)
         patch.setattr(train, "Stop", lambda: type("Stop", (), {"code": property(lambda self: next(epochs, 143))})())
         code = train.main(argv + [f"--{flag}={value}" for flag, value in chosen.items()])
     assert code in (0, 2, 3, 143)
@@ -116,12 +115,12 @@ def test_any_damaged_design_file(name, tmp_path):
 
 
 def test_any_damaged_model(tmp_path):
-    model = lvae.LVAE((9, 9), 3, 10.0).eval()
+    model = train.LVAE((9, 9), 3, 10.0).eval()
 
     class Pruner:
         active, mean = torch.tensor([True, False, True]), torch.zeros(3)
 
-    saved_model = lvae.compact(model, Pruner(), torch.randn(20, 3), {"lipschitz": 10.0})
+    saved_model = train.compact(model, Pruner(), torch.randn(20, 3), {"lipschitz": 10.0})
     buffer = io.BytesIO()
     torch.save(saved_model, buffer)
     whole = buffer.getvalue()
@@ -143,7 +142,7 @@ def test_any_damaged_checkpoint_or_config(tmp_path, monkeypatch):
     monkeypatch.delenv("WANDB_RUN_ID", raising=False)
     run = record.Run(tmp_path / "a")
     fingerprint = {"sha256": "0", "source": "x"}
-    config = dict(id="a", name="n", flags=json.loads(record.to_json(vars(flags.parse([])))), data=fingerprint)
+    config = dict(id="a", name="n", flags=json.loads(record.to_json(vars(train.parse([])))), data=fingerprint)
     run.config = config
     run.start(config)
     run.checkpoint({"epoch": 1, "weights": torch.randn(100)})
@@ -156,9 +155,9 @@ def test_any_damaged_checkpoint_or_config(tmp_path, monkeypatch):
         (tmp_path / "a/config.json").write_bytes(damaged(text, where, how))
         for attempt in (
             lambda: run.restore("cpu"),
-            lambda: record.locate(flags.parse(["--resume=a"]), fingerprint),
-            lambda: record.locate(flags.parse(["--config=a/config.json"]), fingerprint),
-            lambda: record.locate(flags.parse(["--resume=auto", "--out=."]), fingerprint),
+            lambda: record.locate(train.parse(["--resume=a"]), fingerprint),
+            lambda: record.locate(train.parse(["--config=a/config.json"]), fingerprint),
+            lambda: record.locate(train.parse(["--resume=auto", "--out=."]), fingerprint),
         ):
             try:
                 attempt()
@@ -170,9 +169,9 @@ def test_any_damaged_checkpoint_or_config(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("number", ["02", "03"])
 def test_any_damaged_sweep_file(number, tmp_path, monkeypatch):
-    (path,) = (create.Path(create.__file__).parent.parent / "sweeps").glob(f"{number}_*.yaml")
+    (path,) = create.FILES.glob(f"{number}_*.yaml")
     whole = b"\n".join(line for line in path.read_bytes().splitlines() if not line.startswith(b"#"))
-    asked = argparse.Namespace(problem=None, seeds=1, epochs=None, strategy=None, set="n_epochs=9", edition=None)
+    asked = argparse.Namespace(problem=None, seeds=1, epochs=None, strategy=None, set="n_epochs=9", edition=None, project=None, entity=None)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(create, "freeze_data", lambda config: {problem: {"sha256": "0"} for problem in data.PROBLEMS})
 
@@ -182,11 +181,11 @@ def test_any_damaged_sweep_file(number, tmp_path, monkeypatch):
         (tmp_path / "own.yaml").write_bytes(damaged(whole, where, how))
         try:
             path, config = create.read_yaml("own.yaml")
-            record, points, _, _ = create.plan(path, config, "beams2d", asked, train, "local")
+            record, points, _ = create.plan(path, config, "beams2d", asked, train, "local")
         except ValueError as error:  # what sweep.py takes for bad input: SweepError and InputError among them
             one_line(error)
             return
-        assert points is None or len(points) == record["runs"] > 0
+        assert not points or len(points) == record["runs"] > 0
 
     check()
 

@@ -22,7 +22,8 @@ RULES = [name for name in STRATEGIES if name != "none"]
 def make_flags(**given):
     """Aggressive strategies, so that random spectra are pruned, and no safeguard."""
     rules = dict(plummet_threshold=0.5, cdf_threshold=0.9, percentile=0.45, alpha=0.0, temperature=1.0, midpoint=0.5)
-    return SimpleNamespace(**(dict(strategy="plummet", pruning_epoch=0, beta=0.0, eta=ETA, seed=1) | rules | PROFILES["none"] | given))
+    off = dict(trim_tol=0.0, trim_rec=None, n_epochs=10)
+    return SimpleNamespace(**(dict(strategy="plummet", pruning_epoch=0, beta=0.0, eta=ETA, seed=1) | off | rules | PROFILES["none"] | given))
 
 
 def batch(std, mean=0.0):
@@ -268,6 +269,39 @@ def test_profiles():
     assert len(PROFILES) == 8
 
 
+# ---- Trimming -------------------------------------------------------------------------------------------------------------------
+
+
+def trim(std, val_recs, **given):
+    """(epoch, trimmed or restored, dims left) of each change, of a run of 20 epochs whose strategy proposes nothing."""
+    pruner, found = Pruner(len(std), make_flags(strategy="pca_cdf", cdf_threshold=1.0, n_epochs=20, **{"trim_tol": 0.1} | given)), []
+    for epoch, val_rec in enumerate(val_recs):
+        pruner.update(batch(std))
+        if row := pruner.step(epoch, val_rec):
+            found.append((epoch, row["trimmed"] - row["restored"], pruner.active.nonzero().flatten().tolist()))
+    return found
+
+
+def test_trimming_gives_up_the_smallest_while_the_error_allows_it():
+    # 6 ** (1 - t) for t = .1, .2, ..: 5.0, 4.2, 3.5, 2.9, 2.4, 2.0, 1.7, 1.4, 1.2, 1: one at a time, where a tenth is less than one
+    std = [3.0, 6.0, 5.0, 4.0, 2.0, 1.0]
+    gone = [(0, 1, [0, 1, 2, 3, 4]), (1, 1, [0, 1, 2, 3]), (3, 1, [1, 2, 3]), (4, 1, [1, 2]), (7, 1, [1])]
+    assert trim(std, [1.0] * 20) == gone
+    assert trim(std, [1.0] * 20, min_active_dims=3) == gone[:3]
+    assert trim(std, [1.0] * 20, strategy="none") == trim(std, [1.0] * 20, trim_tol=0.0) == []
+
+
+def test_an_error_that_does_not_recover_brings_the_last_ones_back():
+    std = [6.0, 5.0, 4.0, 3.0, 2.0, 1.0]
+    # 1.1 of the least is allowed. Up at epoch 2: nothing goes at 2. Down at 3 in time (a tenth of 20 epochs): on it goes.
+    assert trim(std, [1.0, 1.0, 1.2, 1.05, 1.0])[:3] == [(0, 1, [0, 1, 2, 3, 4]), (1, 1, [0, 1, 2, 3]), (3, 1, [0, 1, 2])]
+    assert trim(std, [1.0, 1.0, 1.2, 1.2, 1.0, 1.0]) == [(0, 1, [0, 1, 2, 3, 4]), (1, 1, [0, 1, 2, 3]), (3, -1, [0, 1, 2, 3, 4])]
+    assert trim(std, [1.0, 1.0, math.nan, math.nan, 1.2])[2:] == [(4, -1, [0, 1, 2, 3, 4])]  # a NaN says nothing
+    # a stated error, whatever the least is
+    assert trim(std, [1.0, 1.0, 0.5, 1.4, 1.6, 1.6], trim_rec=1.5)[-1] == (5, -1, [0, 1, 2])
+    assert trim(std, [1.6] * 9, trim_rec=1.5) == []
+
+
 @pytest.mark.parametrize("tol", [0.1, INF])
 @pytest.mark.parametrize("bad", [math.nan, INF, -INF])
 def test_a_val_rec_that_is_not_finite_prunes_nothing(bad, tol):
@@ -308,6 +342,7 @@ def histories(draw):
         cooldown_epochs=draw(st.integers(0, 3)),
         max_prune_per_epoch=draw(st.sampled_from([1, 2, INF])),
         min_active_dims=draw(st.integers(0, size // 2)),
+        n_epochs=9,
     )
     widths = st.sampled_from([0.0, 1e-3, 0.01, 0.01, 0.02, 0.5, 1.0])
     spectra = draw(st.lists(st.lists(widths, min_size=size, max_size=size), min_size=9, max_size=9))

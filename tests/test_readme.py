@@ -7,8 +7,8 @@ import pytest
 from conftest import ROOT
 
 import report
+from record import read_csv
 from reporting import collect, page
-from sweeping.results import read_results
 
 READMES = (ROOT / "README.md").read_text(), (ROOT / "sweeps/README.md").read_text()
 
@@ -40,7 +40,7 @@ def test_the_first_table_is_that_of_the_rows(build):
 def test_the_models_table_is_that_of_the_rows():
     table = READMES[0].split("| problem | epochs, w_v | dims kept")[1].split("\n\n")[0].splitlines()[2:]
     for line, sweep in zip(table, ("04", "05", "06"), strict=True):
-        rows = read_results(ROOT / f"results/{sweep}-models.csv")
+        rows = read_csv(ROOT / f"results/{sweep}-models.csv").to_dict("records")
         shown = [rows[0]["problem"], f"{rows[0]['n_epochs']}, {rows[0]['w_v']}"]
         for key in ("active_dims", "val_rec", "pca_ratio", "test_rec"):
             values = [float(row[key]) for row in rows]

@@ -8,10 +8,10 @@ import numpy as np
 import planted
 import pytest
 
-import flags
+import train
 import report
+import sweep as engine
 from reporting import collect, page, studies
-from sweeping import results
 
 
 @pytest.fixture(autouse=True)
@@ -30,9 +30,9 @@ def record(folders, number, edition="first", status=lambda folder: "finished"):
     for folder in folders:
         config = json.loads((folder / "config.json").read_text())
         given = {k: v for k, v in config["flags"].items() if v is not None and k != "arm"}
-        config["flags"] = vars(flags.parse([f"--{k}={v}" for k, v in given.items()]))
+        config["flags"] = vars(train.parse([f"--{k}={v}" for k, v in given.items()]))
         (folder / "config.json").write_text(json.dumps(config))
-        results.record_result(sweep, folder, status(folder))
+        engine.record_result(sweep, folder, status(folder))
     return sweep["results"]
 
 
@@ -67,7 +67,7 @@ def test_03_retrains_by_flags_alone(tmp_path):
     text, verdict, study = build("03", path)
     assert verdict == "supported" and "On beams2d only:" in text
     command = re.search(r"python train.py (.*) --seed=\$seed", text)[1].split()
-    assert vars(flags.parse(command))["problem"] == "beams2d" and "None" not in " ".join(command)
+    assert vars(train.parse(command))["problem"] == "beams2d" and "None" not in " ".join(command)
     runs = {run.cause for run in study.runs if run.status == "stopped"}
     assert runs == {"stopped early after epoch 14"}
     lowest = min(run.metrics["val_rec_pruned"][-1] for run in map(collect.read_run, folders) if run.status == "finished")

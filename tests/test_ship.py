@@ -11,8 +11,15 @@ from conftest import ROOT
 import data
 import lvae
 import ship
+import figures
 import train
-from sweeping.results import read_results, record_result
+from record import read_csv
+from sweep import record_result
+
+
+def read_results(path):
+    return read_csv(path).to_dict("records")
+
 
 TOY = "--problem=toy --data=sample --latent_dim=8 --n_epochs=6 --pruning_epoch=2 --polynomial_schedule_n=2 --batch_size=256 --threads=1"
 MODELS = {"beams2d": "04", "heatconduction2d": "05", "photonics2d": "06"}
@@ -21,7 +28,7 @@ MODELS = {"beams2d": "04", "heatconduction2d": "05", "photonics2d": "06"}
 @pytest.fixture
 def table(here, monkeypatch):
     """results/04-models.csv with two seeds of a small run that kept its model."""
-    monkeypatch.setattr(train.figures, "draw", lambda trainer, folder: None)
+    monkeypatch.setattr(figures, "draw", lambda trainer, folder: None)
     Path(".sweeps").mkdir()
     for seed in (1, 2):
         monkeypatch.setenv("WANDB_RUN_ID", f"s{seed}")

@@ -1,13 +1,12 @@
 """The local queue under crashes, signals and many agents, with stub_train.py, which takes milliseconds, for runs.
 
-soak_sweep.py has larger numbers. Every agent is a process of its own; what is looked at is the queue, and what the stub wrote down: which
-runs were started, and how often.
+soak_sweep.py has larger numbers. Agents are processes of their own; what is looked at is the queue, and what the stub
+wrote down: which runs were started, and how often.
 """
 
 import collections
 import json
 import os
-import random
 import shutil
 import signal
 import subprocess
@@ -17,315 +16,263 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from sweep_kit import create, rows, start_agent, starts, states, wait_until, work
+from sweep_kit import checkpoints, create, end, rows, start_agents, starts, states, trials, wait_until, work
 
 import sweep
-import sweeping.agents
-import sweeping.queue
-import sweeping.results
+from sweep import TrialState
+
+pytestmark = pytest.mark.usefixtures("here")
 
 
 def exactly_once(agents, n):
     """n points, each run once to its end, by several agents at the same time."""
-    record = create(seed=list(range(n // 3)), lr=[0.1, 0.2, 0.3])
-    said = work(agents)
-    assert states(record) == {"COMPLETE": n} and set(starts().values()) == {1} and len(starts()) == n
+    made = create(seed=list(range(n // 3)), lr=[0.1, 0.2, 0.3])
+    said = work("--n", str(agents))
+    assert states(made) == {"COMPLETE": n} and set(starts().values()) == {1} and len(starts()) == n
     assert len({row["metrics_sha256"] for row in rows()}) == n and said.count("finished, val_rec") == n
 
 
 def killed_agents(n):
     """kill -9 of 2 of 5 agents in mid-run: every point is finished, and equal to one that nothing happened to."""
     create(name="calm", seed=list(range(n)))
-    work(2)
+    work("--n", "2")
     calm = {row["seed"]: row["metrics_sha256"] for row in rows("calm")}
     Path("starts.log").unlink()
-    record = create(end=["hang"], end_epoch=[11], seed=list(range(n)))  # two epochs after a checkpoint
-    agents = [start_agent() for _ in range(5)]
-    queue = sweep.Queue(record)
-
-    def held_by(pids):
-        running = queue.trials(sweeping.queue.TrialState.RUNNING)
-        return [t.user_attrs["run"]["id"] for t in running if t.user_attrs["held"]["pid"] in pids]
-
-    victims = [agent.pid for agent in agents[:2]]
-
-    def at_the_hang():
-        runs = [path.parent for path in Path("runs").glob("*/checkpoint.pt")]
-        return sum(len(sweeping.results.history(run, "val_rec")) == 11 for run in runs) == 5
-
-    wait_until(at_the_hang)
-    killed = held_by(victims)
-    for pid in victims:
-        os.kill(pid, signal.SIGKILL)
+    made = create(end=["hang"], end_epoch=[11], seed=list(range(n)))  # two epochs after a checkpoint
+    agents = start_agents("--n", "5")
+    wait_until(lambda: sum(len(sweep.history(p.parent, "val_rec")) == 11 for p in checkpoints()) == 5)
+    victims = trials(made, TrialState.RUNNING)[:2]
+    for trial in victims:
+        os.kill(trial.user_attrs["held"]["pid"], signal.SIGKILL)
     Path("go").touch()
-    for agent in agents[2:]:
-        agent.communicate(timeout=1800)
-        assert agent.returncode == 0
-    assert states(record) == {"COMPLETE": n}
-    disturbed = {t.user_attrs["run"]["id"]: t.user_attrs["ends"] for t in sweep.Queue(record).trials() if "ends" in t.user_attrs}
-    assert (
-        len(killed) == 2
-        and set(disturbed) == set(killed)
-        and all(len(ends) == 1 and "agent died" in ends[0] for ends in disturbed.values())
-    )
-    assert starts() == {t.user_attrs["run"]["id"]: 1 + (t.user_attrs["run"]["id"] in killed) for t in sweep.Queue(record).trials()}
+    assert end(agents, 1).count("was killed (signal 9; out of memory?)") == 2
+    killed = {t.user_attrs["run"]["id"] for t in victims}
+    ends = {t.user_attrs["run"]["id"]: t.user_attrs.get("ends", []) for t in trials(made)}
+    assert states(made) == {"COMPLETE": n} and all(len(found) == (run in killed) for run, found in ends.items())
+    assert starts() == {run: 1 + (run in killed) for run in ends}
     assert {row["seed"]: row["metrics_sha256"] for row in rows()} == calm
-    for agent in agents[:2]:
-        agent.communicate()
+
+
+HYPERBAND = {"type": "hyperband", "min_iter": 4, "eta": 2, "strict": True}
 
 
 def search(*flags, cap):
-    """A bayes sweep with hyperband over the stub. random.seed() before it settles its id, and by that its first ten points."""
-    return create(
-        *("--problem", "toy", *flags),
-        **{"method": "bayes", "run_cap": cap, "metric": {"name": "val_rec_pruned", "goal": "minimize"}},
-        early_terminate={"type": "hyperband", "min_iter": 4, "eta": 2, "strict": True},
-        lr={"min": 0.01, "max": 0.1},
-        w_v={"distribution": "log_uniform_values", "min": 0.001, "max": 0.1},
-        latent_dim={"distribution": "int_uniform", "min": 8, "max": 30},
-        nap={"value": 0.05},
-        n_epochs={"value": 40},
-        precision={"value": "auto"},
-    )
+    """A bayes sweep with hyperband over the stub, whose value rises with w_v: large ones are stopped."""
+    space = {"lr": {"min": 0.01, "max": 0.1}, "nap": {"value": 0.05}, "n_epochs": {"value": 40}}
+    space |= {"w_v": {"distribution": "log_uniform_values", "min": 0.001, "max": 0.1}, "precision": {"value": "auto"}}
+    space |= {"latent_dim": {"distribution": "int_uniform", "min": 8, "max": 30}}
+    metric = {"name": "val_rec_pruned", "goal": "minimize"}
+    how = {"method": "bayes", "run_cap": cap, "metric": metric, "early_terminate": HYPERBAND}
+    return create("--problem", "toy", *flags, **how, **space)
 
 
 def bayes_is_exact(agents, cap):
-    """A bayes sweep with hyperband makes exactly run_cap different runs, some of them stopped early, and none is run again."""
-    random.seed(2)  # some searches stop none of their first runs; this one stops several, at any speed of the machine
-    record = search(cap=cap)
-    work(agents)
-    trials = sweep.Queue(record).trials()
-    assert len(trials) == cap and len({json.dumps(t.params) for t in trials}) == cap
-    assert set(states(record)) == {"COMPLETE", "PRUNED"} and states(record)["PRUNED"] > 0
-    assert collections.Counter(row["status"] for row in rows()) == {
-        "finished": states(record)["COMPLETE"],
-        "stopped early": states(record)["PRUNED"],
-    }
-    for trial in trials:  # the value is the best of the metric, as W&B's bayes takes it, and the bands are among the reports
-        if trial.state.name == "COMPLETE":
-            values = sweeping.results.history(Path("runs") / trial.user_attrs["run"]["id"], "val_rec_pruned")
-            assert trial.value == min(values) and all(trial.intermediate_values[band] == values[band - 1] for band in (4, 8, 16, 32))
+    """A bayes sweep with hyperband makes exactly run_cap different runs, and none is run again."""
+    made = search(cap=cap)
+    work("--n", str(agents))
+    found, n = trials(made), states(made)
+    assert len(found) == len({json.dumps(t.params) for t in found}) == cap and set(n) <= {"COMPLETE", "PRUNED"}
+    status = collections.Counter(row["status"] for row in rows())
+    assert status == collections.Counter({"finished": n["COMPLETE"], "stopped early": n["PRUNED"]})
+    for trial in found:  # the value is the best of the metric, as W&B's bayes takes it; the bands are among the reports
+        values = sweep.history(Path("runs") / trial.user_attrs["run"]["id"], "val_rec_pruned")
+        whole = trial.state == TrialState.COMPLETE
+        assert trial.value == (min(values) if whole else values[-1]) and (len(values) == 36 or not whole)
+        assert all(trial.intermediate_values[band] == values[band - 1] for band in sweep.bands(HYPERBAND, len(values)))
 
 
-@pytest.mark.usefixtures("here")
 def test_each_point_is_run_exactly_once():
     exactly_once(5, 30)
 
 
-@pytest.mark.usefixtures("here")
 def test_runs_of_killed_agents_are_continued_and_come_out_equal():
     killed_agents(8)
 
 
-@pytest.mark.usefixtures("here")
 def test_bayes_with_hyperband_makes_exactly_run_cap_runs():
     bayes_is_exact(3, 9)
 
 
-@pytest.mark.usefixtures("here")
 def test_a_search_goes_on_from_its_table_when_its_machine_is_lost(capsys):
-    """Its model and hyperband know of the rows what they knew of the runs; rows of another search are not taken for its own."""
+    """Its model and hyperband know of the rows what they knew of the runs; rows of another search are not its own."""
 
-    def known(record):
-        trials = sweep.Queue(record).storage.get_all_trials(sweep.Queue(record).study)
-        return [
-            (t.params, t.state, t.value, {b: t.intermediate_values[b] for b in (4, 8, 16, 32) if b in t.intermediate_values})
-            for t in trials
-        ]
+    def known(made):
+        found, four = sweep.Queue(made).study.get_trials(), (4, 8, 16, 32)
+        reports = [{band: t.intermediate_values[band] for band in four if band in t.intermediate_values} for t in found]
+        return [(t.params, t.state, t.value, report) for t, report in zip(found, reports, strict=True)]
 
-    random.seed(2)  # as in bayes_is_exact
-    first = search(cap=7)
-    work(1, "--count", "5")
+    first = search(cap=5)
+    for lr, w_v in (
+        (0.02, 0.001),
+        (0.03, 0.001),
+        (0.04, 0.1),
+    ):  # whatever the rest, the third is worse than the median of three at every band
+        sweep.Queue(first).study.enqueue_trial({"lr": lr, "w_v": w_v, "latent_dim": 9})
+    work("--count", "3")
     table, seen = Path("results/quick.csv"), known(first)
-    assert len(seen) == 5 and {state.name for _, state, _, _ in seen} == {"COMPLETE", "PRUNED"}
+    assert len(seen) == 3 and {"finished", "stopped early"} == {row["status"] for row in rows()}
     shutil.rmtree(".sweeps")
-    again = search(cap=7)
-    assert "5 points are in results/quick.csv already; the search goes on from them" in capsys.readouterr().out
-    assert (again["runs"], again["config"]["run_cap"]) == (2, 7) and states(again) == {} and known(again) == seen
-    for other in (("--set", "lr=0.2,0.3"), ("--set", "n_epochs=39")):  # what they varied is out of range; what they fixed is another
+    again = search(cap=5)
+    assert "3 points are in results/quick.csv already; the search goes on from them" in capsys.readouterr().out
+    assert (again["runs"], again["config"]["run_cap"]) == (2, 5) and states(again) == {}
+    assert known(again) == seen
+    for other in (("--set", "lr=0.2,0.3"), ("--set", "n_epochs=39")):  # what they varied is out of range; or fixed
         table.with_stem("quick-x").write_text(table.read_text().replace("quick-toy-", "quick-x-toy-"))
-        assert search("--edition", "x", *other, cap=7)["runs"] == 7
-    damaged = table.read_text().replace("4:0.", "4:x0.", 1).replace("finished", "", 1)
+        assert search("--edition", "x", *other, cap=5)["runs"] == 5
+    damaged = table.read_text().replace("4:0.", "4:x0.", 1)
     table.with_stem("quick-y").write_text(damaged.replace("quick-toy-", "quick-y-toy-"))
-    assert search("--edition", "y", cap=7)["runs"] in (3, 4)  # all but the rows with a damage, which may be one
-    (record,) = (json.loads(path.read_text()) for path in Path(".sweeps").glob(f"{again['id']}/sweep.json"))
-    work(2, "--sweep", record["id"])
-    assert len(rows()) == len({row["id"] for row in rows()}) == len({(row["lr"], row["w_v"]) for row in rows()}) == 7
-    search(cap=7)
+    assert search("--edition", "y", cap=5)["runs"] == 3  # all but the damaged row
+    work("--n", "2", "--sweep", again["id"])
+    assert len(rows()) == len({row["id"] for row in rows()}) == len({(row["lr"], row["w_v"]) for row in rows()}) == 5
+    search(cap=5)
     assert "nothing is left to run" in capsys.readouterr().out
 
 
-@pytest.mark.usefixtures("here")
 def test_ends_of_a_run():
     """What an agent makes of each exit code of the program."""
-    record = create(end=["crash", "diverge", "finish"], seed=[1])
-    said = work()
-    trials = {t.params["end"]: t for t in sweep.Queue(record).trials()}
-    ids = {end: t.user_attrs["run"]["id"] for end, t in trials.items()}
+    made = create(end=["crash", "diverge", "finish"], seed=[1])
+    assert "given up" in work(code=1)
+    ids = {t.params["end"]: t.user_attrs["run"]["id"] for t in trials(made)}
+    causes = {t.params["end"]: (t.state.name, t.user_attrs.get("cause", "")) for t in trials(made)}
     assert starts() == {ids["crash"]: 3, ids["diverge"]: 1, ids["finish"]: 1}
-    assert (
-        trials["crash"].state.name == "FAIL"
-        and "given up after 3 tries: exit code 1: RuntimeError: crash, as asked" in trials["crash"].user_attrs["cause"]
-    )
-    assert trials["diverge"].state.name == "FAIL" and trials["diverge"].user_attrs["cause"].startswith("diverged: epoch 3")
+    assert causes["crash"] == ("FAIL", "given up after 3 tries: exit code 1: RuntimeError: crash, as asked")
+    assert causes["diverge"] == ("FAIL", "diverged: epoch 3: nan")
     assert {row["id"]: row["status"] for row in rows()} == {ids["diverge"]: "diverged", ids["finish"]: "finished"}
-    counts = sweep.counts(record)
-    assert (counts["finished"], counts["diverged"], counts["failed"]) == (1, 1, 1) and "given up" in said
-    work()  # and none of them is tried again
+    assert sorted(run["kind"] for run in sweep.outcomes(made).values()) == ["diverged", "failed", "finished"]
+    work(code=1)  # and none of them is tried again
     assert sum(starts().values()) == 5
 
 
-@pytest.mark.usefixtures("here")
 def test_agent_stops_where_no_run_could_work():
-    """And takes no point from the agents of other machines, where it may."""
-    for end, code, said in (
-        ("refuse", 2, "cannot start, and this agent stops: stub: --end refuse: as asked"),
-        ("full", 4, "cannot write, and this"),
-    ):
-        record = create(end=[end], seed=[1, 2])
-        assert said in work(code=code)
-        assert states(record) == {"WAITING": 2}
-    queue = sweep.Queue(create(seed=[1]))  # but is not in their way for ever
-    assert [queue.crashed(queue.claim(), "as asked", "cannot start") for _ in range(10)] == [False] * 9 + [True]
+    """And takes no point from the agents of other machines, where it may; but is not in their way for ever."""
+    cannot = {"refuse": (2, "cannot start, and this agent stops: stub: --end refuse: as asked")}
+    for kind, (code, said) in (cannot | {"full": (4, "cannot write, and this")}).items():
+        made = create(end=[kind], seed=[1, 2])
+        assert said in work(code=code) and states(made) == {"WAITING": 2}
+    queue = sweep.Queue(create(seed=[1]))
+    assert [queue.put_back(queue.claim(), "cannot start: as asked") for _ in range(10)] == [False] * 9 + [True]
 
 
-@pytest.mark.usefixtures("here")
 def test_nohup():
-    record = create(nap=[0.1], seed=[1])
-    command = ["nohup", sys.executable, str(ROOT / "sweep.py"), "agent", "--checked"]
-    agent = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    wait_until(lambda: list(Path("runs").glob("*/checkpoint.pt")))
+    made = create(nap=[0.1], seed=[1])
+    agent = subprocess.Popen(["nohup", sys.executable, str(ROOT / "sweep.py"), "agent"], stdout=subprocess.DEVNULL)
+    wait_until(checkpoints)
     agent.send_signal(signal.SIGHUP)
-    agent.communicate(timeout=1800)
-    assert agent.returncode == 0 and states(record) == {"COMPLETE": 1}
+    assert agent.wait(1800) == 0 and states(made) == {"COMPLETE": 1}
 
 
-@pytest.mark.usefixtures("here")
 def test_agents_share_cores_and_gpus(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
-    found = [sweeping.agents.surroundings(k, 3) for k in range(3)]
+    found = [sweep.surroundings(k, 3) for k in range(3)]
     assert [env["CUDA_VISIBLE_DEVICES"] for env in found] == ["4", "7", "4"]
-    assert {env["OMP_NUM_THREADS"] for env in found} == {str(max(1, len(os.sched_getaffinity(0)) // 3))}
+    assert {env["OMP_NUM_THREADS"] for env in found} == {str(max(1, sweep.cores() // 3))}
 
 
-@pytest.mark.usefixtures("here")
-@pytest.mark.parametrize("signals, code", [([signal.SIGINT], 130), ([signal.SIGINT, signal.SIGINT], 130), ([signal.SIGTERM], 143)])
+@pytest.mark.parametrize("signals, code", [("INT", 130), ("INT INT", 130), ("TERM", 143)])
 def test_signals(signals, code):
-    """Once Ctrl-C: the current run finishes. Twice, or SIGTERM: it stops at the next epoch, and the next agent continues it."""
-    record = create(nap=[0.1], seed=[1, 2])
-    agent = start_agent()
-    wait_until(lambda: list(Path("runs").glob("*/checkpoint.pt")))
-    for signum in signals:
-        agent.send_signal(signum)
+    """Once Ctrl-C: the current run finishes. Twice, or SIGTERM: it stops at the next epoch, and is continued later."""
+    made = create(nap=[0.1], seed=[1, 2])
+    agent = start_agents()
+    wait_until(checkpoints)
+    for name in signals.split():
+        agent.send_signal(signal.Signals[f"SIG{name}"])
         time.sleep(0.3)
-    said = agent.communicate(timeout=1800)[0]
-    assert agent.returncode == code
-    once = signals == [signal.SIGINT]
-    assert states(record) == ({"COMPLETE": 1, "WAITING": 1} if once else {"WAITING": 2}), said
+    end(agent, code)
+    once = signals == "INT"
+    assert states(made) == ({"COMPLETE": 1, "WAITING": 1} if once else {"WAITING": 2})
     work()
-    assert states(record) == {"COMPLETE": 2} and sorted(starts().values()) == ([1, 1] if once else [1, 2])
-    assert all("ends" not in t.user_attrs for t in sweep.Queue(record).trials())  # a stop is no failure
+    assert states(made) == {"COMPLETE": 2} and sorted(starts().values()) == ([1, 1] if once else [1, 2])
+    assert all("ends" not in t.user_attrs for t in trials(made))  # a stop is no failure
 
 
-@pytest.mark.usefixtures("here")
-def test_launcher_starts_agents_passes_signals_on_and_leaves_nobody_behind():
-    record = create(nap=[0.1], seed=[1, 2, 3, 4])
-    command = [sys.executable, str(ROOT / "sweep.py"), "agent", "--n", "2"]
-    launcher = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, process_group=0)
-    wait_until(lambda: len(list(Path("runs").glob("*/checkpoint.pt"))) == 2)
+def test_launcher_passes_signals_on_and_leaves_nobody_behind():
+    made, queue = create(nap=[0.1], seed=[1, 2, 3, 4]), None
+    launcher = start_agents("--n", "2")
+    wait_until(lambda: len(checkpoints()) == 2)
     launcher.send_signal(signal.SIGINT)
-    said = launcher.communicate(timeout=1800)[0]
-    assert launcher.returncode == 130 and states(record) == {"COMPLETE": 2, "WAITING": 2}, said
-    cores = len(os.sched_getaffinity(0))
-    assert {line.split()[1] for line in Path("starts.log").read_text().splitlines()} == {str(max(1, cores // 2))}
-    launcher = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, process_group=0)
-    wait_until(lambda: len(list(Path("runs").glob("*/checkpoint.pt"))) == 2)
-    held = [t.user_attrs["held"] for t in sweep.Queue(record).trials(sweeping.queue.TrialState.RUNNING)]
+    end(launcher, 130)
+    assert states(made) == {"COMPLETE": 2, "WAITING": 2}
+    threads = {line.split()[1] for line in Path("starts.log").read_text().splitlines()}
+    assert threads == {str(max(1, sweep.cores() // 2))}
+    launcher, queue = start_agents("--n", "2"), sweep.Queue(made)
+    wait_until(lambda: len(checkpoints()) == 2)
+    running = trials(made, TrialState.RUNNING)
     launcher.kill()  # its agents stop resumably, and so do their runs
-    wait_until(lambda: not any(sweeping.queue.is_alive(h) for h in held))
+    wait_until(lambda: not any(queue.is_alive(t) for t in running))
     launcher.communicate()
-    assert states(record) == {"COMPLETE": 2, "WAITING": 2}
-    launcher = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, process_group=0)
-    wait_until(lambda: len(sweep.Queue(record).trials(sweeping.queue.TrialState.RUNNING)) == 2)
-    os.kill(sweep.Queue(record).trials(sweeping.queue.TrialState.RUNNING)[0].user_attrs["held"]["pid"], signal.SIGKILL)
-    said = launcher.communicate(timeout=1800)[0]
-    assert launcher.returncode == 1 and states(record) == {"COMPLETE": 4}
-    assert "was killed (signal 9)" in said and said.count(" continued: seed=") == 3 and " started: " not in said
+    assert states(made) == {"COMPLETE": 2, "WAITING": 2}
+    launcher = start_agents("--n", "2")
+    wait_until(lambda: len(trials(made, TrialState.RUNNING)) == 2)
+    os.kill(trials(made, TrialState.RUNNING)[0].user_attrs["held"]["pid"], signal.SIGKILL)
+    said = end(launcher, 1)
+    assert states(made) == {"COMPLETE": 4} and said.count(" continued: seed=") == 3 and " started: " not in said
 
 
-@pytest.mark.usefixtures("here")
 def test_status_stop_and_resume(capsys):
-    record = create(nap=[0.05], seed=[1, 2, 3])
-    agent = start_agent()
-    wait_until(lambda: list(Path("runs").glob("*/checkpoint.pt")))
+    made = create(nap=[0.05], seed=[1, 2, 3])
+    agent = start_agents()
+    wait_until(checkpoints)
     sweep.main(["status"])
     assert "0/3 over" in (out := capsys.readouterr().out) and "1 running, 2 left" in out
     sweep.main(["stop"])
-    agent.communicate(timeout=1800)
-    assert agent.returncode == 0 and states(record) == {"COMPLETE": 1, "WAITING": 2}
+    end(agent)
+    assert states(made) == {"COMPLETE": 1, "WAITING": 2}
     work()
-    assert states(record) == {"COMPLETE": 1, "WAITING": 2}
-    with pytest.raises(SystemExit) as exit_:
-        sweep.main(["resume", "--checked", "--count", "1"])
-    assert exit_.value.code == 0 and states(record) == {"COMPLETE": 2, "WAITING": 1}
-    work()
-    sweep.main(["status"])
-    assert "3/3 over (3 finished, 0 stopped early, 0 diverged, 0 failed), 0 running, 0 left, best val_rec" in capsys.readouterr().out
+    assert states(made) == {"COMPLETE": 1, "WAITING": 2}
+    command = [sys.executable, str(ROOT / "sweep.py"), "resume", "--count", "1"]
+    assert "2/3 over" in subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert states(made) == {"COMPLETE": 2, "WAITING": 1}
+    assert "3/3 over (3 finished, 0 stopped early, 0 diverged, 0 failed), 0 running, 0 left, best val_rec" in work()
 
 
-@pytest.mark.usefixtures("here")
 def test_hyperband_decision_survives_its_agent():
     """An agent that dies between stopping a run and saying so: the next one says so, and does not run it again."""
-    record = create(seed=[1])
-    queue = sweep.Queue(record)
-    queue.mark_stopping(queue.claim())
-    for trial in queue.trials():
-        queue._attribute(trial, "held", {**trial.user_attrs["held"], "pid": 2**22 + 1, "started": "1"})
-    assert "stopped early by hyperband" in work()
-    assert states(record) == {"PRUNED": 1} and not Path("starts.log").exists()
+    made = create(seed=[1])
+    queue = sweep.Queue(made)
+    queue.note(queue.claim(), stops=True)
+    queue.hold.release()  # as its death does
+    assert "stopped early by hyperband" in work() and states(made) == {"PRUNED": 1} and not Path("starts.log").exists()
 
 
-@pytest.mark.usefixtures("here")
-def test_who_is_alive(monkeypatch):
-    """On this machine the process table tells, elsewhere the heartbeat; and an agent that was taken for dead gives its run up."""
-    queue = sweep.Queue(create(seed=[1]))
+def test_who_is_alive():
+    """A lock tells of agents of this machine, the heartbeat of others; who was taken for dead gives its run up."""
+    queue, other = sweep.Queue(create(seed=[1])), sweep.Queue(sweep.load_sweep("quick"))
     trial = queue.claim()
-    held = trial.user_attrs["held"]
-    assert sweeping.queue.is_alive({**held, "beat": 0}) and not sweeping.queue.is_alive({**held, "started": "1"})
-    far = {**held, "machine": "far", "beat": time.time() - sweeping.queue.GRACE + 5}
-    assert sweeping.queue.is_alive(far) and not sweeping.queue.is_alive({**far, "beat": time.time() - sweeping.queue.GRACE - 1})
-    assert queue.claim() is None and queue.is_busy()
-    queue._attribute(trial, "held", {**far, "beat": 0})
-    assert not queue.beat(trial) and not queue.finish(trial, sweeping.queue.TrialState.COMPLETE, 1.0)
-    taken = queue.claim()
-    assert taken.user_attrs["held"]["machine"] == held["machine"] and len(taken.user_attrs["ends"]) == 1 and queue.beat(taken)
+    assert queue.is_alive(trial) and other.claim() is None and other.is_busy()
+    far = {**trial.user_attrs["held"], "where": ["far", 0, 0]}
+    for age, alive in ((sweep.GRACE - 5, True), (sweep.GRACE + 1, False)):
+        queue.note(trial, held={**far, "beat": time.time() - age})
+        assert queue.is_alive(queue.get(trial)) == alive
+    queue.hold.release()
+    taken = other.claim()
+    assert len(taken.user_attrs["ends"]) == 1 and other.beat(taken) and not queue.beat(trial)
+    queue.end(trial, TrialState.COMPLETE, 1.0)
+    assert other.get(taken).state == TrialState.RUNNING
 
 
-@pytest.mark.usefixtures("here")
-def test_torn_line_of_the_journal_is_cut(capsys):
-    record = create(seed=[1, 2])
-    journal = Path(".sweeps") / record["id"] / "journal.log"
+def test_torn_line_of_the_journal_is_cut():
+    made = create(seed=[1, 2])
+    journal = Path(".sweeps") / made["id"] / "journal.log"
     whole = journal.read_bytes()
     journal.write_bytes(whole + b'{"op_code": 5, "worker_id": "x", "trial_')
-    assert states(record) == {"WAITING": 2}  # readers do not mind
-    work()
-    assert states(record) == {"COMPLETE": 2}
-    assert all(json.loads(line) for line in journal.read_text().splitlines()) and journal.read_bytes().startswith(whole)
+    assert states(made) == {"WAITING": 2}  # readers do not mind
+    assert "cut an unfinished last line" in work() and states(made) == {"COMPLETE": 2}
+    assert all(map(json.loads, journal.read_text().splitlines())) and journal.read_bytes().startswith(whole)
 
 
 def test_hyperband_decides_as_wandb_does():
-    """60 random sweeps: what W&B's own engine (PyPI sweeps 0.3.0) decided on them, recorded. Even runs are running, odd ones are over."""
+    """60 random sweeps: what W&B's own engine (PyPI sweeps 0.3.0) decided, recorded. Even runs run, odd ones are over."""
     for min_iter, eta, strict, histories, stopped in json.loads((ROOT / "tests/hyperband_cases.json").read_text()):
         histories = [[float(c) for c in h] for h in histories]
-
-        def pool(band, histories=histories):
-            return [h[band - 1] for h in histories if len(h) >= band]
-
         rule = {"min_iter": min_iter, "eta": eta, "strict": strict}
-        assert [i for i in range(0, len(histories), 2) if sweeping.queue.hyperband_stops(histories[i], pool, rule)] == stopped
+
+        def stops(h, rule=rule, histories=histories):
+            return sweep.hyperband_stops(h, lambda band: [o[band - 1] for o in histories if len(o) >= band], rule)
+
+        assert [i for i in range(0, len(histories), 2) if stops(histories[i])] == stopped
 
 
 def test_growing_metrics_are_read_up_to_the_last_whole_line(tmp_path):
-    assert sweeping.results.history(tmp_path, "val_rec") == []
+    assert sweep.history(tmp_path, "val_rec") == []
     (tmp_path / "metrics.csv").write_text("epoch,val_rec\n0,0.5\n1,\n2,nan\n3,0.25\n4,0.12")
-    assert sweeping.results.history(tmp_path, "val_rec") == [0.5, 0.25] and sweeping.results.history(tmp_path, "other") == []
+    assert sweep.history(tmp_path, "val_rec") == [0.5, 0.25] and sweep.history(tmp_path, "other") == []

@@ -1,4 +1,4 @@
-"""The sweeps on W&B: the unmodified client and its agents against a loopback server (wandb_server.py). About a minute."""
+"""The sweeps on W&B: its unmodified client against a loopback server (wandb_server.py)."""
 
 import os
 import signal
@@ -9,114 +9,97 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import ROOT
-from sweep_kit import create, current, rows, starts, wait_until, work
+from sweep_kit import (
+    BASE,
+    checkpoints,
+    create,
+    current,
+    end,
+    rows,
+    start_agents,
+    starts,
+    states,
+    wait_until,
+    work,
+    write,
+)
 
-from sweeping import on_wandb
+import sweep
 
-KEY = {"WANDB_API_KEY": "0" * 40}
-SWEEP = [sys.executable, str(ROOT / "sweep.py")]
+pytestmark = pytest.mark.usefixtures("here")
+SWEEP, KEY = [sys.executable, str(ROOT / "sweep.py")], {"WANDB_API_KEY": "0" * 40}
 
 
 def command(*arguments, env, code=0):
     """Run sweep.py to its end; returns what it said."""
     done = subprocess.run([*SWEEP, *arguments], env={**os.environ, **env}, capture_output=True, text=True, timeout=300)
-    assert done.returncode == code, done.stdout + done.stderr
+    assert done.returncode == code and "Traceback" not in done.stderr, done.stdout + done.stderr
     return done.stdout
 
 
-def write_sweep(**parameters):
-    config = {
-        "name": "quick",
-        "program": str(ROOT / "tests/stub_train.py"),
-        "method": "grid",
-        "metric": {"name": "val_rec", "goal": "minimize"},
-    }
-    config |= {"command": ["${env}", "${interpreter}", "${program}", "${args}"], "description": "Does it work?"}
-    config["parameters"] = {**parameters, "problem": {"value": "toy"}, "data": {"value": "auto"}}
-    Path("quick.yaml").write_text(yaml.dump(config))
+@pytest.fixture(autouse=True)
+def on_wandb(monkeypatch):
+    """A sweep over the stub logs to W&B, as the agent's environment says."""
+    monkeypatch.delitem(BASE, "wandb")
 
 
-@pytest.mark.usefixtures("here")
 def test_agents_on_wandb(wandb_server):
-    """Two agents; Ctrl-C lets their runs finish; SIGTERM stops a run resumably, and the next agent continues it under its own id."""
-    write_sweep(seed={"values": [1, 2, 3]}, nap={"value": 0.2})
+    """Ctrl-C lets the runs finish; SIGTERM stops one resumably, and the next agent continues it under its own id."""
+    write(seed=[1, 2, 3], nap={"value": 0.2})
     said = command("create", "quick.yaml", env=wandb_server.env)
     assert "backend: wandb, since you are logged in" in said and "3 runs" in said
-    (server_sweep,) = wandb_server.sweeps.values()
-    assert (
-        server_sweep["config"]["parameters"]["data"] == {"value": "sample"}
-        and os.environ["STUB_SHA"] in server_sweep["config"]["description"]
-    )
-
-    def launch(n):
-        return subprocess.Popen(
-            [*SWEEP, "agent", "--n", str(n)], env={**os.environ, **wandb_server.env}, stdout=subprocess.PIPE, text=True, process_group=0
-        )
-
-    agents = launch(2)
-    wait_until(lambda: len(list(Path("runs").glob("*/checkpoint.pt"))) == 2)
+    (on_server,) = wandb_server.sweeps.values()
+    assert on_server["config"]["parameters"]["data"] == {"value": "sample"}
+    assert os.environ["STUB_SHA"] in on_server["config"]["description"]
+    agents = start_agents("--n", "2", **wandb_server.env)
+    wait_until(lambda: len(checkpoints()) == 2)
     agents.send_signal(signal.SIGINT)
-    said = agents.communicate(timeout=1800)[0]
-    assert agents.returncode == 130 and "finishing the current runs" in said and "2/3 over (2 finished" in said
-    agents = launch(1)
-    wait_until(lambda: list(Path("runs").glob("*/checkpoint.pt")))
+    said = end(agents, 130)
+    assert "finishing the current runs" in said and "2/3 over (2 finished" in said
+    agents = start_agents(**wandb_server.env)
+    wait_until(checkpoints)
     agents.send_signal(signal.SIGTERM)
-    said = agents.communicate(timeout=1800)[0]
-    assert agents.returncode == 143 and "1 of them interrupted" in said and "0 failed" in said
-    agents = launch(1)
-    said = agents.communicate(timeout=1800)[0]
-    assert (
-        agents.returncode == 0
-        and " continued (log: agent-0.log)" in said
-        and "3/3 over (3 finished, 0 stopped early, 0 diverged, 0 failed), 0 running, 0 left" in said
-    )
+    said = end(agents, 143)
+    assert "1 of them interrupted" in said and "0 failed" in said
+    said = work(**wandb_server.env)
+    assert " continued: seed=" in said
+    assert "3/3 over (3 finished, 0 stopped early, 0 diverged, 0 failed), 0 running, 0 left" in said
     assert len([e for e in wandb_server.events if e["what"] == "run handed out"]) == 3 and not wandb_server.unknown
     assert sorted(starts().values()) == [1, 1, 2]
-    assert sorted((r["config"]["seed"]["value"], r["state"], len(r["history"])) for r in wandb_server.runs.values()) == [
-        (seed, "finished", 20) for seed in (1, 2, 3)
-    ]
+    runs = [(r["config"]["seed"]["value"], r["state"], len(r["history"])) for r in wandb_server.runs.values()]
+    assert sorted(runs) == [(seed, "finished", 20) for seed in (1, 2, 3)]
     assert {row["id"]: row["status"] for row in rows()} == dict.fromkeys(wandb_server.runs, "finished")
     command("stop", env=wandb_server.env)
-    assert server_sweep["state"] != "RUNNING"
-    # a sweep made elsewhere is joined by its path, and refused where the designs are others
-    path = f"stub/{server_sweep['project']}/{server_sweep['name']}"
+    assert on_server["state"] != "RUNNING"
+    # a sweep made elsewhere is joined by its path
     Path(".sweeps").rename("elsewhere")
-    assert "3/3 over" in command("status", "--sweep", path, env=wandb_server.env)
+    path = f"stub/{on_server['project']}/{on_server['name']}"
+    assert "3/3 over (3 finished" in command("status", "--sweep", path, env=wandb_server.env)
     # what is left of a grid, after the points that are in the results, becomes one list of arms
-    write_sweep(seed={"values": [1, 2, 3, 4]}, nap={"value": 0.2})
-    said = command("create", "quick.yaml", env=wandb_server.env)
-    assert "3 points are in results/quick.csv already" in said
+    write(seed=[1, 2, 3, 4], nap={"value": 0.2})
+    assert "3 points are in results/quick.csv already" in command("create", "quick.yaml", env=wandb_server.env)
     assert list(wandb_server.sweeps.values())[-1]["config"]["parameters"]["arm"] == {"values": ["seed=4"]}
 
 
-@pytest.mark.usefixtures("here")
-def test_failures_are_counted_from_the_runs(wandb_server):
-    """`wandb agent` exits 0 whatever happens; sweep.py does not."""
-    write_sweep(end={"values": ["crash"]}, seed={"value": 1})
+def test_what_crashes_is_tried_again_and_counted(wandb_server):
+    write(end=["crash"], seed=[1])
     command("create", "quick.yaml", env=wandb_server.env)
-    assert "1/1 over (0 finished, 0 stopped early, 0 diverged, 1 failed)" in command("agent", "--n", "2", env=wandb_server.env, code=1)
+    said = command("agent", "--n", "2", env=wandb_server.env, code=1)
+    assert "1/1 over (0 finished, 0 stopped early, 0 diverged, 1 failed)" in said and list(starts().values()) == [3]
 
 
-@pytest.mark.usefixtures("here")
-def test_what_hyperband_stops_is_over_and_a_run_at_work_is_left_alone(wandb_server):
-    write_sweep(seed={"values": [1]}, nap={"value": 0.2}, n_epochs={"value": 100})
-    config = yaml.safe_load(Path("quick.yaml").read_text())
-    Path("quick.yaml").write_text(yaml.dump({**config, "early_terminate": {"type": "hyperband", "min_iter": 2}}))
+def test_what_hyperband_stops_is_over(wandb_server):
+    write(seed=[1], nap={"value": 0.2}, n_epochs={"value": 100}, early_terminate={"type": "hyperband", "min_iter": 2})
     command("create", "quick.yaml", env=wandb_server.env)
-    agents = subprocess.Popen([*SWEEP, "agent"], env={**os.environ, **wandb_server.env}, stdout=subprocess.PIPE, text=True)
-    wait_until(lambda: list(Path("runs").glob("*/checkpoint.pt")))
-    record = current()
-    assert on_wandb.interrupted(record) == []  # it is at work
-    assert not list(Path(".sweeps").glob("*/agent-0/wandb/sweep-*/*.tries"))
+    agents = start_agents(**wandb_server.env)
+    wait_until(checkpoints)
     (run,) = wandb_server.runs.values()
     run["stop"] = True  # as its heartbeat tells the agent
-    assert "1/1 over (0 finished, 1 stopped early, 0 diverged, 0 failed)" in agents.communicate(timeout=600)[0]
-    assert agents.returncode == 0 and [row["status"] for row in rows()] == ["stopped early"]
-    assert on_wandb.interrupted(record) == []
+    assert "1/1 over (0 finished, 1 stopped early, 0 diverged, 0 failed)" in end(agents)
+    assert [row["status"] for row in rows()] == ["stopped early"] and "1/1 over" in work(**wandb_server.env)
 
 
-@pytest.mark.usefixtures("here")
-def test_train_itself_under_a_wandb_agent(wandb_server):
+def test_train_itself_under_an_agent(wandb_server):
     """Not the stub: 01 on toy designs, for 2 epochs, with the flags that W&B's agent passes."""
     Path("train.py").symlink_to(ROOT / "train.py")
     settings = "strategy=plummet n_epochs=2 pruning_epoch=1 polynomial_schedule_n=1 latent_dim=8"
@@ -125,52 +108,70 @@ def test_train_itself_under_a_wandb_agent(wandb_server):
     ((run_id, run),) = wandb_server.runs.items()
     (row,) = rows("01-trial")
     assert (run["state"], row["id"], row["status"], row["threads"]) == ("finished", run_id, "finished", "1")
-    (sweep,) = wandb_server.sweeps.values()
-    asked = {key: p["value"] if "value" in p else p["values"][0] for key, p in sweep["config"]["parameters"].items()}
-    assert {key: run["config"][key]["value"] for key in asked} == asked and asked["n_epochs"] == 2
+    (made,) = wandb_server.sweeps.values()
+    flags = {key: sweep.levels(p)[0] for key, p in made["config"]["parameters"].items()}
+    assert {key: run["config"][key]["value"] for key in flags} == flags and flags["n_epochs"] == 2
     epochs = [h for h in run["history"] if "val_rec" in h]
     assert [h["epoch"] for h in epochs] == [0, 1] and float(row["val_rec"]) == run["summary"]["val_rec"] > 0
     assert run["groupName"].startswith("01-trial_pruning_strategies-") and run["groupName"] == row["sweep"]
     assert any(name.endswith(".png") for name in run["files"])  # the figures, too
-    report = [sys.executable, str(ROOT / "report.py"), "--sweep", "01", "--wandb", f"stub/lvae-pruning/{sweep['name']}"]
+    report = [sys.executable, str(ROOT / "report.py"), "--sweep", "01", "--wandb", f"stub/lvae-pruning/{made['name']}"]
     done = subprocess.run(report, env={**os.environ, **wandb_server.env}, capture_output=True, text=True, timeout=300)
     assert "1 of 1 points finished, 0 other runs, 0 left out" in done.stdout, done.stdout + done.stderr
 
 
-@pytest.mark.usefixtures("here")
-def test_offline_runs_of_a_local_sweep_are_uploaded_later(wandb_server, capsys):
-    record = create("--set", "wandb=offline", "--project", "later", seed=[1, 2])
+def test_offline_runs_of_a_local_sweep_are_uploaded_later(wandb_server):
+    made = create("--set", "wandb=offline", "--project", "later", seed=[1, 2])
     work()
     assert not wandb_server.runs
-    command("sync", env=wandb_server.env)
-    assert set(wandb_server.runs) == set(starts())
+    for _ in range(2):  # the second time there is nothing new
+        command("sync", env=wandb_server.env)
+        assert set(wandb_server.runs) == set(starts())
     for run in wandb_server.runs.values():
-        assert (run["groupName"], run["tags"], len(run["history"])) == (record["id"], ["sweep-quick", "grid"], 20)
+        assert (run["groupName"], run["tags"], len(run["history"])) == (made["id"], ["sweep-quick", "grid"], 20)
+
+
+def test_epochs_that_the_server_did_not_take_are_found_and_uploaded(wandb_server):
+    """It answers 403, or as a captive portal does, in mid-run: the run says finished, and the server lacks epochs."""
+    write(seed=[1, 2], nap={"value": 0.2})
+    command("create", "quick.yaml", env=wandb_server.env)
+    agents = start_agents("--n", "2", **wandb_server.env)
+    wait_until(lambda: len(checkpoints()) == 2)
+    wandb_server.refuses = True
+    end(agents)
+    assert {row["status"] for row in rows()} == {"finished"}
+    assert all(len(run["history"]) < 20 for run in wandb_server.runs.values())
+    done = subprocess.run([*SWEEP, "sync"], env={**os.environ, **wandb_server.env}, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.count("of its epochs; once more: make sync") == 2, done.stderr
+    wandb_server.refuses = False
     command("sync", env=wandb_server.env)
-    assert len(wandb_server.runs) == 2
+    assert all(len(run["history"]) == 20 for run in wandb_server.runs.values())
+    assert "nothing to upload: W&B has every epoch of the 2 runs" in command("sync", env=wandb_server.env)
 
 
-@pytest.mark.usefixtures("here")
-def test_wandb_sweep_by_hand_takes_every_file(wandb_server):
-    files = sorted((ROOT / "sweeps").glob("*.yaml"))
+def test_wandb_sweep_by_hand_takes_every_file_and_wandb_agent_runs_it(wandb_server):
+    files, env = sorted((ROOT / "sweeps").glob("*.yaml")), {**os.environ, **wandb_server.env, "WANDB_SILENT": "false"}
     code = "import sys, wandb, yaml\nfor path in sys.argv[1:]: wandb.sweep(yaml.safe_load(open(path)), project='hand')"
-    env = {**os.environ, **wandb_server.env, "WANDB_SILENT": "false"}  # a run in this process may have silenced W&B
-    subprocess.run([sys.executable, "-c", code, *files[1:]], env=env, check=True, capture_output=True, timeout=300)
-    done = subprocess.run(
-        [sys.executable, "-m", "wandb", "sweep", files[0]], env=env, check=True, capture_output=True, text=True, timeout=300
-    )
-    assert "wandb agent stub/" in done.stderr
-    sizes = {s["config"]["name"].split("_")[0]: s["size"] or s["config"]["run_cap"] for s in wandb_server.sweeps.values()}
-    assert sizes == {"01": 36, "01b": 117, "02": 120, "03": 33, "04": 200, "05": 200, "06": 200}
+    subprocess.run([sys.executable, "-c", code, *files], env=env, check=True, capture_output=True, timeout=300)
+    named = {
+        s["config"]["name"].split("_")[0]: s["size"] or s["config"]["run_cap"] for s in wandb_server.sweeps.values()
+    }
+    assert named == {"01": 36, "01b": 117, "02": 120, "03": 33, "04": 200, "05": 200, "06": 200}
+    write(seed=[1], name="hand")
+    env |= {"PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"}
+    wandb = {"env": env, "check": True, "capture_output": True, "text": True, "timeout": 300}
+    done = subprocess.run([sys.executable, "-m", "wandb", "sweep", "hand.yaml"], **wandb)
+    path = done.stderr.split("wandb agent ")[1].split()[0]
+    subprocess.run([sys.executable, "-m", "wandb", "agent", path], **wandb)
+    assert [(r["state"], len(r["history"])) for r in wandb_server.runs.values()] == [("finished", 20)]
 
 
 LOGINS = [({}, "local"), (KEY, "wandb"), ({"NETRC": "netrc"}, "wandb"), ({**KEY, "WANDB_MODE": "offline"}, "local")]
 
 
-@pytest.mark.usefixtures("here")
 @pytest.mark.parametrize("env, backend", LOGINS)
 def test_backend_is_wandb_when_logged_in(env, backend):
     Path("netrc").write_text("machine api.test login user password " + "0" * 40)
     env = {**os.environ, "NETRC": os.devnull, "WANDB_BASE_URL": "http://api.test", "PYTHONPATH": str(ROOT), **env}
-    code = "import sweeping.create; print(sweeping.create.choose_backend(None)[0])"
-    assert subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=60).stdout.strip() == backend
+    code = [sys.executable, "-c", "import sweep; print(sweep.choose_backend(None)[0])"]
+    assert subprocess.run(code, env=env, capture_output=True, text=True, timeout=60).stdout.strip() == backend

@@ -15,12 +15,13 @@ import torch
 import torch.nn.functional as F
 
 import data
+import figures
 import lvae
 import record
 import train
 from pruning import STRATEGIES
 
-ROOT, DRAW = Path(__file__).parent.parent, train.figures.draw
+ROOT, DRAW = Path(__file__).parent.parent, figures.draw
 # A few seconds of the toy problem that do prune: lognorm proposes at once, and no safeguard holds it back.
 FAST = ["--problem=toy", "--n_epochs=6", "--latent_dim=8", "--batch_size=256", "--pruning_epoch=2", "--polynomial_schedule_n=2"]
 FAST += ["--strategy=lognorm", "--percentile=0.4", "--safeguards=none", "--wandb=disabled", "--threads=1", "--data=sample"]
@@ -31,7 +32,7 @@ def in_an_empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("WANDB_RUN_ID", "WANDB_SWEEP_ID", "WANDB_MODE", "WANDB_API_KEY", "OMP_NUM_THREADS"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(train.figures, "draw", lambda trainer, folder: None)  # seconds each; test_figures draws them
+    monkeypatch.setattr(figures, "draw", lambda trainer, folder: None)  # seconds each; test_figures draws them
     yield
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -98,7 +99,7 @@ def test_the_decoder_holds_its_lipschitz_bound_after_training():
 @pytest.mark.parametrize("rows", [2, 50])  # few: the input is divided by the norm; many: the weight is
 def test_the_gradient_through_the_norm(rows):
     torch.manual_seed(0)
-    layer = lvae.BoundedLinear(5, 7).double().eval()
+    layer = train.BoundedLinear(5, 7).double().eval()
     x, out = torch.randn(rows, 5, dtype=torch.float64, requires_grad=True), torch.randn(rows, 7, dtype=torch.float64)
     plain = F.linear(x / (layer.u @ (layer.weight @ layer.v)), layer.weight, layer.bias)
     torch.testing.assert_close(layer(x), plain)
@@ -122,7 +123,7 @@ def test_patches_are_convolutions():
 
 @pytest.mark.parametrize("shape", [(50, 100), (101, 101), (120, 120), (9, 8), (33, 47)])
 def test_any_shape_goes_in_and_comes_out(shape):
-    model = lvae.LVAE(shape, 5, 30.0)
+    model = train.LVAE(shape, 5, 30.0)
     x = torch.rand(3, 1, *shape)
     assert model.decode(model.encode(x)).shape == x.shape
 
@@ -160,6 +161,66 @@ def test_the_loss_is_rec_plus_weighted_volume():
         rec, vol, total, w_v = (float(row[key]) for key in ("rec_loss", "vol_loss", "total_loss", "w_v"))
         assert total == pytest.approx(rec + w_v * vol, rel=1e-4)
         assert float(row["val_total_loss"]) == pytest.approx(float(row["val_rec"]) + w_v * float(row["val_vol_loss"]), rel=1e-4)
+
+
+# Ends all that the method has gained since its first edition: what a row, config.json or checkpoint of before lacks
+OFF = [f"--{flag}={value}" for flag, value in train.LEGACY.items()]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_rotation_keeps_the_model_and_finds_the_principal_axes(precision):
+    t = trainer(f"--precision={precision}", "--latent_dim=6", "--rotate_every=0", "--trim_tol=0")
+    for epoch in range(3):
+        t.epoch(epoch)
+    t.pruner.active[2] = False  # a pruned latent stays as it is
+    frozen = [t.pruner.std[2].item(), t.pruner.mean[2].item()]
+    before, norm = t.reconstruct(t.val)[1], t.model.decoder[0].norm().item()
+    _, vol = t.validate(t.train)
+    t.rotate()
+    z, after = t.reconstruct(t.val)
+    torch.testing.assert_close(after, before, rtol=0, atol=1e-5 if precision == "fp32" else 0.02)  # bf16 has 8 bits
+    assert t.model.decoder[0].norm().item() == pytest.approx(norm, rel=1e-5)
+    z = t.reconstruct(t.train)[0][:, t.pruner.active].double()
+    cov = torch.cov(z.T, correction=0)
+    assert (cov - cov.diag().diag()).abs().max() < 1e-4 * cov.max()
+    assert cov.diag().tolist() == sorted(cov.diag().tolist(), reverse=True)
+    torch.testing.assert_close(t.pruner.std[t.pruner.active].double(), cov.diag().sqrt(), rtol=1e-3, atol=1e-3)
+    assert [t.pruner.std[2].item(), t.pruner.mean[2].item()] == frozen
+    assert t.validate(t.train)[1] <= vol  # of all bases, this one has the least volume (Hadamard)
+
+
+def test_the_first_edition_comes_out_bit_for_bit():
+    """The digest is that of the commit before these flags, of the same command on one type of CPU; elsewhere: of a record without them."""
+    first = run(*OFF, "--w_v=0.01", "--batch_size=64", "--latent_dim=8", name="a")
+    config = json.loads((first / "config.json").read_text())
+    for flag in train.LEGACY:
+        del config["flags"][flag]
+    Path("old.json").write_text(json.dumps(config))
+    assert train.main(["--config=old.json", "--out=again", "--wandb=disabled"]) == 0
+    (again,) = Path("again").iterdir()
+    assert summary(first)["metrics_sha256"] == summary(again)["metrics_sha256"]
+
+
+def test_the_best_weights_are_kept():
+    """A run that errs more at its end than before gives up its last epochs, and reports both errors."""
+    flags = ["--strategy=none", "--lr=0.05", "--n_epochs=8"]
+    last, best = run(*flags, "--keep=last", name="last"), run(*flags, name="best")
+    val_recs = [float(row["val_rec"]) for row in rows(best / "metrics.csv")]
+    assert summary(last)["metrics_sha256"] == summary(best)["metrics_sha256"]
+    assert summary(best)["val_rec"] == pytest.approx(min(val_recs)) and summary(best)["best_epoch"] == val_recs.index(min(val_recs))
+    assert summary(best)["last_val_rec"] == summary(last)["val_rec"] == pytest.approx(val_recs[-1])
+
+
+def test_a_length_that_is_not_given_follows_the_designs(capsys):
+    def lengths(n_train, *flags):
+        args = train.parse([*flags])
+        train.schedule(args, n_train)
+        return args.n_epochs, args.pruning_epoch, args.polynomial_schedule_n
+
+    assert lengths(3788) == (51, 5, 5)  # 118 steps an epoch: 6000 steps; pruning after a tenth of them, and at least 400
+    assert lengths(358) == (100, 37, 37)  # 11 steps an epoch: 100 epochs; 400 steps are 37
+    assert lengths(358, "--n_epochs=7", "--pruning_epoch=2", "--polynomial_schedule_n=1") == (7, 2, 1)
+    assert capsys.readouterr().err == ""
 
 
 def test_validation_changes_nothing():
@@ -211,14 +272,15 @@ def test_the_record_is_whole_and_the_same_seed_gives_it_again():
     events = rows(a / "pruning.csv")
     assert list(events[0]) == record.PRUNING_COLUMNS
     assert int(events[0]["epoch"]) == 2
-    assert len(events[0]["dims"].split()) == int(events[0]["pruned"]) == len(events[0]["std"].split())
+    changes = {int(row["epoch"]): [int(row[key]) for key in ("pruned", "trimmed", "restored")] for row in events}
+    assert len(events[0]["dims"].split()) == sum(changes[2][:2]) == len(events[0]["std"].split())
     s = summary(a)
     assert s["status"] == "finished"
-    assert s["active_dims"] == 8 - sum(int(row["pruned"]) for row in events) == int(metrics[-1]["active_dims"])
+    assert s["active_dims"] == 8 - sum(p + t - r for p, t, r in changes.values()) == int(metrics[-1]["active_dims"])
     assert s["pca_ratio"] == pytest.approx(s["val_rec"] / s["pca_rec"])
     assert "test_rec" not in s
     assert s["val_total_loss"] == pytest.approx(s["val_rec"] + float(metrics[-1]["w_v"]) * s["val_vol_loss"])
-    last = max(int(row["epoch"]) for row in events if int(row["pruned"]))
+    last = max(epoch for epoch, counts in changes.items() if any(counts))
     assert s["best_val_rec"] == pytest.approx(min(float(r["val_rec"]) for r in metrics if int(r["epoch"]) > last))
     config = json.loads((a / "config.json").read_text())
     assert config["name"] == "toy-lognorm-s1-a"
@@ -238,7 +300,7 @@ def test_a_record_is_run_again_from_its_config():
 
 def test_the_compact_model_gives_what_the_masked_one_gives(monkeypatch):
     kept = {}
-    monkeypatch.setattr(train.figures, "draw", lambda trainer, folder: kept.update(trainer=trainer))
+    monkeypatch.setattr(figures, "draw", lambda trainer, folder: kept.update(trainer=trainer))
     folder = run("--save_model", "--test", name="a")
     model, t = lvae.load(folder / "model.pt"), kept["trainer"]
     k = summary(folder)["active_dims"]
@@ -255,12 +317,12 @@ def test_the_compact_model_gives_what_the_masked_one_gives(monkeypatch):
 
 def test_a_file_that_is_no_model_is_refused(tmp_path):
     (tmp_path / "model.pt").write_bytes(b"nonsense")
-    with pytest.raises(data.InputError, match=r"not a model\.pt"):
+    with pytest.raises(lvae.InputError, match=r"not a model\.pt"):
         lvae.load(tmp_path / "model.pt")
 
 
 def test_figures(monkeypatch):
-    monkeypatch.setattr(train.figures, "draw", DRAW)
+    monkeypatch.setattr(figures, "draw", DRAW)
     folder = run("--figure_every=4", "--n_epochs=3", "--out=runs", name="a")
     names = {"spectrum", "reconstructions", "interpolation", "samples", "curves"}
     assert {p.stem for p in (folder / "figures").iterdir()} == names

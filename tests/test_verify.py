@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT
 
 import verify
-from sweeping.results import record_result
+from sweep import record_result
 
 RUN = (
     "--problem=toy --latent_dim=6 --batch_size=256 --n_epochs=3 --pruning_epoch=1 --polynomial_schedule_n=1 --min_active_dims=1 --threads=1"

@@ -8,12 +8,20 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from test_pruning import ETA, FLAT, make_flags, play, pytestmark, quick, spectra  # noqa: F401  pytestmark: a warning is a failure
 
-from pruning import Pruner, volume
+from pruning import Pruner
+from train import volume
+
+ALL = torch.ones(3, dtype=torch.bool)
 
 
 def test_volume_by_hand():
     # geometric mean of 1, .1 and .01 (eta included) is .1
-    assert float(volume(torch.tensor([0.99, 0.09, 0.0], dtype=torch.float64), 0.01)) == pytest.approx(0.1)
+    assert float(volume(torch.tensor([0.99, 0.09, 0.0], dtype=torch.float64), ALL, "geometric", 0.01)) == pytest.approx(0.1)
+    # log 1 + log .1, the last one pruned: it is not in it, and feels no pull
+    std = torch.tensor([0.99, 0.09, 0.0], dtype=torch.float64).requires_grad_()
+    log = volume(std, torch.tensor([True, True, False]), "log", 0.01)
+    assert log.item() == pytest.approx(math.log(0.1))
+    assert torch.autograd.grad(log, std)[0].tolist() == pytest.approx([1, 10, 0])
 
 
 @quick
@@ -25,9 +33,9 @@ def test_a_pruning_event_leaves_the_volume_and_its_gradient(seed, scale):
 
     def vol_and_gradients():
         raw, sigma = z.clone().requires_grad_(), pruner.std.clone().requires_grad_()
-        vol = volume(pruner.batch_std(pruner.mask(raw)), ETA)
+        vol = volume(pruner.batch_std(pruner.mask(raw)), pruner.active, "geometric", ETA)
         (to_z,) = torch.autograd.grad(vol, raw)
-        (to_sigma,) = torch.autograd.grad(volume(torch.where(pruner.active, sigma, pruner.std), ETA), sigma)
+        (to_sigma,) = torch.autograd.grad(volume(torch.where(pruner.active, sigma, pruner.std), pruner.active, "geometric", ETA), sigma)
         return vol.detach(), to_z, to_sigma
 
     vol, to_z, to_sigma = vol_and_gradients()
@@ -67,7 +75,7 @@ def test_a_batch_is_averaged_in_without_waiting_for_the_device():
     for _ in range(2):
         z = torch.randn(8, 4, device="meta")
         pruner.update(z)
-        volume(pruner.batch_std(pruner.mask(z)), ETA)
+        volume(pruner.batch_std(pruner.mask(z)), pruner.active, "log", ETA)
     with pytest.raises((RuntimeError, NotImplementedError)):
         pruner.step(0, 1.0)  # reads them, once an epoch
 

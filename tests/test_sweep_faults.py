@@ -1,0 +1,194 @@
+"""What must not go wrong quietly in a sweep: each test injects a fault, and looks at what is said, recorded and left."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from sweep_kit import STUB, checkpoints, create, current, end, points, rows, start_agents, starts, states, trials
+from sweep_kit import wait_until, work, write
+
+import sweep
+from lvae import InputError
+
+pytestmark = pytest.mark.usefixtures("here")
+SWEEP = [sys.executable, str(ROOT / "sweep.py")]
+
+
+def says(*arguments, code=0):
+    """Run sweep.py; returns its output, which has no traceback."""
+    done = subprocess.run([*SWEEP, *arguments], capture_output=True, text=True, timeout=300)
+    assert done.returncode == code and "Traceback" not in done.stderr, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def test_a_run_on_other_designs_is_not_recorded():
+    made = create(seed=[1, 2])
+    said = work(code=2, STUB_SHA="b" * 64)
+    assert "bbbbbbbbbbbb, the sweep's" in said and "not recorded" in said and not Path("results").exists()
+    assert states(made) == {"WAITING": 2} and not list(Path("runs").iterdir())
+    work()
+    assert {row["data_sha256"] for row in rows()} == {os.environ["STUB_SHA"]} and states(made) == {"COMPLETE": 2}
+
+
+def test_a_change_of_the_code_is_refused_unless_told_otherwise():
+    shutil.copy(STUB, "program.py")
+    made = create(seed=[1, 2, 3], program="program.py")
+    work("--count", "1")
+    Path("program.py").write_text(STUB.read_text() + "# another\n")
+    assert "program.py is " in work(code=2) and states(made) == {"COMPLETE": 1, "WAITING": 2}
+    work("--changed", "--count", "1")
+    work()
+    assert states(made) == {"COMPLETE": 3}
+    made = create("--set", "nap=0.1", seed=[1, 2], program="program.py")  # and while an agent is at work
+    agent = start_agents()
+    wait_until(checkpoints)
+    shutil.copy(STUB, "program.py")
+    assert "program.py is " in end(agent, 2) and states(made) == {"COMPLETE": 1, "WAITING": 1}
+
+
+def test_what_breaks_every_run_burns_no_point_and_what_failed_can_be_tried_again():
+    made = create(end=["crash"], end_epoch=[0], seed=[1, 2, 3, 4])
+    assert "two points have crashed alike" in work(code=2) and states(made) == {"WAITING": 4}
+    Path("mended").touch()
+    assert work().count(" finished, val_rec") == 4
+    Path("mended").unlink()
+    made = create(end=["crash"], end_epoch=[8], seed=[1, 2])  # after an epoch it is the point's own fault
+    work(code=1)
+    assert states(made) == {"FAIL": 2}
+    Path("mended").touch()
+    said = says("resume", "--failed")
+    assert "2 failed runs are tried again" in said and said.count(" continued: ") == 2
+    assert states(made) == {"COMPLETE": 2} and len(starts()) == 6 and len(rows()) == 6
+
+
+def test_a_damaged_run_ends_its_own_try_and_no_agent():
+    made = create(nap=[0.05], seed=[1, 2])
+    agent = start_agents()
+    wait_until(checkpoints)
+    agent.send_signal(signal.SIGTERM)
+    end(agent, 143)
+    folder = checkpoints()[0].parent
+    with open(folder / "metrics.csv", "a") as file:
+        file.write("77\n\0\0\n")  # as a kill -9 and a file system may leave it; the program cuts it
+    work()
+    assert states(made) == {"COMPLETE": 2}
+    made = create(nap=[0.05], seed=[3, 4])
+    run = trials(made)[0].user_attrs["run"]["id"]
+    shutil.copytree(folder, f"runs/{run}")
+    Path(f"runs/{run}/metrics.csv").write_text("epoch,val_rec\n77\n")
+    assert "metrics.csv" in work(code=1) and states(made) == {"COMPLETE": 1, "FAIL": 1}
+
+
+def test_damaged_state_is_named_and_in_nobodys_way():
+    old, made = create(seed=[1]), create(seed=[2, 3])
+    Path(f".sweeps/{old['id']}/sweep.json").write_text("{")
+    assert "sweep.json: is damaged" in says("list") and "0/2 over" in says("status")
+    assert "sweep.json: is damaged; delete" in says("status", "--sweep", old["id"], code=2)
+    journal = Path(f".sweeps/{made['id']}/journal.log")
+    work("--count", "1")
+    whole = journal.read_bytes().splitlines(keepends=True)
+    for line in (b"{{\n", b"77\n", b"\0\n"):
+        journal.write_bytes(b"".join([*whole[:-2], line, *whole[-2:]]))
+        for command in ("status", "agent", "stop"):
+            assert f"line {len(whole) - 1} is damaged; head -n {len(whole) - 2} of it" in says(command, code=2)
+    journal.write_bytes(b"".join(whole[:-2]))  # as it advises: the run that was finished since is found, and not run again
+    assert work().count(" started: ") == 1 and states(made) == {"COMPLETE": 2} and set(starts().values()) == {1}
+    journal.write_bytes(b"")
+    assert "is gone or empty; create the sweep anew" in says("status", code=2)
+    Path("results/quick.csv").write_bytes(b"\xff\xfe" + Path("results/quick.csv").read_bytes())
+    write(seed=[1])
+    assert "results/quick.csv" in says("create", "quick.yaml", "--backend", "local", code=2)
+    Path(".sweeps/current").write_text("")
+    assert "no current sweep" in says("status", code=2)
+
+
+def test_a_hanging_run_is_shown_and_ended_where_asked():
+    made = create(nap=[0.02], end=["hang"], seed=[1])
+    agent = start_agents("--patience", "99", SWEEP_BEAT="1")
+    wait_until(lambda: "does it hang?" in says("status"))
+    assert "crashed (hung: no epoch for" in end(agent, 1) and states(made) == {"FAIL": 1}
+
+
+def test_rows_that_were_lost_are_made_again():
+    made = create(end=["finish", "diverge"], seed=[1, 2])
+    work()
+    before = {row["id"]: row | {"recorded": ""} for row in rows()}
+    Path("results/quick.csv").unlink()
+    assert "4 rows were not there" in says("rebuild")
+    assert {row["id"]: row | {"recorded": ""} for row in rows()} == before and states(made)["COMPLETE"] == 2
+    Path("results/quick.csv").write_text("")
+    assert "4 rows were not there" in work() and len(rows()) == 4 and "has all rows" in says("rebuild")
+
+
+def test_grids_are_counted_first_and_their_journal_grows_linearly(capsys):
+    write(**{key: [float(k) for k in range(1, 101)] for key in ("lr", "w_v", "plummet_threshold", "percentile")})
+    assert "the grid has 100,000,000 points; allowed: at most 100,000" in says("create", "quick.yaml", code=2)
+    sizes = []
+    for n in (100, 400):
+        made = create(lr=[k / 1000 for k in range(1, n + 1)], arm=[f"w_v={k}" for k in range(2)])
+        sizes.append(Path(f".sweeps/{made['id']}/journal.log").stat().st_size)
+        assert len(points(made)) == 2 * n
+    assert sizes[1] < 4.2 * sizes[0]
+
+
+def test_a_file_that_says_something_twice_or_names_no_file_is_refused():
+    text = "program: {}\nmethod: grid\nmetric: {{name: val_rec}}\nname: {}\nparameters:\n  problem: {{value: toy}}\n  {}\n"
+    cases = {"lr: {values: [1, 2, 1]}": "lr has a value twice", "lr: {value: 1}\n  lr: {value: 2}": "lr is given twice"}
+    cases |= {"lr: {values: &a [1]}\n  seed: {values: *a}": "aliases", f"lr: {{values: {'[' * 2000}": "cannot be read"}
+    for parameters, said in cases.items():
+        Path("bad.yaml").write_text(text.format(STUB, "bad", parameters))
+        assert f"sweep.py: bad.yaml: {said}" in (line := says("create", "bad.yaml", code=2)) or said in line
+    for name in ("two words", "../up", '"a\\nb"', ".hidden", '""'):
+        Path("bad.yaml").write_text(text.format(STUB, name, "seed: {value: 1}"))
+        assert "bad.yaml: name " in says("create", "bad.yaml", code=2)
+    create(seed=[1, 2])
+    write(seed=[2, 3])
+    assert f"warning: 1 of these points are also left in {current()['id']}" in says("create", "quick.yaml", "--backend=local")
+    assert not Path("runs").exists()
+
+
+def test_no_password_is_told_and_a_sweep_is_its_users_own(capsys):
+    url = "postgresql+psycopg://me:secret@nowhere.invalid/db?password=secret"
+    for storage in (url, "mysql://me:secret@nowhere/db"):
+        assert sweep.main(["create", "01", "--backend", "local", "--storage", storage]) == 2
+        assert "secret" not in capsys.readouterr().err
+    made = create(seed=[1])
+    assert Path(f".sweeps/{made['id']}/sweep.json").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_database_that_is_away_is_waited_for(monkeypatch, capsys):
+    """Its coming back after seconds, and its not coming back; with a real one: soak_sweep.py."""
+    queue, naps, answers = sweep.Queue(create(seed=[1])), [], [ConnectionError("gone")] * 3 + ["a run"]
+    queue.away = (ConnectionError,)
+    monkeypatch.setattr(time, "sleep", naps.append)
+
+    @sweep.patient
+    def ask(queue):
+        if isinstance(answer := answers.pop(0), Exception):
+            raise answer
+        return answer
+
+    assert ask(queue) == "a run" and naps == [1, 2, 4]
+    assert capsys.readouterr().out.count("the database is away; trying again in") == 3
+    answers = [ConnectionError("gone")] * 99
+    assert sweep.guarded(ask, queue) == 4 and 600 < sum(naps) < 1200
+
+
+def test_disks_pipes_and_early_signals_end_in_one_line():
+    create(seed=[1])
+    done = subprocess.run(" ".join([*SWEEP, "status | head -0"]), shell=True, capture_output=True, text=True)
+    assert done.stderr == ""
+    early = subprocess.Popen([*SWEEP, "agent"], stderr=subprocess.PIPE, text=True)
+    time.sleep(0.3)
+    early.send_signal(signal.SIGINT)
+    assert early.communicate()[1] == "" and early.returncode in (-signal.SIGINT, 130)
+    Path("results").write_text("a file where a folder should be")
+    assert "cannot" in work(code=4)
+    with pytest.raises(InputError):
+        sweep.need(False, "said")
