@@ -729,7 +729,7 @@ class Queue:
     def is_alive(self, trial):
         """Whether a run's holder lives. Of one that shares our kernel and folder its lock tells; of others the beat."""
         held = trial.user_attrs["held"]
-        here = held["where"] == self.me["where"]
+        here = held.get("where") == self.me["where"]
         return is_locked(self.folder / "held" / str(trial.number)) if here else time.time() - held["beat"] < GRACE
 
     @patient
@@ -741,7 +741,7 @@ class Queue:
             trials = self.trials()  # once: each look at a database costs many queries
             running = [t for t in trials if t.state == TrialState.RUNNING]
             for trial in running:  # the database took our claim, and its answer was lost
-                if trial.user_attrs["held"]["token"] == self.me["token"]:
+                if trial.user_attrs["held"].get("token") == self.me["token"]:
                     return self._take(trial)
             for trial in (t for t in running if not self.is_alive(t)):
                 died = "its agent died ({host}, pid {pid})".format(**trial.user_attrs["held"])
@@ -782,7 +782,7 @@ class Queue:
     def is_ours(self, trial):
         """Whether we still hold a run. False: we were taken for dead (suspended), and another agent has the run."""
         now = self.get(trial)
-        return now.state == TrialState.RUNNING and now.user_attrs["held"]["token"] == self.me["token"]
+        return now.state == TrialState.RUNNING and now.user_attrs["held"].get("token") == self.me["token"]
 
     def beat(self, trial):
         """Say that this agent lives. False: the run is no longer its own."""

@@ -30,8 +30,8 @@ HEADER = f"""# Faults, and what was lost
 Written by `make soak` (tests/test_faults.py), a row by each kind of fault; it is not edited by hand. Each was injected
 for real into `train.py`, as a process of its own, training toy designs for {kit.EPOCHS} epochs. Each run was then
 continued to its end and compared with an undisturbed run of the same flags: every column of metrics.csv but
-`epoch_seconds`, pruning.csv, every number of summary.json, every weight of model.pt, and the names of the files, bit for
-bit; with W&B, every epoch's val_rec on the server, too.
+`epoch_seconds`, pruning.csv, every number of summary.json, every weight of model.pt, and the names of the files, bit
+for bit; with W&B, every epoch's val_rec on the server, too.
 
 | fault | times | the process ended with | lost | day | seed |
 | --- | --- | --- | --- | --- | --- |
