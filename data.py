@@ -22,6 +22,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from lvae import InputError, first_line
+
 SAMPLES = Path(__file__).parent / "samples"
 SPLITS = ("train", "val", "test")
 TOY_FACTORS = ("centre x", "centre y", "size", "aspect", "rotation", "brightness")
@@ -38,13 +40,6 @@ PROBLEMS = {
 VOLUME_TOLERANCE = 0.01  # engibench: volume_fraction_bound of beams2d and of heatconduction2d
 
 
-class InputError(ValueError):
-    """Bad input: one line that names the flag or file, what is wrong and what is allowed. The command line exits with 2."""
-
-    def __str__(self):  # what is quoted may have more
-        return super().__str__().replace("\n", "\\n")
-
-
 @dataclass
 class Designs:
     """Designs by split, float32 in [0, 1], (N, 1, H, W); conditions by split and name; a fingerprint that pins all of it."""
@@ -56,7 +51,7 @@ class Designs:
     fingerprint: dict
 
 
-def load(problem, source="auto", toy_dims=3):
+def load(problem, source="auto", toy_dims=3, n_train=0):
     """Load the designs of `problem` from `source` (auto | hub | sample | a path to .npz or .npy). Raises InputError on bad input."""
     if problem not in PROBLEMS:
         raise InputError(f"--problem {problem}: unknown; allowed: {', '.join(PROBLEMS)}")
@@ -81,20 +76,16 @@ def load(problem, source="auto", toy_dims=3):
             arrays, source = _from_file(SAMPLES / f"{problem}.npz", problem), "sample"
     else:
         arrays = _from_file(Path(source), problem)
-    return _pack(arrays, str(source))
+    return _pack(arrays, str(source), n_train)
 
 
-def first_line(error):
-    """The first line of an exception's message, or its type where it has none: for messages of one line."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
-
-
-def _pack(arrays, source):
+def _pack(arrays, source, n_train=0):
     """Arrays of _from_* -> Designs, checked and fingerprinted."""
     designs, split, conditions = arrays["designs"], arrays["split"], arrays["conditions"]
     digest, tensors, sizes = hashlib.sha256(), {}, {}
     for name in SPLITS:
         part = np.ascontiguousarray(designs[split == name], dtype=np.float32)
+        part = part[:n_train] if n_train and name == "train" else part
         if len(part) < 2 and name != "test":
             raise InputError(f"--data {source}: {len(part)} designs in the {name} split; at least 2 are needed")
         digest.update(f"{name}{part.shape}".encode() + part.tobytes())

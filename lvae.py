@@ -1,81 +1,30 @@
-"""The least-volume autoencoder (LVAE), and the compact model that a finished run leaves behind.
+"""The compact model that a run leaves behind, and the architecture it shares with training. Needs torch alone; `pip install .` installs this file.
 
     from lvae import load
-    model = load("runs/<id>/model.pt")        # python train.py ... --save_model
-    designs = model.sample(16)                # (16, 1, H, W); also model.encode(x), model.decode(z)
-
-The thing to take from here: the decoder's Lipschitz bound (BoundedLinear). Without it the volume shrinks by scaling alone and means
-nothing (Chen & Fuge, Least Volume, ICLR 2024, arXiv 2404.17773, section 3).
+    model = load("models/beams2d/model.pt")   # or a run folder, runs/<id>
+    z = model.encode(x)                       # designs (N, 1, H, W) in [0, 1] -> latents (N, k)
+    x = model.decode(z)                       # and back; model(x) does both
+    new = model.sample(16)                    # (16, 1, H, W), from a Gaussian with the training designs' mean and covariance
 """
 
 import math
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from data import InputError, first_line
+
+class InputError(ValueError):
+    """Bad input: one line that names the flag or file, what is wrong and what is allowed. The command line exits with 2."""
+
+    def __str__(self):  # what is quoted may have more
+        return super().__str__().replace("\n", "\\n")
 
 
-class _Normalised(torch.autograd.Function):
-    """x @ (weight / norm).T + bias, the gradient of the norm included: d norm / d weight = outer(u, v).
-
-    Autograd would make that outer product a matrix of its own, and could not choose to divide the smaller of x and weight.
-    """
-
-    @staticmethod
-    def forward(ctx, x, weight, bias, u, v, norm):  # (B, inputs), (outputs, inputs), (outputs,), (outputs,), (inputs,), ()
-        kind = x.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
-        ctx.wide = weight.numel() > x.numel()  # then x is divided
-        x, weight = (x / norm, weight) if ctx.wide else (x, weight / norm)
-        x, weight = x.to(dtype), weight.to(dtype)
-        ctx.save_for_backward(x, weight, u, v, norm)
-        return F.linear(x, weight, bias.to(dtype))
-
-    @staticmethod
-    def backward(ctx, grad):
-        x, weight, u, v, norm = ctx.saved_tensors
-        grad_x, grad_weight = grad @ weight, (grad.T @ x).to(u.dtype)
-        if ctx.wide:
-            grad_norm = -(grad_x.to(u.dtype) * x).sum() / norm
-            grad_x = grad_x / norm
-        else:
-            grad_norm = -(grad_weight * weight).sum() / norm
-            grad_weight /= norm
-        return grad_x, grad_weight.addr_(u, grad_norm * v), grad.to(u.dtype).sum(0), None, None, None
-
-
-class BoundedLinear(nn.Linear):
-    """A Linear whose weight is divided by its largest singular value: a 1-Lipschitz map (Miyato et al., Spectral Normalization, 2018).
-
-    One power iteration a training step keeps up with the weight. torch's own spectral_norm does the same, but under autocast in bf16,
-    which rounds the vectors away.
-    """
-
-    def __init__(self, inputs, outputs):
-        super().__init__(inputs, outputs)
-        self.register_buffer("u", torch.randn(outputs))
-        self.register_buffer("v", torch.randn(inputs))
-        for _ in range(30):
-            self._iterate()
-
-    @torch.no_grad()
-    def _iterate(self):
-        self.v.copy_(F.normalize(self.weight.T @ self.u, dim=0))
-        image = self.weight @ self.v
-        self.u.copy_(F.normalize(image, dim=0))
-        return image.norm()  # u @ weight @ v
-
-    @torch.no_grad()
-    def norm(self):
-        """The weight's largest singular value, as the power iteration knows it: a number, without its gradient."""
-        return self.u @ (self.weight @ self.v)
-
-    def forward(self, x):  # (B, inputs) -> (B, outputs)
-        with torch.autocast(x.device.type, enabled=False):
-            norm = self._iterate() if self.training else self.norm()
-        return _Normalised.apply(x, self.weight, self.bias, self.u.clone(), self.v.clone(), norm)
+def first_line(error):
+    """The first line of an exception's message, or its type where it has none: for messages of one line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
 
 
 def to_patches(x, strides):
@@ -110,18 +59,18 @@ class Rows(nn.Module):
         return x.reshape(-1, self.n)
 
 
-class LVAE(nn.Module):
-    """Autoencoder of designs (B, 1, H, W): an unconstrained encoder, and a decoder of Lipschitz bound `lipschitz` before its sigmoid.
+class Autoencoder(nn.Module):
+    """Autoencoder of designs (B, 1, H, W) whose decoder is made of `linear` layers. Training takes bounded ones (train.py's LVAE).
 
-    z = 10 * encoder(x). The bound multiplies the decoder's input. Both constants leave the optimum alone (only w_v / lipschitz matters
-    for it) and set how fast it is reached. Any H x W: designs are padded by replication to a multiple of the stride and cropped again.
+    z = 10 * encoder(x). `lipschitz` multiplies the decoder's input. Both constants leave the optimum alone (only w_v / lipschitz
+    matters for it) and set how fast it is reached. Any H x W: designs are padded by replication to a multiple of the stride and
+    cropped again.
     """
 
     ENCODER_GAIN = 10.0
     CHANNELS, STRIDES, HIDDEN = (32, 64), (4, 2), 256
-    DECODER_LAYER = BoundedLinear
 
-    def __init__(self, shape, latent_dim, lipschitz):
+    def __init__(self, shape, latent_dim, lipschitz, linear=nn.Linear):
         super().__init__()
         self.shape, self.lipschitz, stride = tuple(shape), lipschitz, math.prod(self.STRIDES)
         self.padding = (0, -shape[1] % stride, 0, -shape[0] % stride)
@@ -133,93 +82,81 @@ class LVAE(nn.Module):
             inputs = channels
         self.encoder = nn.Sequential(*layers, Rows(places * inputs), nn.Linear(places * inputs, latent_dim))
 
-        # A hidden layer, so that each pixel is a curved function of all latents: without it the latents have to be as many as PCA's
-        layers = [self.DECODER_LAYER(latent_dim, self.HIDDEN), nn.LeakyReLU(0.2, inplace=True)]
-        layers += [self.DECODER_LAYER(self.HIDDEN, places * inputs)]
+        # A hidden layer, so that each pixel is a curved function of all latents: without it the latents are as many as PCA's
+        layers = [linear(latent_dim, self.HIDDEN), nn.LeakyReLU(0.2, inplace=True), linear(self.HIDDEN, places * inputs)]
         for channels, k in zip((*self.CHANNELS[-2::-1], 1), self.STRIDES[::-1], strict=True):
-            layers += [nn.LeakyReLU(0.2, inplace=True), Rows(inputs), self.DECODER_LAYER(inputs, k * k * channels)]
+            layers += [nn.LeakyReLU(0.2, inplace=True), Rows(inputs), linear(inputs, k * k * channels)]
             inputs = channels
         self.decoder = nn.Sequential(*layers)
 
     def encode(self, x):  # (B, 1, H, W) -> (B, latent_dim)
         x = self.encoder[:-1](to_patches(F.pad(x, self.padding, mode="replicate"), self.STRIDES))
         with torch.autocast(x.device.type, enabled=False):  # bf16 would round away the std of a latent with a large mean
-            return self.ENCODER_GAIN * self.encoder[-1](x.float())
+            return self.ENCODER_GAIN * self.encoder[-1](x.to(self.encoder[-1].weight.dtype))
 
     def decode(self, z):  # (B, latent_dim) -> (B, 1, H, W)
         with torch.autocast(z.device.type, enabled=False):
             x = self.decoder[0](self.lipschitz * z)
         x = from_patches(self.decoder[1:](x), self.padded, self.STRIDES)
-        return torch.sigmoid(x[..., : self.shape[0], : self.shape[1]].float())
+        return torch.sigmoid(x[..., : self.shape[0], : self.shape[1]].to(z.dtype))
 
 
-class CompactLVAE(LVAE):
-    """The trained model on its kept dimensions alone: encode gives (B, k), decode takes (B, k). Same output as the masked model
-    to 1e-5, both in fp32.
+class CompactLVAE(Autoencoder):
+    """The trained model on its kept dimensions alone. Same output as the masked model to 1e-5, both in fp32.
 
-    dims: the kept dimensions' numbers in training; std, mean (k,): their statistics over the training designs; flags; shape (H, W).
+    flags: those of the run; dims: the kept dimensions' numbers in training; mean (k,), cov (k, k): of the training designs' latents.
     """
 
-    DECODER_LAYER = nn.Linear  # the weights are saved divided by their norms
-
-    def __init__(self, flags, shape, dims, std, mean):
+    def __init__(self, flags, shape, dims, mean, cov):
         super().__init__(shape, len(dims), flags["lipschitz"])
-        self.flags, self.dims, self.std, self.mean = flags, dims, std, mean
+        self.flags, self.dims = flags, dims
+        self.register_buffer("mean", mean)
+        self.register_buffer("cov", cov)
 
+    def forward(self, x):
+        """Designs (N, 1, H, W) -> their reconstructions (N, 1, H, W)."""
+        return self.decode(self.encode(x))
+
+    def encode(self, x):
+        """Designs (N, 1, H, W) or (N, H, W) in [0, 1], a tensor or an array -> latents (N, k)."""
+        x = self._tensor(x)
+        x = x[:, None] if x.ndim == 3 else x
+        if x.shape[1:] != (1, *self.shape):
+            h, w = self.shape
+            raise InputError(f"encode: designs have shape {tuple(x.shape)}; this model takes (N, 1, {h}, {w})")
+        return super().encode(x)
+
+    def decode(self, z):
+        """Latents (N, k), a tensor or an array -> designs (N, 1, H, W) in [0, 1]."""
+        z = self._tensor(z)
+        if z.ndim != 2 or z.shape[1] != len(self.dims):
+            raise InputError(f"decode: latents have shape {tuple(z.shape)}; this model takes (N, {len(self.dims)})")
+        return super().decode(z)
+
+    def _tensor(self, x):
+        return torch.as_tensor(x, dtype=self.mean.dtype, device=self.mean.device)
+
+    @torch.no_grad()
     def sample(self, n, seed=0):
-        """n new designs (n, 1, H, W), decoded from a Gaussian with the training designs' mean and std in each dimension."""
+        """n new designs (n, 1, H, W), decoded from a Gaussian with the mean and covariance of the training designs' latents."""
         noise = torch.randn(n, len(self.dims), generator=torch.Generator().manual_seed(seed))
-        with torch.no_grad():
-            return self.decode((self.mean + self.std * noise).to(self.decoder[0].weight.device))
-
-
-def compact(model, pruner, z, flags):
-    """What model.pt holds: the CompactLVAE of a trained model, as plain tensors, numbers and lists.
-
-    z (N, latent_dim): the training designs' latents, whose statistics sample() draws from.
-    """
-    dims = pruner.active.nonzero()[:, 0]
-    was_training = model.training
-    state = {}
-    model.eval()
-    with torch.no_grad():
-        for name, part in (("encoder", model.encoder), ("decoder", model.decoder)):
-            for i, layer in enumerate(part):
-                if isinstance(layer, nn.Linear):
-                    norm = layer.norm() if isinstance(layer, BoundedLinear) else 1.0
-                    state[f"{name}.{i}.weight"], state[f"{name}.{i}.bias"] = layer.weight / norm, layer.bias.clone()
-        last = f"encoder.{len(model.encoder) - 1}"
-        state[f"{last}.weight"], state[f"{last}.bias"] = state[f"{last}.weight"][dims], state[f"{last}.bias"][dims]
-        # The pruned latents are constants: what they contribute to the first layer of the decoder goes into its bias.
-        frozen = torch.where(pruner.active, 0.0, pruner.mean)
-        state["decoder.0.bias"] += model.lipschitz * state["decoder.0.weight"] @ frozen
-        state["decoder.0.weight"] = state["decoder.0.weight"][:, dims]
-    model.train(was_training)
-    state = {key: value.cpu().contiguous() for key, value in state.items()}
-    std, mean = z[:, dims].std(0, correction=0).cpu(), z[:, dims].mean(0).cpu()
-    return dict(flags=flags, shape=list(model.shape), dims=dims.tolist(), std=std, mean=mean, state=state)
-
-
-def quantise(saved):
-    """What model.pt holds, with each large weight (outputs, inputs) in 8 bits: (int8, scale (outputs, 1)). A quarter of the size.
-
-    The largest weight of a row becomes 127, so that none is off by more than 1/254 of it. load() reads both.
-    """
-
-    def narrow(weight):
-        scale = weight.abs().amax(1, keepdim=True).clamp_min(1e-30) / 127
-        return (weight / scale).round().to(torch.int8), scale
-
-    return saved | dict(state={key: narrow(value) if value.numel() > 2**14 else value for key, value in saved["state"].items()})
+        values, vectors = torch.linalg.eigh(self.cov.double())
+        root = (vectors * values.clamp_min(0).sqrt()) @ vectors.T  # the symmetric root: no sign or order of axes in the draws
+        return self.decode(self.mean + self._tensor(noise) @ root.to(self.cov.dtype))
 
 
 def load(path):
-    """Load a model.pt: model.encode(x) (B, 1, H, W) -> (B, k), model.decode(z) back, model.sample(n, seed). Raises InputError."""
+    """The CompactLVAE in a model.pt, or in a run folder that has one, on the CPU. Raises InputError."""
+    path = Path(path)
+    if path.is_dir():
+        path = path / "model.pt"
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
-        model = CompactLVAE(saved["flags"], saved["shape"], saved["dims"], saved["std"], saved["mean"])
+        # Models of before 2026-11-26 have the std of each latent and no covariance
+        cov = saved["cov"] if "cov" in saved else saved["std"].square().diag()
+        model = CompactLVAE(saved["flags"], saved["shape"], saved["dims"], saved["mean"], cov)
         state = {key: value[0] * value[1] if isinstance(value, tuple) else value for key, value in saved["state"].items()}
-        model.load_state_dict(state)
+        model.load_state_dict(state | dict(mean=saved["mean"], cov=cov))
     except Exception as error:  # zipfile, pickle and torch raise many types for a damaged file
         raise InputError(f"{path}: not a model.pt of train.py ({first_line(error)})") from None
     return model.eval()

@@ -2,11 +2,15 @@
 
     pruner = Pruner(latent_dim, flags)              # flags: train.py's
     z = pruner.mask(encoder(x))                     # (B, 1, H, W) -> (B, latent_dim), the pruned ones at their frozen mean
-    vol = volume(pruner.batch_std(z), flags.eta)    # the volume loss: a pruned dimension keeps its place and its std in it
     pruner.update(z)                                # each training batch, never validation
     row = pruner.step(epoch, val_rec)               # at the end of each epoch: None, or a row of pruning.csv
 
-The volume and the plummet are from Chen & Fuge, "Compressing Latent Space via Least Volume" (ICLR 2024, arXiv 2404.17773).
+Two rules prune. A *strategy* finds the dimensions that the volume loss has made flat. *Trimming* then gives up the smallest dimension
+that is left, again and again, as long as the error allows it. A dimension is an index of the latent vector. Where train.py rotates the
+latents, the active indices are the principal axes in order of their variance: then an index is a rank, and so are the counts of
+k_consecutive and the draws of `probabilistic` those of a rank. lognorm's reference is the spectrum in the basis of its epoch.
+
+The plummet is from Chen & Fuge, "Compressing Latent Space via Least Volume" (arXiv 2404.17773; its version 2 prunes during training).
 """
 
 import math
@@ -29,15 +33,6 @@ PROFILES = {
         "conservative": (10, 10, 20, 5, 0.05),
     }.items()
 }
-
-
-def volume(std, eta):
-    """The volume of the latent set, exp(mean_i log(std_i + eta)): the geometric mean of its widths. std (latent_dim,) -> scalar.
-
-    Chen & Fuge (arXiv 2404.17773). The mean runs over all dimensions, pruned ones included, so that pruning one leaves the volume,
-    and its gradient with respect to the others, as they were.
-    """
-    return (std + eta).log().mean().exp()
 
 
 # ---- Strategies ---------------------------------------------------------------------------------------------------------------
@@ -126,11 +121,12 @@ class Pruner:
     """Latent statistics over training, and the pruning they lead to. Pruned for good: std and mean frozen, the latent constant.
 
     flags: strategy, plummet_threshold, cdf_threshold, percentile, alpha, temperature, midpoint, the five safeguards (see PROFILES),
-    pruning_epoch, beta, eta, seed. Public: active, std, mean (latent_dim,) on `device`, events (how many), last_event (epoch or None).
+    pruning_epoch, trim_tol, trim_rec, n_epochs, beta, eta, seed. Public: active, std, mean (latent_dim,) on `device`; events (how many),
+    last_event (epoch or None).
     """
 
     ON_DEVICE = ("active", "std", "mean")
-    ON_CPU = ("seen", "reference", "draws", "counts", "best", "events", "last_event")
+    ON_CPU = ("seen", "reference", "draws", "counts", "best", "events", "last_event", "least", "trimmed", "trim_epoch", "trimming")
 
     def __init__(self, latent_dim, flags, device="cpu"):
         self.flags = flags
@@ -144,6 +140,10 @@ class Pruner:
         self.best = INF  # best val_rec since the reference
         self.events = 0
         self.last_event = None
+        self.least = INF  # least val_rec so far, of the whole run
+        self.trimming = bool(flags.trim_tol or flags.trim_rec) and flags.strategy != "none"  # until the error says stop
+        self.trimmed = []  # what went last, and comes back if the error does not recover
+        self.trim_epoch = None
 
     @torch.no_grad()
     def update(self, z):
@@ -165,15 +165,21 @@ class Pruner:
         """std (latent_dim,) of a batch z (B, latent_dim), correction 0, the pruned dimensions at their frozen std. What volume() takes."""
         return torch.where(self.active, z.float().std(0, correction=0), self.std)
 
+    def turned(self, std, mean):
+        """The active latents now have this std and mean (k,), in the order of their indices, and are others than before."""
+        self.std[self.active], self.mean[self.active] = std.to(self.std), mean.to(self.mean)
+
     def step(self, epoch, val_rec):
-        """End an epoch (they count from 0): propose and prune. Returns None if nothing was proposed, else the row of pruning.csv.
+        """End an epoch (they count from 0): prune, then trim. Returns None if nothing was proposed or trimmed, else the row of pruning.csv.
 
         From pruning_epoch on, in this order: propose -> k_consecutive -> recon_tol -> cooldown -> cap -> floor -> prune.
         The row: epoch; proposed, how many dimensions; k_consecutive, recon_tol, cooldown, cap, floor, how many of them each held
-        back; pruned, how many were pruned: dims, and their std, smallest std first (equal ones: lower index first).
-        A val_rec or std that is not finite prunes nothing: there is nothing to judge by.
+        back; pruned, how many were pruned; trimmed, restored, how many; dims, those that went, each part with the smallest std first
+        (equal ones: lower index first), and their std. A val_rec or std that is not finite prunes nothing: there is nothing to judge by.
         """
         flags, val_rec = self.flags, float(val_rec)
+        if math.isfinite(val_rec):
+            self.least = min(self.least, val_rec)
         if epoch < flags.pruning_epoch:
             return None
         std, active = self.std.double().cpu(), self.active.cpu()
@@ -188,21 +194,17 @@ class Pruner:
 
         proposed = self._propose(std, active)
         self.counts = torch.where(proposed, self.counts + 1, 0)  # counts run on whatever holds a dimension back below; a miss resets
-        if not proposed.any():
-            return None
-
         row = {"epoch": epoch, "proposed": int(proposed.sum())}
         ready = proposed & (self.counts >= flags.k_consecutive)
         dims = [i for i in _ascending(std).tolist() if ready[i]]
         row["k_consecutive"] = row["proposed"] - len(dims)
         worse = not math.isfinite(val_rec) or val_rec > (1 + flags.recon_tol) * self.best
         cooling = self.last_event is not None and epoch - self.last_event <= flags.cooldown_epochs
-        room = int(active.sum()) - max(1, flags.min_active_dims)
         for safeguard, allowed in (
             ("recon_tol", 0 if worse else INF),
             ("cooldown", 0 if cooling else INF),
             ("cap", flags.max_prune_per_epoch),
-            ("floor", max(0, room)),
+            ("floor", max(0, int(active.sum()) - max(1, flags.min_active_dims))),
         ):
             keep = int(min(allowed, len(dims)))
             row[safeguard] = len(dims) - keep
@@ -211,7 +213,36 @@ class Pruner:
             self.active[dims] = False
             self.events += 1
             self.last_event = epoch
-        return row | {"pruned": len(dims), "dims": dims, "std": std[dims].tolist()}
+        trimmed, restored = self._trim(epoch, val_rec, std)
+        row |= {"pruned": len(dims), "trimmed": len(trimmed), "restored": len(restored)}
+        gone = dims + trimmed
+        return row | {"dims": gone, "std": std[gone].tolist()} if row["proposed"] or gone or restored else None
+
+    def _trim(self, epoch, val_rec, std):
+        """Give up the smallest active dimensions while val_rec stays within trim_tol or trim_rec. Returns (dims that went, that came back).
+
+        Their number follows latent_dim ** (1 - t), t from 0 to 1 between pruning_epoch and half of what is left of the run then, at most
+        a tenth of them at a time. While val_rec is above what is allowed, nothing goes. If it is still there a tenth of the run after
+        the last ones went, those come back, with the weights they had, and no more are trimmed.
+        """
+        flags, start, end = self.flags, self.flags.pruning_epoch, (self.flags.pruning_epoch + self.flags.n_epochs) // 2
+        if not self.trimming or not math.isfinite(val_rec) or not torch.isfinite(std).all():
+            return [], []
+        if val_rec > (flags.trim_rec or (1 + flags.trim_tol) * self.least):
+            back = self.trimmed if self.trimmed and epoch - self.trim_epoch >= max(1, flags.n_epochs // 10) else []
+            self.active[back] = True
+            self.trimming = not back
+            return [], back
+        self.trimming = epoch < end
+        active = self.active.cpu()
+        k = int(active.sum())
+        wanted = round(len(std) ** (1 - (epoch + 1 - start) / (end - start))) if self.trimming else k
+        excess = k - max(wanted, k - max(1, k // 10), flags.min_active_dims, 1)
+        dims = [i for i in _ascending(std).tolist() if active[i]][: max(0, excess)]
+        if dims:
+            self.active[dims] = False
+            self.trimmed, self.trim_epoch = dims, epoch
+        return dims, []
 
     def _propose(self, std, active):
         flags = self.flags
@@ -236,5 +267,5 @@ class Pruner:
         for name in self.ON_DEVICE:
             getattr(self, name).copy_(state[name])
         for name in self.ON_CPU:
-            value = state[name]
+            value = state.get(name, getattr(self, name))  # a checkpoint of before there was trimming
             setattr(self, name, value.to("cpu", copy=True) if isinstance(value, torch.Tensor) else value)

@@ -26,12 +26,13 @@ from urllib.parse import urlsplit
 
 import torch
 
-from data import InputError, first_line, reachable
+from data import reachable
+from lvae import InputError, first_line
 from machine import describe_machine
 
 COLUMNS = ["epoch", "rec_loss", "vol_loss", "total_loss", "val_rec", "val_vol_loss", "val_total_loss", "active_dims", "w_v", "pruned"]
 COLUMNS += ["val_rec_pruned", "epoch_seconds"]
-PRUNING_COLUMNS = ["epoch", "proposed", "k_consecutive", "recon_tol", "cooldown", "cap", "floor", "pruned", "dims", "std"]
+PRUNING_COLUMNS = ["epoch", "proposed", "k_consecutive", "recon_tol", "cooldown", "cap", "floor", "pruned", "trimmed", "restored", "dims", "std"]
 # Flags that do not change what a run computes: a checkpoint continues under others. `n_epochs` may grow, too.
 FREE_FLAGS = ("out", "resume", "config", "wandb", "wandb_project", "wandb_entity", "device", "figure_every", "checkpoint_every")
 FREE_FLAGS += ("save_model", "test", "arm")  # an arm is compared by the flags that it sets

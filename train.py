@@ -1,53 +1,340 @@
-"""Train a least-volume autoencoder (LVAE) whose needless latent dimensions are pruned while it trains.
+"""Train a least-volume autoencoder (LVAE) and prune the latent dimensions that the designs do not need.
 
-    python train.py --problem beams2d --strategy plummet        # EngiBench's designs, or the bundled ones; W&B if you are logged in
-    python train.py --problem toy --toy_dims 2 --min_active_dims 1 --latent_dim 20 --w_v 0.1 --n_epochs 200 --pruning_epoch 120
+    python train.py --problem beams2d --strategy plummet     # EngiBench's designs, or the bundled ones; W&B if you are logged in
+    python train.py --problem toy --toy_dims 2               # images of two known factors: the fastest first run
 
-Every flag: --help, or flags.py. Minimised is
-
-    rec + w_v(epoch) * vol,    rec = mean squared pixel error,    vol = geometric mean of the latent standard deviations
-
-(Chen & Fuge, Least Volume, ICLR 2024, arXiv 2404.17773), with a decoder of bounded Lipschitz constant (lvae.py). Dimensions whose
-standard deviation has fallen off the cliff are frozen at their mean (pruning.py). What is written where: record.py.
+Minimised is rec + w_v * vol: rec is the mean squared error of the pixels, vol the volume of the latent set (volume() below). The decoder has
+a bounded Lipschitz constant: else the volume would shrink by scaling alone, and mean nothing (Chen & Fuge, Least Volume, ICLR 2024,
+arXiv 2404.17773, section 3). Every few epochs the latents are rotated to their principal axes. What is flat then is pruned, and further
+axes are trimmed while the error allows it (pruning.py). A run's files: record.py.
 """
 
+import argparse
 import contextlib
+import copy
 import datetime
+import difflib
 import io
 import json
 import math
+import os
 import signal
 import sys
 import time
+from pathlib import Path
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # torch takes seconds to import: Ctrl-C ends them without a traceback
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 from torch.optim.adam import adam
 from tqdm import tqdm
 
 import data
-import figures
 import record
-from data import InputError
-from flags import parse, parser  # noqa: F401  parser is for the sweeps
-from lvae import LVAE, compact
-from pruning import Pruner, volume
+from lvae import Autoencoder, InputError
+from pruning import INF, PROFILES, STRATEGIES, Pruner
+
+# ---- Flags --------------------------------------------------------------------------------------------------------------------
 
 
-def warn(args):
-    """Say on stderr where the schedule cannot do what it was asked for."""
-    if args.strategy != "none" and args.pruning_epoch >= args.n_epochs:
-        print(f"warning: --pruning_epoch {args.pruning_epoch} is not before --n_epochs {args.n_epochs}: never prunes", file=sys.stderr)
-    elif args.strategy != "none" and args.pruning_epoch < args.polynomial_schedule_n:
-        n = args.polynomial_schedule_n
-        print(f"warning: --pruning_epoch {args.pruning_epoch} comes before w_v is reached (--polynomial_schedule_n {n})", file=sys.stderr)
+def number(kind, low, high=math.inf, open_low=False, open_high=False):
+    """An argparse type: an int or a float within a range; open: the end itself is not allowed."""
+
+    def convert(text):
+        try:
+            value = math.inf if kind is int and text == "inf" else kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not {'an integer' if kind is int else 'a number'}") from None
+        if not low <= value <= high or (open_low and value == low) or (open_high and value == high):
+            allowed = f"{low} {'<' if open_low else '<='} value {'<' if open_high else '<='} {high}"
+            raise argparse.ArgumentTypeError(f"{text} is out of range; allowed: {allowed}")
+        return value
+
+    return convert
+
+
+def one_of(*choices):
+    """An argparse type: one of these words."""
+
+    def convert(text):
+        if text not in choices:
+            guess = difflib.get_close_matches(text, choices, 1)
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is unknown{f'; did you mean {guess[0]!r}?' if guess else ''}; allowed: {', '.join(choices)}"
+            )
+        return text
+
+    convert.choices = choices
+    return convert
+
+
+def boolean(text):
+    if text.lower() not in ("true", "false", "1", "0"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a boolean; allowed: True, False")
+    return text.lower() in ("true", "1")
+
+
+SHARE = number(float, 0, 1, open_low=True, open_high=True)
+POSITIVE = number(float, 0, open_low=True, open_high=True)
+NOT_NEGATIVE = number(float, 0, open_high=True)
+COUNT = number(int, 0, 2**31)
+AT_LEAST_ONE = number(int, 1, 2**31)
+
+# Every flag: (type, default, what it means). None: not given; train.py then chooses as the text says. Sweeps use the same names.
+FLAGS = {
+    "the most used": dict(
+        problem=(one_of(*data.PROBLEMS), "beams2d", "designs to learn"),
+        strategy=(one_of(*STRATEGIES), "plummet", "which flat dimensions to prune; none: never prune nor trim"),
+        data=(str, "auto", "where designs come from: auto | hub | sample | a path to .npz or .npy"),
+        latent_dim=(number(int, 1, 10000), 100, "latent dimensions to start with"),
+        trim_tol=(NOT_NEGATIVE, 0.1, "trim while val_rec <= (1 + tol) * its best; off: 0"),
+        trim_rec=(POSITIVE, None, "trim while val_rec <= this error instead; off: None"),
+        n_epochs=(AT_LEAST_ONE, None, "epochs to train; None: 100, or as many as make 6000 steps"),
+        seed=(number(int, 0, 2**31), 1, "seed of weights, batches and draws"),
+        safeguards=(one_of(*PROFILES), "moderate", "a profile of the five safeguards; a flag given as well overrides it"),
+        wandb=(one_of("auto", "online", "offline", "disabled"), "auto", "auto: online when logged in, else offline"),
+    ),
+    "strategies": dict(
+        plummet_threshold=(SHARE, 0.05, "plummet: prune std below this share of the cliff's edge"),
+        cdf_threshold=(number(float, 0, 1, open_low=True), 0.999, "pca_cdf: keep the dimensions that hold this share of the variance"),
+        percentile=(SHARE, 0.2, "lognorm: prune below this quantile of the fitted log-normal"),
+        alpha=(number(float, 0, 1), 0.0, "lognorm: weight of the current spectrum in the fit; 0: the reference's alone"),
+        temperature=(POSITIVE, 0.25, "probabilistic: width of the sigmoid in log std"),
+        midpoint=(SHARE, 0.02, "probabilistic: share of the largest std pruned with p = 1/2"),
+        pruning_epoch=(COUNT, None, "first epoch at whose end dimensions may go; None: after a tenth of n_epochs and 400 steps"),
+        beta=(number(float, 0, 1, open_high=True), 0.9, "momentum of the latent statistics; 0: the last batch alone"),
+    ),
+    "safeguards of the strategies (None: the profile's)": dict(
+        k_consecutive=(AT_LEAST_ONE, None, "prune what was proposed in this many epochs in a row; off: 1"),
+        recon_tol=(number(float, 0), None, "no pruning while val_rec > (1 + tol) * its best since pruning_epoch; off: inf"),
+        cooldown_epochs=(COUNT, None, "epochs without pruning after a pruning; off: 0"),
+        max_prune_per_epoch=(number(int, 1), None, "at most this many at once, smallest std first; off: inf"),
+        min_active_dims=(COUNT, None, "never fewer than this, trimmed ones included; off: 0 (one is always kept)"),
+    ),
+    "model and loss": dict(
+        volume=(one_of("log", "geometric"), "log", "the volume loss: log: of the active dimensions; geometric: of all (the paper's)"),
+        w_v=(NOT_NEGATIVE, 1e-5, "weight of the volume loss; off: 0"),
+        rotate_every=(COUNT, 5, "epochs between rotations of the latents to their principal axes; off: 0"),
+        lipschitz=(POSITIVE, 10.0, "Lipschitz bound of the decoder before its sigmoid"),
+        eta=(POSITIVE, 1e-4, "added to each std in the volume loss and in the strategies"),
+        polynomial_schedule_n=(COUNT, None, "epochs over which w_v rises from 0; off: 0; None: pruning_epoch"),
+        polynomial_schedule_p=(NOT_NEGATIVE, 2.0, "power of that rise"),
+    ),
+    "optimisation": dict(
+        batch_size=(number(int, 2), 32, "designs a step; incomplete last batches are dropped unless they are all there is"),
+        lr=(POSITIVE, 2e-3, "peak learning rate of Adam; falls along a cosine"),
+        mirror=(boolean, True, "mirror half of the training designs of photonics2d, each epoch others: they solve the swapped wavelengths"),
+        n_train=(COUNT, 0, "train on the first so many training designs; 0: all"),
+        toy_dims=(number(int, 1, 6), 3, "independent factors of --problem toy"),
+        arm=(str, None, 'several flags in one string, "strategy=plummet,plummet_threshold=0.05"'),
+    ),
+    "machine": dict(
+        device=(str, "auto", "auto | cpu | cuda | cuda:N; auto: a GPU if there is one"),
+        precision=(one_of("auto", "fp32", "bf16"), "auto", "auto: bf16 where the hardware multiplies matrices in it"),
+        threads=(number(int, 0, 1024), 0, "CPU threads; 0: $OMP_NUM_THREADS or all cores"),
+    ),
+    "record": dict(
+        out=(str, "runs", "folder in which the run's folder is made"),
+        keep=(one_of("best", "last"), "best", "the weights to keep: of the least val_rec after the last pruning, or the last epoch's"),
+        save_model=(boolean, True, "write model.pt, the compact model"),
+        test=(boolean, False, "also report test_rec: for final models only"),
+        figure_every=(COUNT, 0, "draw the figures every so many epochs, too; off: 0 (at the end only)"),
+        checkpoint_every=(COUNT, 0, "epochs between checkpoints; 0: about a minute"),
+        resume=(str, None, "continue this run folder, or `auto`: the unfinished run of these flags, if any"),
+        config=(str, None, "run a record again: a run's config.json; flags given as well override it"),
+        wandb_project=(str, "lvae-pruning", "W&B project"),
+        wandb_entity=(str, None, "W&B user or team; None: your default"),
+    ),
+}
+DEFAULTS = {flag: default for group in FLAGS.values() for flag, (_, default, _) in group.items()}
+# A row, config.json or checkpoint of before a flag existed lacks it. This value does what was done then.
+LEGACY = dict(volume="geometric", rotate_every=0, trim_tol=0.0, trim_rec=None, mirror=False, n_train=0, keep="last")
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message):  # argparse prints its usage first and exits; we say one line
+        for word in message.removeprefix("unrecognized arguments: ").split() if "unrecognized" in message else ():
+            guess = difflib.get_close_matches(word.split("=")[0], [f"--{flag}" for flag in DEFAULTS], 1)
+            message += f"; did you mean {guess[0]}?" if guess else ""
+        raise InputError(message.removeprefix("argument "))
+
+
+def parser():
+    """All flags. Those not given are absent from the Namespace: parse() fills them in."""
+    about = __doc__.split("\n\n")
+    p = Parser(prog="train.py", description="\n\n".join(about[:2]), allow_abbrev=False,
+               formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    for title, flags in FLAGS.items():
+        group = p.add_argument_group(title)
+        for flag, (kind, default, text) in flags.items():
+            # W&B passes null as None: not given
+            convert = lambda value, kind=kind: None if value == "None" else kind(value)  # noqa: E731
+            choices = f": {' | '.join(kind.choices)}" if hasattr(kind, "choices") else ""
+            extra = dict(nargs="?", const=True) if kind is boolean else {}
+            group.add_argument(f"--{flag}", type=convert, default=None, metavar="", help=f"{text}{choices} ({default})", **extra)
+    return p
+
+
+def given(argv):
+    """The flags that stand in argv, by name."""
+    return {key: value for key, value in vars(parser().parse_args(argv)).items() if value is not None}
+
+
+def parse(argv, recorded=None):
+    """Flags -> Namespace with every flag, or InputError. Reads nothing but its arguments.
+
+    recorded: the flags of a config.json that is run again or continued. Precedence: flag, --arm, --safeguards, recorded, default.
+    """
+    flags, arm = given(argv), {}
+    if "arm" in flags:
+        pairs = [part.partition("=") for part in flags["arm"].split(",")]
+        for key, equals, _ in pairs:
+            if not equals or key.strip() not in DEFAULTS or key.strip() in ("arm", "config", "resume"):
+                raise InputError(f"--arm {flags['arm']}: {key.strip()!r} is not flag=value of a known flag")
+        arm = given([f"--{key.strip()}={value.strip()}" for key, _, value in pairs])
+    for twice in sorted(set(arm) & set(flags)):
+        raise InputError(f"--{twice}: given as a flag and in --arm; give it once")
+    chosen = arm | flags
+    profile = PROFILES[chosen["safeguards"]] if "safeguards" in chosen else {}
+    args = argparse.Namespace(**{**DEFAULTS, **PROFILES[DEFAULTS["safeguards"]], **(recorded or {}), **profile, **chosen})
+    if "min_active_dims" not in chosen:
+        args.min_active_dims = min(args.min_active_dims, args.latent_dim)  # a profile's floor suits wider models
+    if args.min_active_dims > args.latent_dim:
+        raise InputError(f"--min_active_dims {args.min_active_dims}: must not exceed --latent_dim {args.latent_dim}")
+    return args
+
+
+def read_flags(flag, path):
+    """The flags in a run's config.json, through the flags' own types. Its arm and profile stand in the flags they set."""
+    try:
+        config = json.loads(Path(path).read_text())
+        flags = LEGACY | {k: v for k, v in config["flags"].items() if k in DEFAULTS and k not in ("out", "resume", "config", "arm")}
+        found = given([f"--{key}={value}" for key, value in flags.items()])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(f"--{flag} {path}: not the config.json of a run ({type(error).__name__}: {error})") from None
+    if flag == "config" and config.get("extended"):  # its learning rate followed one cosine, then another
+        del found["n_epochs"]
+    return found
+
+
+# ---- Model --------------------------------------------------------------------------------------------------------------------
+
+
+class _Normalised(torch.autograd.Function):
+    """x @ (weight / norm).T + bias, the gradient of the norm included: d norm / d weight = outer(u, v).
+
+    Autograd would make that outer product a matrix of its own, and could not choose to divide the smaller of x and weight. It trains
+    photonics2d a quarter slower.
+    """
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, u, v, norm):  # (B, inputs), (outputs, inputs), (outputs,), (outputs,), (inputs,), ()
+        kind = x.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+        ctx.wide = weight.numel() > x.numel()  # then x is divided
+        x, weight = (x / norm, weight) if ctx.wide else (x, weight / norm)
+        x, weight = x.to(dtype), weight.to(dtype)
+        ctx.save_for_backward(x, weight, u, v, norm)
+        return F.linear(x, weight, bias.to(dtype))
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, weight, u, v, norm = ctx.saved_tensors
+        grad_x, grad_weight = grad @ weight, (grad.T @ x).to(u.dtype)
+        if ctx.wide:
+            grad_norm = -(grad_x.to(u.dtype) * x).sum() / norm
+            grad_x = grad_x / norm
+        else:
+            grad_norm = -(grad_weight * weight).sum() / norm
+            grad_weight /= norm
+        return grad_x, grad_weight.addr_(u, grad_norm * v), grad.to(u.dtype).sum(0), None, None, None
+
+
+class BoundedLinear(nn.Linear):
+    """A Linear whose weight is divided by its largest singular value: a 1-Lipschitz map (Miyato et al., Spectral Normalization, 2018).
+
+    One power iteration a training step keeps up with the weight. torch's own spectral_norm does the same, but under autocast in bf16,
+    which rounds the vectors away.
+    """
+
+    def __init__(self, inputs, outputs):
+        super().__init__(inputs, outputs)
+        self.register_buffer("u", torch.randn(outputs))
+        self.register_buffer("v", torch.randn(inputs))
+        for _ in range(30):
+            self._iterate()
+
+    @torch.no_grad()
+    def _iterate(self):
+        self.v.copy_(F.normalize(self.weight.T @ self.u, dim=0))
+        image = self.weight @ self.v
+        self.u.copy_(F.normalize(image, dim=0))
+        return image.norm()  # u @ weight @ v
+
+    @torch.no_grad()
+    def norm(self):
+        """The weight's largest singular value, as the power iteration knows it: a number, without its gradient."""
+        return self.u @ (self.weight @ self.v)
+
+    def forward(self, x):  # (B, inputs) -> (B, outputs)
+        with torch.autocast(x.device.type, enabled=False):
+            norm = self._iterate() if self.training else self.norm()
+        return _Normalised.apply(x, self.weight, self.bias, self.u.clone(), self.v.clone(), norm)
+
+
+class LVAE(Autoencoder):
+    """The autoencoder in training: an unconstrained encoder, and a decoder of Lipschitz bound `lipschitz` before its sigmoid."""
+
+    def __init__(self, shape, latent_dim, lipschitz):
+        super().__init__(shape, latent_dim, lipschitz, linear=BoundedLinear)
+
+
+def volume(std, active, kind, eta):
+    """The volume loss of the latent set: a scalar of its widths std (latent_dim,); active: bool (latent_dim,).
+
+    geometric: exp(mean_i log(std_i + eta)) over all dimensions, pruned ones at the std they had (Chen & Fuge, arXiv 2404.17773). Pruning
+    leaves it, and its gradient with respect to the others, as they were. But its pull on a dimension depends on how many there are.
+    log: sum_i log(std_i + eta) over the active dimensions. A dimension feels the same pull however many others there are, so that the
+    answer does not depend on latent_dim.
+    """
+    log = (std + eta).log()
+    return log.mean().exp() if kind == "geometric" else torch.where(active, log, 0.0).sum()
+
+
+def compact(model, pruner, z, flags):
+    """What model.pt holds: the lvae.CompactLVAE of a trained LVAE, as plain tensors, numbers and lists.
+
+    z (N, latent_dim): the training designs' latents, whose mean and covariance sample() draws from.
+    """
+    dims = pruner.active.nonzero()[:, 0]
+    state = {}
+    model.eval()
+    with torch.no_grad():
+        for name, part in (("encoder", model.encoder), ("decoder", model.decoder)):
+            for i, layer in enumerate(part):
+                if isinstance(layer, nn.Linear):
+                    norm = layer.norm() if isinstance(layer, BoundedLinear) else 1.0
+                    state[f"{name}.{i}.weight"], state[f"{name}.{i}.bias"] = layer.weight / norm, layer.bias.clone()
+        last = f"encoder.{len(model.encoder) - 1}"
+        state[f"{last}.weight"], state[f"{last}.bias"] = state[f"{last}.weight"][dims], state[f"{last}.bias"][dims]
+        # The pruned latents are constants: what they contribute to the first layer of the decoder goes into its bias.
+        frozen = torch.where(pruner.active, 0.0, pruner.mean)
+        state["decoder.0.bias"] += model.lipschitz * state["decoder.0.weight"] @ frozen
+        state["decoder.0.weight"] = state["decoder.0.weight"][:, dims]
+    state = {key: value.cpu().contiguous() for key, value in state.items()}
+    z = z[:, dims].double()
+    mean, cov = z.mean(0), torch.cov(z.T, correction=0).reshape(len(dims), len(dims))
+    return dict(flags=flags, shape=list(model.shape), dims=dims.tolist(), mean=mean.float().cpu(), cov=cov.float().cpu(), state=state)
+
+
+# ---- Training -----------------------------------------------------------------------------------------------------------------
 
 
 class Adam:
-    """torch's fused Adam, by its functional form: torch.optim.Adam itself imports the compiler, which takes seconds."""
+    """torch's fused Adam, by its functional form: torch.optim.Adam itself imports the compiler, which takes 1.5 s."""
 
     def __init__(self, parameters):
         self.parameters = list(parameters)
@@ -62,6 +349,11 @@ class Adam:
         adam(self.parameters, *state, lr=lr, **fixed)
         for p in self.parameters:
             p.grad = None
+
+    def moments(self, parameter):
+        """The running mean of a parameter's gradient, and of its square."""
+        i = next(i for i, p in enumerate(self.parameters) if p is parameter)
+        return self.means[i], self.squares[i]
 
     def state_dict(self):
         return dict(means=self.means, squares=self.squares, steps=self.steps)
@@ -81,14 +373,17 @@ class Trainer:
         self.pruner = Pruner(args.latent_dim, args, device)
         self.optimizer = Adam(self.model.parameters())
         self.batch = min(args.batch_size, len(self.train))
-        self.bf16 = args.precision == "bf16"
+        self.best = dict(val_rec=INF, epoch=-1, weights=None)  # since the last pruning; weights: with --keep best
 
     def autocast(self):
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.args.precision == "bf16")
 
     def w_v(self, epoch):
         n = self.args.polynomial_schedule_n
         return self.args.w_v * (min(1.0, epoch / n) ** self.args.polynomial_schedule_p if n else 1.0)
+
+    def volume(self, z):
+        return volume(self.pruner.batch_std(z), self.pruner.active, self.args.volume, self.args.eta)
 
     def steps(self, epoch, w_v):
         """The training steps of epoch `epoch` (from 0). Returns the means of rec, vol and total loss (3,), still on the device.
@@ -101,28 +396,70 @@ class Trainer:
         steps = len(self.train) // self.batch
         order = torch.randperm(len(self.train), generator=generator)[: steps * self.batch].view(steps, self.batch).to(self.device)
         lr = args.lr * (0.51 + 0.49 * math.cos(math.pi * epoch / args.n_epochs))  # cosine, down to 2 %
+        mirrored = torch.zeros(steps, self.batch, 1, 1, 1, dtype=torch.bool, device=self.device)
+        if args.mirror and args.problem == "photonics2d":
+            mirrored = (torch.rand(mirrored.shape, generator=generator) < 0.5).to(self.device)
         sums = torch.zeros(3, device=self.device)
         self.model.train()
-        for batch in order:
+        for batch, flip in zip(order, mirrored, strict=True):
             x = self.train[batch]
+            x = torch.where(flip, x.flip(3), x)
             with self.autocast():
                 z = self.model.encode(x)
                 self.pruner.update(z.detach())
                 rec = F.mse_loss(self.model.decode(self.pruner.mask(z)), x)
-            vol = volume(self.pruner.batch_std(z), args.eta)
+            vol = self.volume(z)
             loss = rec + w_v * vol
             loss.backward()
             self.optimizer.step(lr)
             sums += torch.stack((rec.detach(), vol.detach(), loss.detach()))
         return sums / steps
 
+    @torch.no_grad()
+    def rotate(self):
+        """Turn the active latents to the principal axes of the training designs, the largest variance first, in float64.
+
+        With latents of covariance V diag(l) V^T and R = V^T: the encoder's last layer W becomes R W, the decoder's first W R^T. The model
+        computes what it did, and an orthogonal map leaves the singular values, and so the Lipschitz bound. By Hadamard's inequality
+        prod_i std_i >= sqrt(det covariance), with equality on these axes alone: of all bases this one has the least volume.
+        Adam's means rotate likewise. Its mean squares do not rotate; R^2 gives those of gradients whose entries are uncorrelated.
+        """
+        active, encoder, decoder = self.pruner.active, self.model.encoder[-1], self.model.decoder[0]
+        self.model.eval()
+        with self.autocast():
+            z = torch.cat([self.model.encode(x) for x in self.train.split(256)])[:, active].double().cpu()  # not every GPU has float64
+        if not z.isfinite().all():
+            return
+        mean = z.mean(0)
+        values, vectors = torch.linalg.eigh((z - mean).T @ (z - mean) / len(z))
+        R = vectors.T.flip(0)  # (k, k), rows: axes
+
+        def turn(rows, R):  # the active ones of rows (latent_dim, ...)
+            rows[active] = (R @ rows[active].double().cpu()).to(rows)
+
+        turn(decoder.v, R)
+        for x in (encoder.weight, encoder.bias, decoder.weight.T):
+            parameter = x if isinstance(x, nn.Parameter) else decoder.weight
+            first, second = self.optimizer.moments(parameter)
+            first, second = (first, second) if parameter is x else (first.T, second.T)
+            turn(x, R)
+            turn(first, R)
+            turn(second, R.square())
+        self.pruner.turned(values.flip(0).clamp_min(0).sqrt(), R @ mean)
+
     def epoch(self, epoch):
-        """Train epoch `epoch`, validate, prune. Returns (row of metrics.csv, row of pruning.csv or None)."""
+        """Train epoch `epoch`, validate, rotate, prune. Returns (row of metrics.csv, row of pruning.csv or None)."""
         args, start, w_v = self.args, time.perf_counter(), self.w_v(epoch)
         losses = self.steps(epoch, w_v)
         val_rec, val_vol = self.validate(self.val)
         rec_loss, vol_loss, total_loss, val_rec, val_vol = torch.stack((*losses, val_rec, val_vol)).tolist()
+        if args.rotate_every and (epoch + 1) % args.rotate_every == 0:
+            self.rotate()
         proposal = self.pruner.step(epoch, val_rec)
+        if proposal and (proposal["pruned"] or proposal["restored"]):
+            self.best = dict(val_rec=INF, epoch=-1, weights=None)  # val_rec of this epoch was measured before
+        elif val_rec < self.best["val_rec"]:
+            self.best = dict(val_rec=val_rec, epoch=epoch, weights=self.weights() if args.keep == "best" else None)
         row = dict(epoch=epoch, rec_loss=rec_loss, vol_loss=vol_loss, total_loss=total_loss)
         row |= dict(val_rec=val_rec, val_vol_loss=val_vol, val_total_loss=val_rec + w_v * val_vol)
         row |= dict(active_dims=int(self.pruner.active.sum()), w_v=w_v, pruned=proposal["pruned"] if proposal else 0)
@@ -145,15 +482,20 @@ class Trainer:
     def validate(self, x):
         """Mean squared error and volume of designs x, as 0-d tensors."""
         z, images = self.reconstruct(x)
-        return F.mse_loss(images, x), volume(self.pruner.batch_std(z), self.args.eta)
+        return F.mse_loss(images, x), self.volume(z)
 
-    def state(self, epoch, best):
+    def weights(self):
+        """A copy of all that reconstruct() depends on."""
+        return copy.deepcopy(dict(model=self.model.state_dict(), pruner=self.pruner.state_dict()))
+
+    def state(self, epoch):
         parts = dict(model=self.model.state_dict(), optimizer=self.optimizer.state_dict(), pruner=self.pruner.state_dict())
-        return dict(**parts, epoch=epoch, best=best)
+        return dict(**parts, epoch=epoch, best=self.best)
 
     def load_state(self, state):
         for name in ("model", "optimizer", "pruner"):
             getattr(self, name).load_state_dict(state[name])
+        self.best = state["best"]
 
 
 def pca_errors(train, x):
@@ -171,7 +513,7 @@ def pca_errors(train, x):
     return (x.square().mean() - F.pad(explained.cumsum(0), (1, 0))).clamp_min(0)
 
 
-# ----------------------------------------------------------------------------------------------------------------------- main
+# ---- Main ---------------------------------------------------------------------------------------------------------------------
 
 
 class Stop:
@@ -195,11 +537,38 @@ def multiplies_bf16(device):
     return device.type == "cpu" and torch.cpu._is_amx_tile_supported()
 
 
+EPOCHS, STEPS = 100, 6000  # a run's length where n_epochs is not given: so many epochs, or as many as make so many steps if those are fewer
+WARM_UP = 400  # steps before the first pruning, where pruning_epoch is not given: photonics2d learns nothing in the first 100
+
+
+def schedule(args, n_train):
+    """Settle the flags that follow the number of training designs, where they were not given."""
+    steps = max(1, n_train // args.batch_size)  # an epoch
+    if args.n_epochs is None:
+        args.n_epochs = min(EPOCHS, math.ceil(STEPS / steps))
+    if args.pruning_epoch is None:
+        args.pruning_epoch = min(args.n_epochs // 2, max(args.n_epochs // 10, math.ceil(WARM_UP / steps)))
+    if args.polynomial_schedule_n is None:
+        args.polynomial_schedule_n = args.pruning_epoch
+    if args.strategy != "none" and args.pruning_epoch >= args.n_epochs:
+        print(f"warning: --pruning_epoch {args.pruning_epoch} is not before --n_epochs {args.n_epochs}: never prunes", file=sys.stderr)
+    elif args.strategy != "none" and args.pruning_epoch < args.polynomial_schedule_n:
+        n = args.polynomial_schedule_n
+        print(f"warning: --pruning_epoch {args.pruning_epoch} comes before w_v is reached (--polynomial_schedule_n {n})", file=sys.stderr)
+
+
 def settle(args):
     """Settle what `auto` means for device, precision and threads; returns the torch.device."""
-    if args.device == "auto":
-        args.device = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(args.device)
+    try:
+        available = {"cpu": True, "cuda": torch.cuda.is_available()}
+        if args.device == "auto":
+            args.device = "cuda" if available["cuda"] else "cpu"
+        device = torch.device(args.device)
+        if not available.get(device.type) or (device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()):
+            raise RuntimeError
+    except RuntimeError:
+        usable = ", ".join(["auto", *(name for name, there in available.items() if there)])
+        raise InputError(f"--device {args.device}: not usable here; allowed: {usable}") from None
     if args.precision == "auto":
         args.precision = "bf16" if multiplies_bf16(device) else "fp32"
     if args.threads:
@@ -208,33 +577,56 @@ def settle(args):
     return device
 
 
+def resolve(argv):
+    """The flags of this start, those of the run that it repeats or continues included. An agent that starts its run again means that run."""
+    args, stated = parse(argv), given(argv)
+    own = Path(args.out) / os.environ.get("WANDB_RUN_ID", "")
+    if "WANDB_RUN_ID" in os.environ and (own / "config.json").exists():
+        argv = [*argv, f"--resume={own}"]
+    elif args.config and args.resume not in (None, "auto"):
+        raise InputError(f"--config {args.config}: not together with --resume {args.resume}, which has a record of its own")
+    args = parse(argv)
+    if args.resume not in (None, "auto"):
+        return parse(argv, read_flags("resume", Path(args.resume) / "config.json"))
+    if args.config:
+        recorded = read_flags("config", args.config)
+        if "n_epochs" not in recorded and "n_epochs" not in stated:
+            text = "was made longer while it ran, and cannot be run again; to start afresh, give --n_epochs"
+            raise InputError(f"--config {args.config}: {text}")
+        return parse(argv, recorded)
+    return args
+
+
 def train(args):
     """Train a run to its end, or until it is stopped. Returns the exit code."""
-    designs = data.load(args.problem, args.data, args.toy_dims)
+    designs = data.load(args.problem, args.data, args.toy_dims, args.n_train)
     args.data = designs.fingerprint["source"] if args.data == "auto" else args.data
     if args.test and len(designs.test) < 2:
         raise InputError(f"--test: {len(designs.test)} designs in the test split of --data {args.data}; at least 2 are needed")
+    schedule(args, len(designs.train))
     folder, old = record.locate(args, designs.fingerprint)
     device = settle(args)
     if old and (status := record.status(folder)):
         record.tidy(folder)  # killed after its summary
         print(f"{folder}: this run is {status} already")
         return 3 if status == "diverged" else 0
-    warn(args)
     stop = Stop()
     run, config = record.open_run(folder, old, args, designs.fingerprint, device)
     trainer = Trainer(args, designs, device)
-    state = run.restore(device) if old else None
+    first = 0
+    if old and (state := run.restore(device)):
+        trainer.load_state(state)
+        first = state["epoch"] + 1
+        print(f"{config['name']}: continuing at epoch {first + 1}", flush=True)
     wandb, code = record.NoWandb(), 4
     try:
         wandb = record.open_wandb(args, run, config)
-        code, summary = fit(args, trainer, run, config, state, wandb, stop)
-        if summary:
+        code, cause, epoch = fit(trainer, run, wandb, stop, first)
+        summary = dict(status="diverged" if cause else "finished", cause=cause, id=run.id, name=config["name"], epoch=epoch)
+        if code in (0, 3):
             if code == 0:
-                summary |= conclude(args, trainer, designs, run)
-                if math.isinf(summary["best_val_rec"]):  # pruned in the very last epoch
-                    summary |= dict(best_val_rec=summary["val_rec"], best_epoch=summary["epoch"])
-                wandb.images(run.folder / "figures", summary["epoch"])
+                summary |= conclude(trainer, designs, run)
+                wandb.images(run.folder / "figures", epoch)
             run.finish(summary, wandb, code)
             report(run, summary, args.latent_dim)
         else:
@@ -249,67 +641,69 @@ def train(args):
     return code
 
 
-def fit(args, trainer, run, config, state, wandb, stop):
-    """The epochs. Returns (exit code, summary), the summary None if the run was stopped."""
-    first, best = 0, (math.inf, -1)
-    if state:
-        trainer.load_state(state)
-        first, best = state["epoch"] + 1, tuple(state["best"])
-        print(f"{config['name']}: continuing at epoch {first}", flush=True)
+def fit(trainer, run, wandb, stop, first):
+    """The epochs from `first` on. Returns (exit code, why it diverged or None, last epoch)."""
+    args = trainer.args
     bar = tqdm(total=args.n_epochs, initial=first, disable=not sys.stderr.isatty(), bar_format="{percentage:3.0f}%|{bar:20}| {desc}")
     started = saved = time.monotonic()
     for epoch in range(first, args.n_epochs):
         row, proposal = trainer.epoch(epoch)
         if not all(math.isfinite(row[key]) for key in ("rec_loss", "vol_loss", "total_loss", "val_rec")):
-            cause = f"epoch {epoch}: rec_loss {row['rec_loss']}, vol_loss {row['vol_loss']}, val_rec {row['val_rec']}"
-            summary = dict(status="diverged", cause=cause, id=run.id, name=config["name"], epoch=epoch)
-            return 3, summary
+            return 3, f"epoch {epoch}: rec_loss {row['rec_loss']}, vol_loss {row['vol_loss']}, val_rec {row['val_rec']}", epoch
         run.append("metrics.csv", row)
         if proposal:
             run.append("pruning.csv", proposal)
-        if row["pruned"]:
-            best = (math.inf, -1)  # the best after the last pruning: val_rec of this epoch was measured before it
-        elif row["val_rec"] < best[0]:
-            best = (row["val_rec"], epoch)
         wandb.log(row)
         eta = (time.monotonic() - started) / (epoch - first + 1) * (args.n_epochs - epoch - 1)
-        line = (
-            f"epoch {epoch + 1:5d}/{args.n_epochs}  val_rec {row['val_rec']:.6f}  vol {row['vol_loss']:.5f}  dims {row['active_dims']:4d}"
-        )
-        line += f"  pruned {row['pruned']:3d}  {row['epoch_seconds']:6.2f} s/epoch  ETA {datetime.timedelta(seconds=round(eta))}"
+        line = f"epoch {epoch + 1:5d}/{args.n_epochs}  val_rec {row['val_rec']:.6f}  vol {row['vol_loss']:.5f}  "
+        line += f"dims {row['active_dims']:4d}  pruned {row['pruned']:3d}  {row['epoch_seconds']:6.2f} s/epoch  "
+        line += f"ETA {datetime.timedelta(seconds=round(eta))}"
         bar.set_description_str(line, refresh=False)
         bar.update()
         if bar.disable:
             print(line, flush=True)
         if args.figure_every and (epoch + 1) % args.figure_every == 0:
-            figures.draw(trainer, run.folder)
+            draw(trainer, run.folder)
             wandb.images(run.folder / "figures", epoch)
         last = epoch + 1 == args.n_epochs
         due = (epoch + 1) % args.checkpoint_every == 0 if args.checkpoint_every else time.monotonic() - saved > 60
         if (due or stop.code) and not last:
-            run.checkpoint(trainer.state(epoch, best))
+            run.checkpoint(trainer.state(epoch))
             saved = time.monotonic()
         if stop.code and not last:
             bar.close()
-            return stop.code, None
+            return stop.code, None, epoch
     bar.close()
-    keys = ("epoch", "rec_loss", "val_rec", "val_vol_loss", "val_total_loss")
-    summary = dict(status="finished", cause=None, id=run.id, name=config["name"], **{key: row[key] for key in keys})
-    return 0, summary | dict(active_dims=int(trainer.pruner.active.sum()), best_val_rec=best[0], best_epoch=best[1])
+    return 0, None, args.n_epochs - 1
 
 
-def conclude(args, trainer, designs, run):
-    """What is measured once, at the end: PCA at the same dims, the test error, the figures, the model. Returns entries of the summary."""
+def draw(trainer, folder):
+    import figures
+
+    figures.draw(trainer, folder)
+
+
+def conclude(trainer, designs, run):
+    """What is measured once, at the end, on the weights that are kept. Returns the entries of the summary."""
+    args, metrics = trainer.args, record.read_csv(run.folder / "metrics.csv")
+    last_val_rec, best = trainer.validate(trainer.val)[0].item(), trainer.best
+    if best["weights"]:
+        trainer.model.load_state_dict(best["weights"]["model"])
+        trainer.pruner.load_state_dict(best["weights"]["pruner"])
     val_rec, val_vol = (value.item() for value in trainer.validate(trainer.val))  # after the last pruning
-    pca = pca_errors(designs.train, designs.val)
-    pca = pca[min(int(trainer.pruner.active.sum()), len(pca) - 1)].item()
-    seconds = [float(line.rsplit(",", 1)[1]) for line in (run.folder / "metrics.csv").read_text().splitlines()[1:]]
-    summary = dict(val_rec=val_rec, val_vol_loss=val_vol, val_total_loss=val_rec + trainer.w_v(args.n_epochs - 1) * val_vol)
+    dims, pca = int(trainer.pruner.active.sum()), pca_errors(designs.train, designs.val)
+    pca = pca[min(dims, len(pca) - 1)].item()
+    summary = dict(rec_loss=float(metrics["rec_loss"].iloc[best["epoch"] if best["weights"] else -1]), val_rec=val_rec)
+    summary |= dict(val_vol_loss=val_vol, val_total_loss=val_rec + trainer.w_v(args.n_epochs - 1) * val_vol, active_dims=dims)
+    summary |= dict(last_val_rec=last_val_rec)
+    # Pruned in the very last epoch: no epoch has the dimensions that are left
+    found = math.isfinite(best["val_rec"])
+    summary |= dict(best_val_rec=best["val_rec"] if found else val_rec, best_epoch=best["epoch"] if found else args.n_epochs - 1)
     summary |= dict(pca_rec=pca, pca_ratio=val_rec / pca if pca else None, prune_events=trainer.pruner.events)
-    summary |= dict(seconds=round(sum(seconds), 1), metrics_sha256=run.metrics_digest())
+    summary |= dict(seconds=round(metrics["epoch_seconds"].astype(float).sum(), 1), metrics_sha256=run.metrics_digest())
     if args.test:
         summary["test_rec"] = trainer.validate(designs.test.to(trainer.device))[0].item()
-    figures.draw(trainer, run.folder)
+    draw(trainer, run.folder)
     if args.save_model:
         z, _ = trainer.reconstruct(trainer.train)
         buffer = io.BytesIO()
@@ -323,15 +717,15 @@ def report(run, summary, dims):
     if summary["status"] == "diverged":
         print(f"diverged: {summary['cause']}; a smaller --lr may help", file=sys.stderr)
         return
-    ratio = f" (ratio {summary['pca_ratio']:.3g})" if summary["pca_ratio"] else ""
     print(f"\n{summary['name']}: {summary['active_dims']} of {dims} latent dimensions kept, val_rec {summary['val_rec']:.3g}")
+    ratio = f" (ratio {summary['pca_ratio']:.3g})" if summary["pca_ratio"] else ""
     print(f"PCA with as many dimensions: {summary['pca_rec']:.3g}{ratio}")
-    print(f"record   {run.folder}\nfigures  {run.folder / 'figures'}")
+    print(f"run      {run.folder}\nfigures  {run.folder / 'figures'}")
 
 
 def main(argv=None):
     try:
-        return train(parse(sys.argv[1:] if argv is None else argv))
+        return train(resolve(sys.argv[1:] if argv is None else argv))
     except InputError as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 2
