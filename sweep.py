@@ -729,7 +729,7 @@ class Queue:
     def is_alive(self, trial):
         """Whether a run's holder lives. Of one that shares our kernel and folder its lock tells; of others the beat."""
         held = trial.user_attrs["held"]
-        here = held["where"] == self.me["where"]
+        here = held.get("where") == self.me["where"]
         return is_locked(self.folder / "held" / str(trial.number)) if here else time.time() - held["beat"] < GRACE
 
     @patient
@@ -741,7 +741,7 @@ class Queue:
             trials = self.trials()  # once: each look at a database costs many queries
             running = [t for t in trials if t.state == TrialState.RUNNING]
             for trial in running:  # the database took our claim, and its answer was lost
-                if trial.user_attrs["held"]["token"] == self.me["token"]:
+                if trial.user_attrs["held"].get("token") == self.me["token"]:
                     return self._take(trial)
             for trial in (t for t in running if not self.is_alive(t)):
                 died = "its agent died ({host}, pid {pid})".format(**trial.user_attrs["held"])
@@ -782,7 +782,7 @@ class Queue:
     def is_ours(self, trial):
         """Whether we still hold a run. False: we were taken for dead (suspended), and another agent has the run."""
         now = self.get(trial)
-        return now.state == TrialState.RUNNING and now.user_attrs["held"]["token"] == self.me["token"]
+        return now.state == TrialState.RUNNING and now.user_attrs["held"].get("token") == self.me["token"]
 
     def beat(self, trial):
         """Say that this agent lives. False: the run is no longer its own."""
@@ -835,27 +835,27 @@ class WandbQueue(Queue):
         self.agent, self.mine, self.asked, self.over = None, None, -math.inf, False
 
     def _heartbeat(self, *running):
-        """Tell the server which runs are at work, at most every 5 s, as `wandb agent` does. Returns its commands."""
+        """Tell the server which runs this agent works on. Returns the server's commands."""
         import wandb
         from wandb.apis.public.sweeps import _agent_heartbeat, _register_agent
 
-        if time.monotonic() < self.asked + 5:
-            return []
         if self.agent is None:
             self.api, (entity, project, name) = wandb.Api(), self.sweep["path"].split("/")
             where = {"sweep_id": name, "project": project, "entity": entity}
             self.agent = _register_agent(self.api, platform.node(), **where)["id"]
-        self.asked = time.monotonic()
         return _agent_heartbeat(self.api, self.agent, {}, dict.fromkeys(running, True))
 
     def _ask(self, runs):
-        for command in [] if self.over else self._heartbeat():
+        if self.over or time.monotonic() < self.asked + 5:  # as often as `wandb agent` asks
+            return None
+        for command in self._heartbeat():
             self.over |= command["type"] == "exit"
             if command["type"] in ("run", "resume"):
                 self.mine = command["run_id"]
                 run = {"id": self.mine, "point": {k: v["value"] for k, v in command["args"].items()}}
                 self.study.add_trial(create_trial(state=TrialState.WAITING, user_attrs={"run": run}))
                 return self._take(self.trials(TrialState.WAITING)[-1])
+        self.asked = time.monotonic()
 
     def beat(self, trial):
         run_id = trial.user_attrs["run"]["id"]

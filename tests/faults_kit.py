@@ -1,12 +1,14 @@
-"""Faults, injected for real, for test_faults.py (a few of each) and soak_faults.py (many): each function injects one kind.
+"""Faults, injected for real, for test_faults.py: each function injects one kind, `times` times.
 
-They work in the current folder, on a small run in a process of its own, and return a list of what was lost against an undisturbed run.
+They work in the current folder, on a small run in a process of its own, and return what was lost against an undisturbed
+run: [] if nothing was.
 """
 
 import contextlib
 import csv
 import json
 import os
+import random
 import select
 import shutil
 import signal
@@ -22,19 +24,23 @@ import torch
 from conftest import ROOT
 from wandb_server import serve
 
-CLEAN = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")} | {"NETRC": os.devnull, "OMP_NUM_THREADS": "1"}
-# Some seconds of toy designs that prune at several epochs, with a checkpoint at every second one
-EPOCHS = 24
-TOY = ["--problem=toy", "--latent_dim=8", "--batch_size=512", "--pruning_epoch=2", "--polynomial_schedule_n=2", "--strategy=lognorm"]
-TOY += ["--percentile=0.4", "--safeguards=none", "--max_prune_per_epoch=1", "--cooldown_epochs=3", "--threads=1", "--checkpoint_every=2"]
-TOY += ["--save_model", "--test", f"--n_epochs={EPOCHS}"]
+CLEAN = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")} | {
+    "NETRC": os.devnull,
+    "OMP_NUM_THREADS": "1",
+}
+EPOCHS = 24  # some seconds of toy designs that prune at several epochs, with a checkpoint at every second one
+TOY = f"""--problem=toy --latent_dim=8 --batch_size=512 --pruning_epoch=2 --polynomial_schedule_n=2 --strategy=lognorm
+    --percentile=0.4 --safeguards=none --max_prune_per_epoch=1 --cooldown_epochs=3 --threads=1 --checkpoint_every=2
+    --save_model --test --n_epochs={EPOCHS}""".split()
 TRAIN = [sys.executable, str(ROOT / "train.py")]
 
 
 def start(name, *flags, env=CLEAN):
     """Start run `name`, or continue it, as an agent would: by its id."""
     command = [*TRAIN, *TOY, "--wandb=disabled", *flags]
-    return subprocess.Popen(command, env={**env, "WANDB_RUN_ID": name}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, env={**env, "WANDB_RUN_ID": name}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 def end(process, *codes):
@@ -70,7 +76,7 @@ def wait_for(condition, process=None, seconds=600):
 
 
 def training(name, more, *flags, env=CLEAN):
-    """Start run `name`, or continue it, and wait until it has trained `more` epochs more, or has ended. Returns the process."""
+    """Start run `name`, or continue it, and wait until it has trained `more` epochs or ended. Returns its process."""
     until = epochs(name) + more
     process = start(name, *flags, env=env)
     wait_for(lambda: epochs(name) > until, process)
@@ -78,32 +84,33 @@ def training(name, more, *flags, env=CLEAN):
 
 
 def lost(name, runs=Path("runs")):
-    """What run `name` lacks or has otherwise than the undisturbed one: cells of its CSV files, its summary, model, and file names."""
+    """What run `name` lacks or has otherwise than the undisturbed one: cells of its tables, summary, model, files."""
     a, b, differences = whole(), runs / name, []
     if not (b / "summary.json").exists():
         return [f"{name}: not finished"]
     for file in ("metrics.csv", "pruning.csv"):
-        with open(a / file) as one, open(b / file) as other:
-            one, other = list(csv.DictReader(one)), list(csv.DictReader(other))
+        one, other = (list(csv.DictReader((folder / file).read_text().splitlines())) for folder in (a, b))
         differences += [f"{name}: {len(other)} rows in {file}"] * (len(one) != len(other))
         for x, y in zip(one, other, strict=False):
-            differences += [f"{name}: {file} row {x['epoch']} {key}" for key in x if key != "epoch_seconds" and x[key] != y[key]]
+            differences += [f"{name}: {file} row {x['epoch']} {k}" for k in x if k != "epoch_seconds" and x[k] != y[k]]
     one, other = (json.loads((folder / "summary.json").read_text()) for folder in (a, b))
-    differences += [
-        f"{name}: summary {key}" for key in one | other if key not in ("id", "name", "seconds") and one.get(key) != other.get(key)
-    ]
+    changed = [k for k in one | other if k not in ("id", "name", "seconds") and one.get(k) != other.get(k)]
+    differences += [f"{name}: summary {key}" for key in changed]
     one, other = (torch.load(folder / "model.pt", weights_only=True) for folder in (a, b))
-    differences += [f"{name}: model {key}" for key, value in one["state"].items() if not torch.equal(value, other["state"][key])]
-    one, other = ({str(p.relative_to(f)) for p in f.rglob("*") if "wandb" not in p.relative_to(f).parts} for f in (a, b))
+    weights = one["state"].items()
+    differences += [f"{name}: model {k}" for k, value in weights if not torch.equal(value, other["state"][k])]
+    one, other = (
+        {str(p.relative_to(f)) for p in f.rglob("*") if "wandb" not in p.relative_to(f).parts} for f in (a, b)
+    )
     return differences + [f"{name}: file {path}" for path in sorted(one ^ other)]
 
 
-# ------------------------------------------------------------------------------------------------------------------- signals
+# ------------------------------------------------------------------------------------------------------------- signals
 
 
-def kills(times, rng):
-    """kill -9 at random moments, from the start of Python to the last figure; each run is continued until it is finished."""
-    gone, left, n = [], times, 0
+def kills(times, seed=0):
+    """kill -9 at random moments, from the start of Python to the last figure; each run is continued to its end."""
+    gone, left, n, rng = [], times, 0, random.Random(seed)
     while left:
         name, n = f"killed{n}", n + 1
         while not (Path("runs", name) / "summary.json").exists():
@@ -119,14 +126,13 @@ def kills(times, rng):
     return gone
 
 
-def stopped_in_a_checkpoint(numbers):
-    """These signals, each while a checkpoint is being written: the process is frozen, and gets the signal if a part is there."""
+def stopped_in_a_checkpoint(times, number):
+    """A signal while a checkpoint is being written: the process is frozen, and gets the signal if a part is there."""
     gone = []
-    for i, number in enumerate(numbers):
-        name = f"writing-{number.name}-{i}"
-        part = Path("runs", name, "checkpoint.new.pt.tmp")
-        process = start(name, "--checkpoint_every=1")
-        while True:
+    for i in range(times):
+        name, hit = f"writing-{number.name}-{i}", False
+        part, process = Path("runs", name, "checkpoint.new.pt.tmp"), start(name, "--checkpoint_every=1")
+        while not hit:
             assert wait_for(part.exists, process), f"{name}: ended before a checkpoint was seen"
             process.send_signal(signal.SIGSTOP)
             os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
@@ -134,8 +140,6 @@ def stopped_in_a_checkpoint(numbers):
             if hit:
                 process.send_signal(number)
             process.send_signal(signal.SIGCONT)
-            if hit:
-                break
         end(process, -number if number == signal.SIGKILL else 128 + number)
         end(start(name, "--checkpoint_every=1"), 0)
         gone += lost(name)
@@ -158,31 +162,38 @@ def two_at_once(times):
     return gone
 
 
-# -------------------------------------------------------------------------------------------------------------- disks, files
+# -------------------------------------------------------------------------------------------------------- disks, files
 
 
 def may_mount():
-    """Whether this user may mount in a namespace of its own, where a mount ends with the process and nobody else sees it."""
+    """Whether this user may mount in a namespace of its own, where a mount ends with the process."""
     with contextlib.suppress(OSError):
-        return subprocess.run(["unshare", "-rm", "mount", "-t", "tmpfs", "none", "/mnt"], capture_output=True).returncode == 0
+        return (
+            subprocess.run(["unshare", "-rm", "mount", "-t", "tmpfs", "none", "/mnt"], capture_output=True).returncode
+            == 0
+        )
     return False
 
 
 def in_namespace(script):
     """Run lines of bash in a namespace of its own. `train NAME FLAGS` trains, and says on stdout how it ended."""
-    train = f'train() {{ WANDB_RUN_ID=$1 {" ".join(TRAIN + TOY)} --wandb=disabled "${{@:2}}"; echo "exit $?"; }}\n'
-    done = subprocess.run(["unshare", "-rm", "bash", "-c", train + script], env=CLEAN, capture_output=True, text=True, timeout=1200)
+    train = f'WANDB_RUN_ID=$1 {" ".join(TRAIN + TOY)} --wandb=disabled "${{@:2}}"'
+    command = ["unshare", "-rm", "bash", "-c", f'train() {{ {train}; echo "exit $?"; }}\n{script}']
+    done = subprocess.run(command, env=CLEAN, capture_output=True, text=True, timeout=1200)
     assert "Traceback" not in done.stderr, done.stderr
     return [int(line[5:]) for line in done.stdout.splitlines() if line.startswith("exit ")], done
 
 
-def full_disks(cases):
-    """(size, checkpoint_every): a disk of this size, in model.pt's, which fills up; exit code 4. Then there is room, and the run goes on.
+# (size of a disk in model.pt's, --checkpoint_every). A checkpoint takes 3: a disk of 1.5 is full in the first, of 4.5
+# in the second, of 7.5 in the third, while there are two; the last two have room for the one, but for no more.
+DISKS = [(7.5, 2), (0.004, 2), (0.5, 2), (1.5, 2), (3.5, 2), (4.5, 2), (6.5, 2), (8.5, 2), (3.1, EPOCHS // 2)]
+DISKS += [(3.6, EPOCHS // 2)]
 
-    A checkpoint takes 3: a disk of 1.5 is full in the first, of 4.5 in the second, of 7.5 in the third, while there are two.
-    """
+
+def full_disks(times):
+    """A disk that fills up; exit code 4. Then there is room, and the run goes on."""
     gone, unit = [], (whole() / "model.pt").stat().st_size
-    for i, (size, every) in enumerate(cases):
+    for i, (size, every) in enumerate(DISKS[:times]):
         train = f"train full{i} --checkpoint_every={every} > ../log 2>&1"
         script = f"mkdir disk; mount -t tmpfs -o size={int(size * unit)} none disk; cd disk; {train}; cat ../log\n"
         script += f"mount -o remount,size=1g .; {train}; tail -1 ../log; cp -r runs ..; cd ..; umount disk; rmdir disk"
@@ -201,7 +212,7 @@ def may_freeze():
 
 
 def read_only(times):
-    """The run's folder turns immutable while it trains: exit code 4. Then it can be written again, and the run goes on."""
+    """The run's folder turns immutable while it trains: exit code 4. Then it can be written, and the run goes on."""
     gone = []
     for i in range(times):
         name = f"readonly{i}"
@@ -216,29 +227,32 @@ def read_only(times):
     return gone
 
 
-def unreadable():
-    """Designs that cannot be read, by kind: (kind, exit code, stderr, whether anything was written)."""
-    whole = (ROOT / "samples/beams2d.npz").read_bytes()
-    Path("cut.npz").write_bytes(whole[: len(whole) // 2])
-    Path("flipped.npz").write_bytes(whole[:9999] + bytes([whole[9999] ^ 4]) + whole[10000:])
-    Path("empty.npz").write_bytes(b"")
+def unreadable(_times):
+    """Designs that cannot be read: exit code 2, one line on stderr, and nothing is written."""
+    gone, whole = [], (ROOT / "samples/beams2d.npz").read_bytes()
     Path("folder.npz").mkdir()
-    Path("forbidden.npz").write_bytes(whole)
+    flipped = whole[:9999] + bytes([whole[9999] ^ 4]) + whole[10000:]
+    kinds = {"cut": whole[: len(whole) // 2], "flipped": flipped, "empty": b"", "forbidden": whole}
+    for kind, content in kinds.items():
+        Path(f"{kind}.npz").write_bytes(content)
     Path("forbidden.npz").chmod(0)
-    for file in ("cut.npz", "flipped.npz", "empty.npz", "folder.npz", "forbidden.npz", "/proc/self/mem"):  # reading the last: EIO
-        # root reads what is forbidden, unless it gives up that right
-        drop = "-dac_override,-dac_read_search"
-        less = ["setpriv", "--bounding-set", drop, "--inh-caps", drop] if os.getuid() == 0 and shutil.which("setpriv") else []
+    drop = "-dac_override,-dac_read_search"  # root reads what is forbidden, unless it gives up that right
+    less = (
+        ["setpriv", "--bounding-set", drop, "--inh-caps", drop] if os.getuid() == 0 and shutil.which("setpriv") else []
+    )
+    for file in [f"{kind}.npz" for kind in [*kinds, "folder"]] + ["/proc/self/mem"]:  # reading the last: EIO
         command = [*less, *TRAIN, "--problem=beams2d", "--wandb=disabled", "--out=unread", f"--data={file}"]
         done = subprocess.run(command, env=CLEAN, capture_output=True, text=True, timeout=600)
-        yield file, done.returncode, done.stderr, Path("unread").exists()
+        said = done.stderr.startswith(f"train.py: --data {file}: ") and done.stderr.count("\n") == 1
+        gone += [] if said and done.returncode == 2 and not Path("unread").exists() else [f"{file}: {done.stderr}"]
+    return gone
 
 
-# ----------------------------------------------------------------------------------------------------------------------- W&B
+# ----------------------------------------------------------------------------------------------------------------- W&B
 
 
 class Proxy:
-    """Stands between W&B's client and its server, and breaks: hang() answers nothing, die() refuses connections, heal() mends.
+    """Stands between W&B's client and its server: hang() answers nothing, die() refuses connections, heal() mends.
 
     Bytes wait where they are while it hangs, and are lost, with their connections, when it dies: as with a real server.
     """
@@ -295,64 +309,82 @@ def faulty_server():
 
 
 def lost_on_wandb(name, server):
-    """Epochs of run `name` that the server does not have, after `wandb sync` of what stayed behind where it lacks any."""
+    """Epochs of run `name` that the server does not have, after `wandb sync` of what stayed behind if it lacks any."""
     folder = Path("runs", name)
 
     def missing():
         with open(folder / "metrics.csv") as file:
             mine = {(int(row["epoch"]), row["val_rec"]) for row in csv.DictReader(file)}
-        theirs = {(row["epoch"], f"{row['val_rec']:.9g}") for row in server.runs.get(name, {"history": []})["history"] if "val_rec" in row}
+        theirs = {
+            (row["epoch"], f"{row['val_rec']:.9g}")
+            for row in server.runs.get(name, {"history": []})["history"]
+            if "val_rec" in row
+        }
         return [f"{name}: epoch {epoch} on W&B" for epoch, _ in sorted(mine - theirs)]
 
     behind = sorted(map(str, folder.glob("wandb/offline-run-*")))
     if missing() and behind:
-        subprocess.run([sys.executable, "-m", "wandb", "sync", *behind], env={**CLEAN, **server.env}, capture_output=True, check=True)
+        subprocess.run(
+            [sys.executable, "-m", "wandb", "sync", *behind],
+            env={**CLEAN, **server.env},
+            capture_output=True,
+            check=True,
+        )
     return missing()
 
 
-def server_trouble(name, trouble, then=None, seconds=0):
-    """A run whose W&B server hangs or dies (`trouble`) after a few epochs; after some seconds `then`. Returns what was lost."""
-    with faulty_server() as (server, proxy):
-        process = training(name, 4, "--wandb=online", env={**CLEAN, **server.env})
-        getattr(proxy, trouble)()
-        if then:
-            time.sleep(seconds)
-            getattr(proxy, then)()
-        end(process, 0)
-        proxy.heal()
-        return lost(name) + lost_on_wandb(name, server)
+def server_trouble(times, trouble, then=None, seconds=0):
+    """A run whose W&B server hangs or dies (`trouble`) after a few epochs; after some seconds `then`."""
+    gone = []
+    for i in range(times):
+        with faulty_server() as (server, proxy):
+            name = f"server-{trouble}-{then}-{i}"
+            process = training(name, 4, "--wandb=online", env={**CLEAN, **server.env})
+            getattr(proxy, trouble)()
+            if then:
+                time.sleep(seconds)
+                getattr(proxy, then)()
+            end(process, 0)
+            proxy.heal()
+            gone += lost(name) + lost_on_wandb(name, server)
+    return gone
 
 
-def server_hangs_at_the_start(name):
+def server_hangs_at_the_start(times):
     """A W&B server that answers the first look at it, and then W&B's client nothing."""
-    with faulty_server() as (server, proxy):
-        process = start(name, "--wandb=online", env={**CLEAN, **server.env})
-        wait_for(lambda: len(proxy.pairs) > 1, process)
-        proxy.hang()
-        end(process, 0)
-        proxy.heal()
-        return lost(name) + lost_on_wandb(name, server)
+    gone = []
+    for i in range(times):
+        with faulty_server() as (server, proxy):
+            process = start(f"start{i}", "--wandb=online", env={**CLEAN, **server.env})
+            wait_for(lambda: len(proxy.pairs) > 1, process)
+            proxy.hang()
+            end(process, 0)
+            proxy.heal()
+            gone += lost(f"start{i}") + lost_on_wandb(f"start{i}", server)
+    return gone
 
 
-def killed_with_wandb(name, mode, times):
-    """kill -9 of a run that W&B logs `online` or `offline`, some epochs after each start; W&B has all epochs in the end."""
-    with faulty_server() as (server, _):
-        env = {**CLEAN, **server.env, "WANDB_MODE": mode}
-        for _ in range(times):
-            process = training(name, 5, "--wandb=auto", env=env)
-            process.kill()
-            end(process, -signal.SIGKILL)
-        end(start(name, "--wandb=auto", env=env), 0)
-        return lost(name) + lost_on_wandb(name, server)
+def killed_with_wandb(times, mode, file=None):
+    """kill -9 of a run that W&B logs `online` or `offline`, some epochs after each start, or as its `file` appears."""
+    gone, names = [], [f"ends-{mode}-{file}-{i}" for i in range(times)] if file else [f"killed-{mode}"]
+    for name in names:
+        with faulty_server() as (server, _):
+            env = {**CLEAN, **server.env, "WANDB_MODE": mode}
+            for _ in range(1 if file else times):
+                process = start(name, "--wandb=auto", env=env) if file else training(name, 5, "--wandb=auto", env=env)
+                assert not file or wait_for(Path("runs", name, file).exists, process), f"{name}: ended without {file}"
+                process.kill()
+                end(process, -signal.SIGKILL)
+            end(start(name, "--wandb=auto", env=env), 0)
+            gone += lost(name) + lost_on_wandb(name, server)
+    return gone
 
 
-def killed_as_it_ends(name, mode, file):
-    """kill -9 at the moment at which `file` of run `name` appears, which W&B logs `online` or `offline`; W&B has all epochs in the end."""
-    with faulty_server() as (server, _):
-        env = {**CLEAN, **server.env, "WANDB_MODE": mode}
-        process = start(name, "--wandb=auto", env=env)
-        assert wait_for(Path("runs", name, file).exists, process), f"{name}: ended without {file}"
-        process.kill()
-        end(process, -signal.SIGKILL)
-        end(start(name, "--wandb=auto", env=env), 0)
-        return lost(name) + lost_on_wandb(name, server)
+def wandb_process_dies(_times):
+    """W&B's own process is killed beside the run, which goes on without it."""
+    process = start("orphan", "--wandb=offline")
+    wait_for(lambda: epochs("orphan") > 3, process)
+    for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
+        os.kill(int(child), signal.SIGKILL)
+    assert "W&B: its client died" in end(process, 0)
+    return lost("orphan")

@@ -1,7 +1,7 @@
-"""The local queue in large numbers, on the file journal and on PostgreSQL. Minutes: `make soak`, or pytest tests/soak_sweep.py
+"""The local queue in large numbers, on the file journal and on PostgreSQL. Minutes: `make soak`, or pytest here.
 
-PostgreSQL is started for the test from the programs that Debian's package `postgresql` installs; without them, or without psycopg, its
-tests are skipped.
+PostgreSQL is started from the programs that Debian's package `postgresql` installs; without them, or without psycopg,
+its tests are skipped.
 """
 
 import os
@@ -9,6 +9,7 @@ import pwd
 import shutil
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -16,36 +17,41 @@ import sweep_kit
 from test_sweep_queue import bayes_is_exact, exactly_once, killed_agents
 
 
-def _program(name):
-    found = [shutil.which(name), *sorted(map(str, Path("/usr/lib/postgresql").glob(f"*/bin/{name}")))]
-    return next((path for path in found if path), None)
-
-
-@pytest.fixture(params=["journal", "postgresql"])
-def storage(request, here, monkeypatch):
-    """Where the queue is kept. PostgreSQL listens on a socket in a folder of its own, since it refuses to run as root."""
-    if request.param == "journal":
-        yield
-        return
+@pytest.fixture
+def postgresql(here, monkeypatch):
+    """A server on a socket in a folder of its own, as it refuses to run as root: what starts or stops it."""
     pytest.importorskip("psycopg", reason="no psycopg here; pip install 'psycopg[binary]'")
-    programs = [_program(name) for name in ("initdb", "pg_ctl")]
+    found = [sorted(map(str, Path("/usr/lib/postgresql").glob(f"*/bin/{name}"))) for name in ("initdb", "pg_ctl")]
+    programs = [shutil.which(name) or (found.pop(0) or [None])[-1] for name in ("initdb", "pg_ctl")]
     if None in programs:
         pytest.skip("no initdb and pg_ctl here; Debian: apt install postgresql")
-    initdb, pg_ctl = programs
-    folder, user = Path(tempfile.mkdtemp(prefix="sweep-pg-")), {}
+    (initdb, pg_ctl), folder, user = programs, Path(tempfile.mkdtemp(prefix="sweep-pg-")), {}
     if os.getuid() == 0:
         user = {"user": [entry.pw_name for entry in pwd.getpwall() if entry.pw_name in ("postgres", "nobody")][-1]}
         shutil.chown(folder, user["user"])
-    run = {"check": True, "stdout": subprocess.DEVNULL, "cwd": folder, **user}
-    subprocess.run([initdb, "-D", folder / "data", "-U", "sweep", "-A", "trust"], **run)
-    options = f"-c listen_addresses='' -k {folder} -c fsync=off"
-    subprocess.run([pg_ctl, "-D", folder / "data", "-o", options, "-l", folder / "log", "-w", "start"], **run)
-    url = f"postgresql+psycopg://sweep@/postgres?host={folder}"
-    create = sweep_kit.create
+
+    def run(*command):
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=folder, **user)
+
+    def control(how):
+        options = (
+            ["-o", f"-c listen_addresses='' -k {folder} -c fsync=off", "-l", folder / "log"] if how == "start" else []
+        )
+        run(pg_ctl, "-D", folder / "data", *options, *(["-m", "immediate"] if how == "stop" else []), "-w", how)
+
+    run(initdb, "-D", folder / "data", "-U", "sweep", "-A", "trust")
+    control("start")
+    create, url = sweep_kit.create, f"postgresql+psycopg://sweep@/postgres?host={folder}"
     monkeypatch.setattr("test_sweep_queue.create", lambda *flags, **more: create("--storage", url, *flags, **more))
-    yield
-    subprocess.run([pg_ctl, "-D", folder / "data", "-m", "immediate", "stop"], **run)
+    yield control
+    control("stop")
     shutil.rmtree(folder)
+
+
+@pytest.fixture(params=["journal", "postgresql"])
+def storage(request, here):
+    """Where the queue is kept."""
+    return request.param == "journal" or request.getfixturevalue("postgresql")
 
 
 @pytest.mark.usefixtures("storage")
@@ -61,3 +67,18 @@ def test_runs_of_2_killed_agents_of_5_are_continued_and_come_out_equal():
 @pytest.mark.usefixtures("storage")
 def test_bayes_with_hyperband_makes_exactly_33_runs():
     bayes_is_exact(5, 33)
+
+
+def test_a_database_that_restarts_under_its_agents(postgresql):
+    from test_sweep_queue import create
+
+    made = create(nap=[0.1], seed=list(range(20)))
+    agents = sweep_kit.start_agents("--n", "3")
+    for _ in range(2):
+        sweep_kit.wait_until(lambda: len(sweep_kit.checkpoints()) == 3)
+        postgresql("stop")
+        time.sleep(6)
+        postgresql("start")
+    said = sweep_kit.end(agents)
+    assert "the database is away; trying again in" in said or "goes on without its queue" in said
+    assert sweep_kit.states(made) == {"COMPLETE": 20} and set(sweep_kit.starts().values()) == {1}

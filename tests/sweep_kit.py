@@ -1,4 +1,4 @@
-"""What the tests of the sweeps share: sweeps over the stub program, agents as processes, and what became of the runs."""
+"""What the tests of the sweeps share: sweeps over the stub program, agents as processes, and what became of runs."""
 
 import collections
 import csv

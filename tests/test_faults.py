@@ -1,66 +1,140 @@
-"""A few faults of each kind, injected for real: what a run loses is nothing. Many of them, and more kinds: soak_faults.py"""
+"""A few faults of each kind, injected for real into train.py: what a run loses is nothing. Many of them: `make soak`.
+
+soak_faults.py runs this file with SOAK=1: then each kind is injected many times, and what was injected, how often, and
+what was lost becomes a row of results/faults.md; pytest -k renews the rows of these kinds alone. SOAK=0.1 injects a
+tenth of each, for a trial, and prints the rows instead.
+"""
 
 import os
-import signal
+import re
 import subprocess
+import sys
+import time
+from datetime import date
 from pathlib import Path
+from signal import SIGINT, SIGKILL, SIGTERM
 
 import faults_kit as kit
 import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from test_fuzz import FLAG, VALUES
 
-namespace = pytest.mark.skipif(not kit.may_mount(), reason="this user may not mount, even in a namespace of its own")
-freezing = pytest.mark.skipif(not kit.may_freeze(), reason="this user may not make a folder immutable")
+import record
+
+SCALE = float(os.environ.get("SOAK", 0))  # 0: a few of each
+SEED = int(os.environ.get("SOAK_SEED", 0)) or time.time_ns() % 10**6  # other moments at each soak; the table says which
+TABLE = kit.ROOT / "results/faults.md"
+HEADER = f"""# Faults, and what was lost
+
+Written by `make soak` (tests/test_faults.py), a row by each kind of fault; it is not edited by hand. Each was injected
+for real into `train.py`, as a process of its own, training toy designs for {kit.EPOCHS} epochs. Each run was then
+continued to its end and compared with an undisturbed run of the same flags: every column of metrics.csv but
+`epoch_seconds`, pruning.csv, every number of summary.json, every weight of model.pt, and the names of the files, bit
+for bit; with W&B, every epoch's val_rec on the server, too.
+
+| fault | times | the process ended with | lost | day | seed |
+| --- | --- | --- | --- | --- | --- |
+"""
+
+
+def fuzz_in_process(times):
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--hypothesis-show-statistics"]
+    env = {**kit.CLEAN, "FUZZ": str(times)}
+    done = subprocess.run([*command, str(kit.ROOT / "tests/test_fuzz.py")], env=env, capture_output=True, text=True)
+    assert done.returncode == 0 and re.search(r"(\d+) passing", done.stdout), done.stdout
+    return []
+
+
+def fuzz_of_the_command_line(times):
+    @settings(
+        max_examples=times,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+        phases=[Phase.generate],
+        database=None,
+    )
+    @given(st.lists(st.tuples(FLAG, VALUES), max_size=2))
+    def run(pairs):
+        argv = [f"--{flag}={value}" for flag, value in pairs if "\0" not in value]
+        tiny = ["--n_epochs=1", "--latent_dim=4", "--problem=toy", "--wandb=disabled", "--threads=1", "--out=made_up"]
+        done = subprocess.run([*kit.TRAIN, *argv, *tiny], env=kit.CLEAN, capture_output=True, text=True, timeout=1200)
+        assert "Traceback" not in done.stderr and done.returncode in (0, 2, 3), (argv, done.stderr)
+        assert done.returncode != 2 or done.stderr.count("\n") == 1, (argv, done.stderr)
+        assert all((folder / "summary.json").exists() for folder in Path("made_up").glob("*"))
+
+    run()
+    return []
+
+
+FAULTS = []
+
+
+def fault(text, ending, few, many, function, *arguments, skip=None):
+    """A kind of fault: its row's text, how the process ends, how often it is injected in a test, and in a soak."""
+    marks = [pytest.mark.skipif(bool(skip), reason=skip or "")]
+    if SCALE or few:
+        FAULTS.append(pytest.param(text, ending, few, many, function, arguments, id=text[:40], marks=marks))
+
+
+fault("`kill -9` at random moments, from Python's start to the last figure", "-9", 0, 50, kit.kills, SEED)
+for number, ending in ((SIGTERM, "143"), (SIGINT, "130"), (SIGKILL, "-9")):
+    text, few = f"{number.name} while checkpoint.pt is being written", int(number == SIGTERM)
+    fault(text, ending, few, 5, kit.stopped_in_a_checkpoint, number)
+fault("two processes continue the same run at once", "0, and 2 for the one refused", 1, 5, kit.two_at_once)
+text = "disk full: a tmpfs with room for nothing, for a part of the first, second or third checkpoint, or of figures"
+fault(text, "4", 1, 10, kit.full_disks, skip=None if kit.may_mount() else "this user may not mount in a namespace")
+text = "the run's folder turns immutable while it trains (`chattr +i`)"
+fault(text, "4", 1, 3, kit.read_only, skip=None if kit.may_freeze() else "this user may not make a folder immutable")
+text = "designs cut short, bit-flipped, empty, a folder, forbidden, or with an I/O error"
+fault(text, "2, nothing written", 6, 6, kit.unreadable)
+for text, few, *trouble in (
+    ("hangs for 20 s and goes on", 0, "hang", "heal", 20),
+    ("dies and returns after some seconds", 1, "die", "heal", 20 if SCALE else 3),
+    ("dies, and is back only after the run", 0, "die"),
+    ("hangs, and is back only after the run", 0, "hang"),
+    ("hangs, then dies, and is back only after the run", 0, "hang", "die", 5),
+):
+    fault(f"W&B's server {text}", "0", few, 2, kit.server_trouble, *trouble)
+fault("W&B's server hangs while the run starts", "0", 0, 2, kit.server_hangs_at_the_start)
+fault("W&B's own process is killed beside the run", "0", 1, 1, kit.wandb_process_dies)
+for mode in ("online", "offline"):
+    fault(f"`kill -9` of a run that W&B logs {mode}", "-9", 0, 4, kit.killed_with_wandb, mode)
+    for file in ("summary.new.json", "summary.json"):
+        text = f"`kill -9` at the moment {file} appears, of a run that W&B logs {mode}"
+        fault(text, "-9", 0, 2, kit.killed_with_wandb, mode, file)
+text = "made-up flags, in process; besides, not counted: damaged .npz, .npy, .pt, .json and .yaml files"
+fault(text, "0, 2, 3 or 143; no traceback", 0, 2000, fuzz_in_process)
+fault("made-up flags, as commands", "0, 2 or 3", 0, 40, fuzz_of_the_command_line)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(request, tmp_path_factory):
+    """All tests of this file share a folder, and so the undisturbed run. A soak of everything starts its table anew."""
+    option = request.config.option
+    if SCALE >= 1 and not option.keyword and not any("::" in argument for argument in request.config.args):
+        TABLE.unlink(missing_ok=True)
     return tmp_path_factory.mktemp("faults")
 
 
-@pytest.fixture(autouse=True)
-def in_one_folder(folder, monkeypatch):
-    """All tests of this file share a folder, and so the undisturbed run."""
+@pytest.mark.parametrize("text, ending, few, many, inject, arguments", FAULTS)
+def test_nothing_is_lost(text, ending, few, many, inject, arguments, folder, monkeypatch):
     monkeypatch.chdir(folder)
+    times = max(1, round(many * SCALE)) if SCALE else few
+    lost = inject(times, *arguments)
+    said = f"{len(lost)} differences" if lost else "nothing"
+    line = f"| {text} | {times} | {ending} | {said} | {date.today()} | {SEED} |"
+    if SCALE >= 1:
+        old = [row for row in TABLE.read_text().splitlines() if row.startswith("| ")][2:] if TABLE.exists() else []
+        rows = {row.split(" | ")[0]: row for row in [*old, line]}
+        record.write_atomically(TABLE, HEADER + "\n".join(rows.values()) + "\n")
+    elif SCALE:
+        print(line)
+    assert lost == []
 
 
-def test_stopped_in_the_middle_of_a_checkpoint():
-    assert kit.stopped_in_a_checkpoint([signal.SIGTERM]) == []
-
-
-def test_two_processes_at_once():
-    assert kit.two_at_once(1) == []
-
-
-@namespace
-def test_a_full_disk():
-    assert kit.full_disks([(7.5, 2)]) == []
-
-
-@freezing
-def test_a_folder_that_turns_read_only():
-    assert kit.read_only(1) == []
-
-
-def test_a_full_disk_that_holds_the_log_too():
+def test_a_full_disk_that_holds_the_log_too(folder, monkeypatch):
+    monkeypatch.chdir(folder)
     with open("/dev/full", "w") as log:
         done = subprocess.run([*kit.TRAIN, *kit.TOY, "--wandb=disabled"], env=kit.CLEAN, stdout=log, stderr=log)
     assert done.returncode == 4
-
-
-def test_unreadable_designs():
-    for kind, code, error, written in kit.unreadable():
-        assert (code, written) == (2, False), (kind, error)
-        assert error.startswith(f"train.py: --data {kind}: ") and error.count("\n") == 1
-
-
-def test_a_wandb_server_that_dies_and_comes_back():
-    assert kit.server_trouble("dies", "die", "heal", 3) == []
-
-
-def test_wandbs_own_process_may_die():
-    process = kit.start("orphan", "--wandb=offline")
-    kit.wait_for(lambda: kit.epochs("orphan") > 3, process)
-    for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
-        os.kill(int(child), signal.SIGKILL)
-    assert "W&B: its client died" in kit.end(process, 0)
-    assert kit.lost("orphan") == []

@@ -1,4 +1,4 @@
-"""What must not go wrong quietly in a sweep: each test injects a fault, and looks at what is said, recorded and left."""
+"""What must not go wrong quietly in a sweep: each test injects a fault and looks at what is said and left."""
 
 import os
 import shutil
@@ -10,8 +10,22 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from sweep_kit import STUB, checkpoints, create, current, end, points, rows, start_agents, starts, states, trials
-from sweep_kit import wait_until, work, write
+from sweep_kit import (
+    STUB,
+    checkpoints,
+    create,
+    current,
+    end,
+    points,
+    rows,
+    start_agents,
+    starts,
+    states,
+    trials,
+    wait_until,
+    work,
+    write,
+)
 
 import sweep
 from lvae import InputError
@@ -97,7 +111,7 @@ def test_damaged_state_is_named_and_in_nobodys_way():
         journal.write_bytes(b"".join([*whole[:-2], line, *whole[-2:]]))
         for command in ("status", "agent", "stop"):
             assert f"line {len(whole) - 1} is damaged; head -n {len(whole) - 2} of it" in says(command, code=2)
-    journal.write_bytes(b"".join(whole[:-2]))  # as it advises: the run that was finished since is found, and not run again
+    journal.write_bytes(b"".join(whole[:-2]))  # as advised: the run that finished since is found, not run again
     assert work().count(" started: ") == 1 and states(made) == {"COMPLETE": 2} and set(starts().values()) == {1}
     journal.write_bytes(b"")
     assert "is gone or empty; create the sweep anew" in says("status", code=2)
@@ -138,7 +152,9 @@ def test_grids_are_counted_first_and_their_journal_grows_linearly(capsys):
 
 
 def test_a_file_that_says_something_twice_or_names_no_file_is_refused():
-    text = "program: {}\nmethod: grid\nmetric: {{name: val_rec}}\nname: {}\nparameters:\n  problem: {{value: toy}}\n  {}\n"
+    text = (
+        "program: {}\nmethod: grid\nmetric: {{name: val_rec}}\nname: {}\nparameters:\n  problem: {{value: toy}}\n  {}\n"
+    )
     cases = {"lr: {values: [1, 2, 1]}": "lr has a value twice", "lr: {value: 1}\n  lr: {value: 2}": "lr is given twice"}
     cases |= {"lr: {values: &a [1]}\n  seed: {values: *a}": "aliases", f"lr: {{values: {'[' * 2000}": "cannot be read"}
     for parameters, said in cases.items():
@@ -149,7 +165,9 @@ def test_a_file_that_says_something_twice_or_names_no_file_is_refused():
         assert "bad.yaml: name " in says("create", "bad.yaml", code=2)
     create(seed=[1, 2])
     write(seed=[2, 3])
-    assert f"warning: 1 of these points are also left in {current()['id']}" in says("create", "quick.yaml", "--backend=local")
+    assert f"warning: 1 of these points are also left in {current()['id']}" in says(
+        "create", "quick.yaml", "--backend=local"
+    )
     assert not Path("runs").exists()
 
 

@@ -261,7 +261,7 @@ def test_torn_line_of_the_journal_is_cut():
 
 
 def test_hyperband_decides_as_wandb_does():
-    """60 random sweeps: what W&B's own engine (PyPI sweeps 0.3.0) decided, recorded. Even runs run, odd ones are over."""
+    """60 random sweeps: what W&B's own engine (PyPI sweeps 0.3.0) decided. Even runs run, odd ones are over."""
     for min_iter, eta, strict, histories, stopped in json.loads((ROOT / "tests/hyperband_cases.json").read_text()):
         histories = [[float(c) for c in h] for h in histories]
         rule = {"min_iter": min_iter, "eta": eta, "strict": strict}

@@ -7,18 +7,15 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
 from conftest import ROOT
 from sweep_kit import (
     BASE,
     checkpoints,
     create,
-    current,
     end,
     rows,
     start_agents,
     starts,
-    states,
     wait_until,
     work,
     write,

@@ -1,10 +1,10 @@
-"""A loopback stand-in for W&B's server, enough for sweeps and runs in tests; the unmodified wandb client works against it.
+"""A loopback stand-in for W&B's server, enough for sweeps and runs in tests; the unmodified client works against it.
 
     with serve() as server: subprocess.run([...], env={**os.environ, **server.env}); server.runs["..."]["history"]
 
-Serves sweep creation and state, agents (register and heartbeat), runs (online, or uploaded by `wandb sync`), and what wandb.Api() reads
-back. Methods: grid, and bayes and random, both drawn at random. It is written from the client's side: where the real server's behaviour
-cannot be seen from the client, it does something plain. Listens on 127.0.0.1 only.
+Serves sweep creation and state, agents (register and heartbeat), runs (online, or uploaded by `wandb sync`), and what
+wandb.Api() reads back. Methods: grid, and bayes and random, both drawn at random. It is written from the client's side:
+where the real server's behaviour cannot be seen from there, it does something plain. Listens on 127.0.0.1 only.
 """
 
 import base64
@@ -66,7 +66,8 @@ class Server:
     @property
     def env(self):
         """What points an unmodified client here."""
-        return {"WANDB_BASE_URL": self.url, "WANDB_API_KEY": "0123456789" * 4, "WANDB_ERROR_REPORTING": "false", "WANDB_MODE": "online"}
+        env = {"WANDB_BASE_URL": self.url, "WANDB_API_KEY": "0123456789" * 4, "WANDB_ERROR_REPORTING": "false"}
+        return env | {"WANDB_MODE": "online"}
 
     def name(self):
         return "".join(self.rng.choice("abcdefghijklmnopqrstuvwxyz0123456789") for _ in range(8))
@@ -76,20 +77,21 @@ class Server:
 
     def run(self, name):
         if name not in self.runs:
-            run = dict(
-                id=b64("Run:v1:" + name), name=name, displayName=name, entity=ENTITY, project="uncategorized", sweep=None, agent=None
-            )
-            run |= dict(state="pending", config={}, exitcode=None, summary={}, history=[], console=[], files={}, stop=False)
+            run = dict(id=b64("Run:v1:" + name), name=name, displayName=name, entity=ENTITY, project="uncategorized")
+            run |= dict(sweep=None, agent=None, state="pending", config={}, exitcode=None, summary={}, history=[])
+            run |= dict(console=[], files={}, stop=False)
             self.runs[name] = run
         return self.runs[name]
 
     def project(self, project, entity):
-        return {"id": b64(f"Project:v1:{project}:{entity}"), "name": project, "entity": {"id": b64(f"Entity:{entity}"), "name": entity}}
+        owner = {"id": b64(f"Entity:{entity}"), "name": entity}
+        return {"id": b64(f"Project:v1:{project}:{entity}"), "name": project, "entity": owner}
 
     # ---- the client's GraphQL operations, by name; v: their variables
     def op_Viewer(self, v):
-        viewer = {"id": b64("User:1"), "flags": "{}", "entity": ENTITY, "admin": False, "email": "stub@localhost", "name": "stub"}
-        viewer |= {"username": "stub", "apiKeys": {"edges": []}, "deletedAt": None, "teams": {"edges": [{"node": {"name": ENTITY}}]}}
+        viewer = {"id": b64("User:1"), "flags": "{}", "entity": ENTITY, "admin": False, "email": "stub@localhost"}
+        viewer |= {"name": "stub", "username": "stub", "apiKeys": {"edges": []}, "deletedAt": None}
+        viewer |= {"teams": {"edges": [{"node": {"name": ENTITY}}]}}
         return {"viewer": viewer}
 
     op_GetDefaultEntity = op_GetViewer = op_Viewer
@@ -112,22 +114,23 @@ class Server:
         if config is not None:
             if config.get("method") not in ("grid", "random", "bayes") or not config.get("parameters"):
                 raise Refused("invalid sweep config: method or parameters")
-            if config["method"] == "grid" and any("value" not in p and "values" not in p for p in config["parameters"].values()):
+            grid = config["method"] == "grid"
+            if grid and any("value" not in p and "values" not in p for p in config["parameters"].values()):
                 raise Refused("invalid sweep config: a grid needs values")
-            unknown = set(config) - set(
-                ["name", "description", "program", "command", "method", "metric", "parameters", "early_terminate", "run_cap"]
-            )
+            known = ["name", "description", "program", "command", "method", "metric", "parameters", "early_terminate"]
+            unknown = set(config) - {*known, "run_cap"}
             if unknown - {"project", "entity"}:  # the schema of W&B's package sweeps 0.3.0 refuses other keys, too
                 raise Refused(f"invalid sweep config: additional properties {unknown}")
         if sweep is None:
             if v.get("id"):
                 raise Refused("sweep not found", 404)
             project, entity, name = v.get("projectName") or "uncategorized", v.get("entityName") or ENTITY, self.name()
-            sweep = dict(id=b64(f"Sweep:v1:{name}:{project}:{entity}"), name=name, project=project, entity=entity, state="RUNNING", next=0)
+            sweep = dict(id=b64(f"Sweep:v1:{name}:{project}:{entity}"), name=name, project=project, entity=entity)
+            sweep |= dict(state="RUNNING", next=0)
             self.sweeps[name] = sweep
             self.event("sweep created", sweep=name)
         if config is not None:
-            sweep |= {"text": v["config"], "config": config, "size": len(points(config)) if config["method"] == "grid" else None}
+            sweep |= {"text": v["config"], "config": config, "size": len(points(config)) if grid else None}
         sweep["state"] = v.get("state") or sweep["state"]
         self.event("sweep state", sweep=sweep["name"], state=sweep["state"])
         named = {"name": sweep["name"], "project": self.project(sweep["project"], sweep["entity"])}
@@ -139,23 +142,14 @@ class Server:
         sweep = self.sweeps.get(v.get("sweep") or v.get("name"))
         if sweep is None:
             return {"project": {"sweep": None}}
-        empty = ["description", "heartbeatAt", "bestLoss", "createdAt", "updatedAt", "controller", "scheduler", "controllerRunName"]
-        node = {
-            **dict.fromkeys(empty),
-            "id": sweep["id"],
-            "name": sweep["name"],
-            "method": sweep["config"]["method"],
-            "state": sweep["state"],
-        }
-        node |= {
-            "config": sweep["text"],
-            "earlyStopJobRunning": False,
-            "displayName": sweep["config"].get("name"),
-            "priorRuns": {"edges": []},
-        }
+        empty = ["description", "heartbeatAt", "bestLoss", "createdAt", "updatedAt", "controller", "scheduler"]
+        node = {**dict.fromkeys([*empty, "controllerRunName"]), "id": sweep["id"], "name": sweep["name"]}
+        node |= {"method": sweep["config"]["method"], "state": sweep["state"], "config": sweep["text"]}
+        node |= {"earlyStopJobRunning": False, "displayName": sweep["config"].get("name"), "priorRuns": {"edges": []}}
         runs = [r for r in self.runs.values() if r["sweep"] == sweep["name"]]
         node |= {"runCount": len(runs), "runCountExpected": sweep["size"]}
-        node["runs"] = {"pageInfo": {"hasNextPage": False, "endCursor": None}, "edges": [{"node": self.run_node(r)} for r in runs]}
+        edges, last = [{"node": self.run_node(r)} for r in runs], {"hasNextPage": False, "endCursor": None}
+        node["runs"] = {"pageInfo": last, "edges": edges}
         return {"project": {**self.project(sweep["project"], sweep["entity"]), "sweep": node}}
 
     op_SweepWithRuns = op_GetSweep = op_GetSweepLegacy = op_GetSweepState = op_SweepConfig = op_Sweep
@@ -194,25 +188,30 @@ class Server:
                 commands.append({"type": "exit"})
             else:
                 name, args = self.name(), {k: {"value": x} for k, x in point.items()}
-                self.run(name).update(
-                    sweep=sweep["name"], agent=agent["id"], config=dict(args), project=sweep["project"], entity=sweep["entity"]
-                )
+                run = dict(sweep=sweep["name"], agent=agent["id"], config=dict(args))
+                self.run(name).update(run, project=sweep["project"], entity=sweep["entity"])
                 agent["running"] = [name]
-                commands.append({"type": "run", "run_id": name, "id": name, "program": sweep["config"].get("program"), "args": args})
+                command = {"type": "run", "run_id": name, "id": name, "program": sweep["config"].get("program")}
+                commands.append(command | {"args": args})
                 self.event("run handed out", agent=agent["id"], run=name, point=point)
         elif not running and sweep["state"] in ("FINISHED", "CANCELED", "STOPPED"):
             commands.append({"type": "exit"})
         return {"agentHeartbeat": {"agent": {"id": agent["id"]}, "commands": json.dumps(commands)}}
 
     def op_UpsertBucket(self, v):
-        name = v.get("name") or next((r["name"] for r in self.runs.values() if r["id"] == v.get("id")), None) or self.name()
+        known = next((r["name"] for r in self.runs.values() if r["id"] == v.get("id")), None)
+        name = v.get("name") or known or self.name()
         inserted, run = name not in self.runs, self.run(name)
-        run |= {k: v[k] for k in ("project", "entity", "sweep", "displayName", "groupName", "notes", "tags") if v.get(k) is not None}
+        keys = ("project", "entity", "sweep", "displayName", "groupName", "notes", "tags")
+        run |= {k: v[k] for k in keys if v.get(k) is not None}
         if v.get("config"):
             run["config"] = json.loads(v["config"])
         run["summary"] |= json.loads(v.get("summaryMetrics") or "{}")
         run["state"] = "running"
-        bucket = {key: run[key] for key in ("id", "name", "displayName")} | {"description": None, "config": json.dumps(run["config"])}
+        bucket = {key: run[key] for key in ("id", "name", "displayName")} | {
+            "description": None,
+            "config": json.dumps(run["config"]),
+        }
         bucket |= {"sweepName": run["sweep"], "historyLineCount": len(run["history"])}
         bucket["project"] = self.project(run["project"], run["entity"])
         return {"upsertBucket": {"bucket": bucket, "inserted": inserted}}
@@ -220,16 +219,17 @@ class Server:
     def op_RunResumeStatus(self, v):
         run, bucket = self.runs.get(v.get("name")), None
         if run and run["history"]:
-            bucket = {
-                "id": run["id"],
-                "name": run["name"],
-                "config": json.dumps(run["config"]),
-                "summaryMetrics": json.dumps(run["summary"]),
+            bucket = {"id": run["id"], "name": run["name"], "displayName": run["displayName"], "tags": []}
+            bucket |= {"config": json.dumps(run["config"]), "summaryMetrics": json.dumps(run["summary"])}
+            bucket |= {
+                "logLineCount": len(run["console"]),
+                "historyLineCount": len(run["history"]),
+                "wandbConfig": "{}",
             }
-            bucket |= {"displayName": run["displayName"], "logLineCount": len(run["console"]), "historyLineCount": len(run["history"])}
-            bucket |= {"historyTail": json.dumps([json.dumps(run["history"][-1])]), "eventsTail": "[]", "eventsLineCount": 0}
-            bucket |= {"tags": [], "wandbConfig": "{}"}
-        return {"model": {"id": "m", "name": v.get("project"), "entity": {"id": "e", "name": v.get("entity") or ENTITY}, "bucket": bucket}}
+            tail = json.dumps([json.dumps(run["history"][-1])])
+            bucket |= {"historyTail": tail, "eventsTail": "[]", "eventsLineCount": 0}
+        entity = {"id": "e", "name": v.get("entity") or ENTITY}
+        return {"model": {"id": "m", "name": v.get("project"), "entity": entity, "bucket": bucket}}
 
     def op_RunStoppedStatus(self, v):
         stop = self.told_to_stop(self.runs.get(v.get("runId") or v.get("runName") or v.get("run")))
@@ -248,11 +248,13 @@ class Server:
 
     # ---- what wandb.Api() reads back
     def run_node(self, run):
-        node = {key: run[key] for key in ("id", "name", "displayName")} | {"sweepName": run["sweep"], "tags": run.get("tags") or []}
-        node |= {"state": run["state"], "config": json.dumps(run["config"]), "group": run.get("groupName"), "jobType": None, "commit": None}
-        node |= {"readOnly": False, "createdAt": "2026-01-01T00:00:00", "heartbeatAt": "2026-01-01T00:00:00", "description": None}
-        node |= {"notes": run.get("notes"), "systemMetrics": "{}", "summaryMetrics": json.dumps(run["summary"]), "projectId": 1}
-        node |= {"historyLineCount": len(run["history"]), "historyKeys": None, "exitcode": run["exitcode"]}
+        keys = {"group": "groupName", "notes": "notes", "tags": "tags"}
+        node = {key: run[key] for key in ("id", "name", "displayName", "state", "exitcode")}
+        node |= {key: run.get(name) for key, name in keys.items()} | {"sweepName": run["sweep"], "jobType": None}
+        node |= {"tags": node["tags"] or [], "config": json.dumps(run["config"]), "commit": None, "readOnly": False}
+        node |= {"createdAt": "2026-01-01T00:00:00", "heartbeatAt": "2026-01-01T00:00:00", "description": None}
+        node |= {"systemMetrics": "{}", "summaryMetrics": json.dumps(run["summary"]), "projectId": 1}
+        node |= {"historyLineCount": len(run["history"]), "historyKeys": None}
         return node | {"history": [json.dumps(h) for h in run["history"]], "user": {"name": "stub", "username": "stub"}}
 
     def op_Runs(self, v):
@@ -265,7 +267,8 @@ class Server:
         end = start + len(page)
         edges = [{"node": self.run_node(r), "cursor": str(end)} for r in page]
         info = {"endCursor": str(end), "hasNextPage": end < len(rows)}
-        return {"project": {"internalId": 1, "runCount": len(rows), "readOnly": False, "runs": {"edges": edges, "pageInfo": info}}}
+        found = {"runs": {"edges": edges, "pageInfo": info}}
+        return {"project": {"internalId": 1, "runCount": len(rows), "readOnly": False} | found}
 
     def op_Run(self, v):
         run = self.runs.get(v.get("name"))
@@ -281,7 +284,8 @@ class Server:
 
     def op_HistoryPage(self, v):
         rows = self.runs[v["run"]]["history"]
-        return {"project": {"run": {"history": [json.dumps(row) for row in rows if v["minStep"] <= row["_step"] < v["maxStep"]]}}}
+        page = [json.dumps(row) for row in rows if v["minStep"] <= row["_step"] < v["maxStep"]]
+        return {"project": {"run": {"history": page}}}
 
     def graphql(self, body):
         query, operation = body.get("query") or "", body.get("operationName")
@@ -367,9 +371,9 @@ class Handler(BaseHTTPRequestHandler):
             return self.send({"errors": [{"message": "user is not logged in"}]}, 401)
         with state.lock:
             try:
-                return self.send(
-                    state.file_stream(unquote(stream[3]), json.loads(data)) if stream else {"data": state.graphql(json.loads(data))}
-                )
+                if stream:
+                    return self.send(state.file_stream(unquote(stream[3]), json.loads(data)))
+                return self.send({"data": state.graphql(json.loads(data))})
             except Refused as error:
                 return self.send({"data": None, "errors": [{"message": str(error)}]}, error.status)
             except Exception as error:  # a bug here must not look like a flaky network
