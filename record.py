@@ -403,6 +403,8 @@ def read_csv(path):
         text = Path(path).read_text()
     except FileNotFoundError:
         return pandas.DataFrame()
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: not UTF-8") from None
     text = text[: text.rfind("\n") + 1]
     rows = list(csv.reader(io.StringIO(text)))
     if not rows:

@@ -32,7 +32,10 @@ import data
 import figures
 import record
 from data import InputError
-from flags import parse, parser  # noqa: F401  parser is for the sweeps
+from flags import DEFAULTS, parse, parser  # noqa: F401  parser is for the sweeps
+
+parser()
+LEGACY = {}  # TEMPORARY, until train.py brings its own
 from lvae import LVAE, compact
 from pruning import Pruner, volume
 
