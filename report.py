@@ -1,4 +1,4 @@
-"""Finished runs -> the answer to a sweep's question: one self-contained page, figures (PNG, SVG), tables (CSV, Markdown).
+"""Finished runs -> the answer to a sweep's question: one self-contained page, its figures and tables as files.
 
     python report.py --sweep 01 --runs runs                     # make report SWEEP=01 RUNS=runs
     python report.py --sweep 01 --runs results/01.csv           # the rows that agents keep
@@ -262,9 +262,9 @@ def header(name):
 
 
 def as_created(spec, own, notes):
-    """The sweep as sweep.py created it: PROBLEM=, SEEDS=, EPOCHS=, SET= narrow it, and .sweeps/ says how. Else its file.
+    """The sweep as created: PROBLEM=, SEEDS=, EPOCHS=, SET= narrow its file, and .sweeps/ says how. own: its runs.
 
-    own: runs made for it. Sweeps that differ only in problem and seed (03 makes one a problem) are read as one."""
+    Sweeps that differ only in problem and seed (03 makes one a problem) are read as one."""
     ids = sorted({run.sweep for run in own})
     with contextlib.suppress(KeyError, TypeError, AttributeError):
         wholes = [read_json(Path(".sweeps", slug(i), "sweep.json"))["config"] | {"name": ""} for i in ids]
@@ -304,7 +304,7 @@ def departures(file, runs):
 
 
 def stranger(run, specs):
-    """Why a run is no point of these sweeps: a name that nobody knows; where it names no sweep: another value; or ""."""
+    """Why a run is no point of these sweeps: an unknown name, or, if it names no sweep, another value; else ""."""
     for key, known in KNOWN.items():
         if run.flags.get(key) not in known:
             return f"unknown {key} {run.flags[key]:.60}"
@@ -316,12 +316,8 @@ def stranger(run, specs):
         for key, p in spec["parameters"].items():
             value, asked = run.flags.get(key, "None"), levels(spec, key)
             within = "min" in p and p["min"] <= number(value) <= p["max"]
-            if (
-                value != "None"
-                and key not in ("arm", "data", "save_model")
-                and not within
-                and not {"auto", value} & {*asked}
-            ):
+            free = key in ("arm", "data", "save_model") or value == "None" or {"auto", value} & {*asked}
+            if not free and not within:
                 wrong.append(f"{key} {value!s:.60} is not in this sweep")
         told.append("".join(wrong[-1:]))
     return told[0] if told and all(told) else ""
@@ -337,11 +333,11 @@ class Study:
         self.title, file, words = header(name)
         told = (words.get(key, "not stated in the YAML") for key in ("question", "hypothesis", "rule"))
         self.question, self.hypothesis, self.rule = told
-        percent = {
-            key: re.search(rf"{key} (\d+(?:\.\d+)?) ?%", self.rule) for key in ("(?:two-sided,|below)", "margin")
-        }
-        level, margin = (float(found[1]) / 100 if found else None for found in percent.values())
-        self.alpha, self.margin = level or ALPHA, math.log1p(margin or 0)
+        level, margin = (re.search(rf"{w} (\d+(?:\.\d+)?) ?%", self.rule) for w in ("(?:two-sided,|below)", "margin"))
+        self.alpha, self.margin = (
+            (float(level[1]) / 100 if level else ALPHA),
+            math.log1p(float((margin or "00")[1]) / 100),
+        )
         runs = [run for run in runs if run.owner in ("", name, *lent)]  # the others say that they are another sweep's
         self.spec = as_created(file, [run for run in runs if run.owner == name], self.notes)
         specs = [self.spec, *(header(other)[1] for other in lent)]
@@ -358,35 +354,29 @@ class Study:
                 | dict(arm=label(run.flags), status=run.status, owner=run.owner, run=run) for run in runs]  # fmt: skip
         needed = ["problem", "arm", "seed", "status", "owner", "run", "strategy", "n_epochs", "pruning_epoch", "w_v"]
         needed += [*RESULT_METRICS, *self.varied]
-        self.table = pd.DataFrame(
-            rows, columns=list(dict.fromkeys([*needed, "lowest", *(k for row in rows for k in row)]))
-        )
+        columns = dict.fromkeys([*needed, "lowest", *(key for row in rows for key in row)])
+        self.table = pd.DataFrame(rows, columns=list(columns))
         self.same_settings()
-        rank = self.table["run"].map(lambda run: (("broken", "stopped", "diverged", "running", "finished").index(run.status),
-                                                  run.started, run.where))  # fmt: skip
+        order = ("broken", "stopped", "diverged", "running", "finished")  # of several runs of a point the last is used
+        rank = self.table["run"].map(lambda run: (order.index(run.status), run.started, run.where))
         at = list({"problem", "arm", "seed", *self.varied} & {*self.table})
-        self.drop(
-            self.table.loc[rank.sort_values().index].duplicated(at, keep="last"),
-            "another run of the same point is used",
-        )
+        doubles = self.table.loc[rank.sort_values().index].duplicated(at, keep="last")
+        self.drop(doubles, "another run of the same point is used")
         for key in ("pruning_epoch", "w_v", *(key for key in self.varied if "min" in keys[key])):
             self.table[key] = pd.to_numeric(self.table[key], errors="coerce")
         self.problems = sorted(self.table["problem"].unique())
         order = [*LEVEL, "none"] if {arm.split()[0] for arm in self.table["arm"]} & {*LEVEL} else [*PROFILES]
         # the mildest level first: a larger one prunes more, except for the share of the variance that pca_cdf keeps
-        rank = {
-            arm: (order.index(s), number(v or 0) * (1 - 2 * (s == "pca_cdf")))
-            for arm in self.table["arm"]
-            for s, _, v in [arm.partition(" ")]
-        }
-        self.arms = sorted(rank, key=rank.get)
+        rank = {arm: (s, number(v or 0)) for arm in self.table["arm"] for s, _, v in [arm.partition(" ")]}
+        self.arms = sorted(
+            rank, key=lambda arm: (order.index(rank[arm][0]), rank[arm][1] * (-1) ** (rank[arm][0] == "pca_cdf"))
+        )
         self.frame = self.table[self.table["status"] == "finished"]
         self.done = list(self.frame["run"])
         # Runs made for another sweep answer, but are no points of this one. One that names none: by its arm
         own = [strategy_of(arm) for arm in levels(self.spec, "arm")]
-        borrowed = self.table["owner"].isin(lent) | (
-            self.table["owner"].eq("") & bool(lent) & ~self.table["arm"].isin(own)
-        )
+        owner, alien = self.table["owner"], ~self.table["arm"].isin(own) if lent else False
+        borrowed = owner.isin(lent) | (owner.eq("") & alien)
         self.own, self.borrowed = [*self.table[~borrowed]["run"], *self.broken], int(borrowed.sum())
         self.notes[:0] = departures(file, [run for run in self.own if run.status == "finished"])
         # how many points the sweep asks for; a search is created once a problem
@@ -400,16 +390,8 @@ class Study:
     def same_settings(self):
         """Keep runs that agree in every flag not varied: the YAML's value where some run has it, else the commonest."""
         in_arms = {key for arm in levels(self.spec, "arm") for key in arm}  # what an arm sets differs on purpose
-        skip = {
-            *self.varied,
-            *in_arms,
-            "arm",
-            "problem",
-            "seed",
-            "data",
-            "save_model",
-            *(LEVEL.values() if in_arms else ()),
-        }
+        skip = {*self.varied, *in_arms, "arm", "problem", "seed", "data", "save_model"}
+        skip |= {*LEVEL.values()} if in_arms else set()
         for key in dict.fromkeys([*self.spec["parameters"], *COMMON, *LEVEL.values(), *LEGACY]):
             if key in skip or key not in self.table:
                 continue
@@ -430,7 +412,7 @@ class Study:
     def on_common_seeds(self, problem, arms):
         """Seed x arm (those with runs): val_rec on a problem; and the mean dims of each arm over these seeds.
 
-        Only seeds that all of them have, if there is one: else an arm would look better for having run on easier ones."""
+        Only seeds that all of them have, if there is one: an arm must not look better for having run on easier ones."""
         mine = self.frame[self.frame["problem"] == problem]
         errors, dims = (mine.pivot(index="seed", columns="arm", values=m) for m in ("val_rec", "active_dims"))
         errors = errors[[arm for arm in arms if arm in errors]]
@@ -474,7 +456,7 @@ def paired(differences):
 
 
 def interval(values, log):
-    """Mean and 95 % t interval of values (n,); log (errors): the geometric mean, with the interval of the log's mean."""
+    """Mean and 95 % t interval of values (n,); log (for errors): geometric mean, and the interval on the log scale."""
     with np.errstate(all="ignore"):
         x = np.log(np.asarray(values, dtype=float)) if log else np.asarray(values, dtype=float)
     found = paired(x[np.isfinite(x)])[:3] if np.isfinite(x).any() else (np.nan,) * 3
@@ -497,7 +479,7 @@ def decide(low, high, p_holm, seeds, margin=0.0, alpha=ALPHA):
 
 
 def tested(samples, margin=0.0, alpha=ALPHA):
-    """Test samples, (a, b, differences (n,), seeds) each, as one family: a DataFrame, a row each, with p_holm, verdict."""
+    """Test samples, (a, b, differences (n,), seeds) each, as one family. A row each, with p_holm and verdict."""
     rows = [(a, b, len(d), s, *(paired(d) if len(d) else [np.nan] * 4)) for a, b, d, s in samples]
     found = pd.DataFrame(rows, columns=["a", "b", "n", "seeds", "mean", "low", "high", "p"])
     found = found.astype(dict.fromkeys(found.columns[4:], float))
@@ -521,7 +503,7 @@ def family(wide, comparisons, log=True, margin=0.0, alpha=ALPHA):
 def winner(logs):
     """Index of the lowest mean along the last axis of logs (..., arms, seeds), and p of "it beats every other arm".
 
-    As strong as its weakest comparison: the largest of the paired p-values, no correction within; 1: nothing to beat."""
+    As strong as its weakest comparison: the largest of the paired p-values; 1: nothing to beat."""
     logs = np.asarray(logs, dtype=float)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -534,7 +516,7 @@ def winner(logs):
 def instability(epoch, val_rec, start):
     """How unsteady a run was from epoch `start` (pruning_epoch) on, against its best val_rec since then.
 
-    rise: largest val_rec over its best so far, minus 1; epochs_above: epochs more than 5 % above; collapses: at twice."""
+    rise: largest val_rec over its best so far, minus 1; epochs_above: more than 5 % above; collapses: at twice."""
     v = np.asarray(val_rec, dtype=float)[np.asarray((epoch >= start) & np.isfinite(val_rec))]
     if not len(v):
         return dict.fromkeys(("rise", "epochs_above", "collapses"), math.nan)
@@ -550,7 +532,7 @@ def unit(values):
 
 
 def surface(pruning_epoch, w_v, logs):
-    """Coefficients (..., 6) of 1, e, w, e^2, w^2, e w fitted to logs (..., P, W), on the unit log scale; NaN: no fit."""
+    """Coefficients (..., 6) of 1, e, w, e^2, w^2, e w fitted to logs (..., P, W), both on the unit log scale."""
     e, w = (grid.ravel() for grid in np.meshgrid(unit(pruning_epoch), unit(w_v), indexing="ij"))
     design = np.stack([np.ones_like(e), e, w, e * e, w * w, e * w], axis=1)  # (P W, 6)
     flat = np.asarray(logs, dtype=float).reshape(-1, len(e))
@@ -591,7 +573,7 @@ def optimum(logs, resamples=2000, seed=0):
 
 
 def regret(logs, cell):
-    """What settling for `cell` costs, per seed, in log val_rec: logs (seeds, P, W) -> (seeds,), NaN where it is unknown.
+    """What settling for `cell` costs, per seed, in log val_rec: logs (seeds, P, W) -> (seeds,).
 
     Against the best cell of the other seeds: chosen on the same one it would always look too good."""
     best = [optimum(np.delete(logs, s, axis=0), resamples=1)[0] for s in range(len(logs))]
@@ -696,7 +678,7 @@ def p_text(p, sign="p = "):
 
 
 def panel(title="", wide=False, height=2.5):
-    """A small figure that stays readable at phone width: (figure, axes). Panels stand side by side where there is room."""
+    """A small figure that stays readable at phone width: (figure, axes)."""
     figure = Figure(figsize=(4.6 if wide else 3.5, height), layout="constrained")  # not pyplot's, which keeps them open
     axes = figure.subplots()
     axes.set_title(title, fontsize=10, loc="left", fontweight="bold")
@@ -732,7 +714,7 @@ class Page:
             (self.folder / name).mkdir(parents=True, exist_ok=True)
 
     def verdict(self, word, hypothesis, lead, sentences=(), headline=""):
-        """The answer: word (supported, refuted, undecided), the lead, the numbers that decide; headline: for a human."""
+        """The answer: word (supported, refuted, undecided), lead, the numbers that decide; headline: for a human."""
         lead, self.headline = " ".join([*self.opening, lead]), " ".join([*self.opening, headline or lead])
         self.answers.append(dict(word=word, hypothesis=hypothesis, lead=lead, sentences=sentences))
 
@@ -749,12 +731,13 @@ class Page:
         self.caveats += [text] if text not in self.caveats else []
 
     def image(self, name, figure, alt, caption):
-        self.figures([(name, figure, alt, caption)], "pixels")
+        self.figures([(name, figure, alt, caption)])
+        self.parts[-1]["style"] = "pixels"
 
-    def figures(self, items, style=""):
-        """items: (name, figure, alt, caption) each; style: "", wide or pixels. Saves PNG and SVG, shows the SVG."""
+    def figures(self, items, wide=False):
+        """items: (name, figure, alt, caption) each. Saves PNG and SVG, shows the SVG."""
         panels = [dict(svg=self._figure(slug(name), *what), caption=caption) for name, *what, caption in items]
-        self.parts += [dict(kind="figures", panels=panels, style=style)] if panels else []
+        self.parts += [dict(kind="figures", panels=panels, style="wide" * wide)] if panels else []
 
     def _figure(self, name, figure, alt):
         """The SVG for embedding: ids made unique, black and white follow the page's theme, the alt text on it."""
@@ -773,7 +756,7 @@ class Page:
         return Markup(f'<svg role="img" aria-label="{escape(alt)}" {svg}')
 
     def table(self, name, columns, rows, caption, closed=False, shown=None):
-        """A sortable table, also as CSV (values as they are) and Markdown. rows: lists or a DataFrame with these columns.
+        """A sortable table, also as CSV (values as they are) and Markdown. rows: lists, or a DataFrame.
 
         shown: column -> its cells as text, or a function that makes them; else num."""
         name, frame = slug(name), pd.DataFrame(rows, columns=columns)
@@ -807,129 +790,117 @@ class Page:
 # ------------------------------------------------------------------------------------------------- what answers share
 
 MEASURES = {  # of a run -> what it is
-    "val_rec": "val_rec: mean squared error a pixel on the validation designs, last epoch.",
-    "active_dims": "active_dims: latent dimensions left at the end.",
-    "pca_ratio": "pca_ratio: val_rec over the error of PCA with as many dims; below 1 is better than PCA.",
-    "best_val_rec": "best_val_rec: lowest val_rec of the epochs after the last pruning.",
-    "val_total_loss": "val_total_loss: not comparable between runs that pruned differently: a pruned dim keeps its std.",
+    "val_rec": "mean squared error a pixel on the validation designs, last epoch",
+    "active_dims": "latent dimensions left at the end",
+    "pca_ratio": "val_rec over the error of PCA with as many dims; below 1 is better than PCA",
+    "best_val_rec": "lowest val_rec of the epochs after the last pruning",
+    "val_total_loss": "not comparable between runs that pruned differently: a pruned dim keeps its std",
 }
+TESTED = {  # of 02: measure -> what it is
+    "val_rec": "val_rec of the last epoch",
+    "active_dims": "active dims at the end",
+    "rise": "largest rise of val_rec over its best since pruning began (0.1: 10 %)",
+    "epochs_above": "epochs more than 5 % above the best since pruning began",
+    "collapses": "times val_rec reached twice its best since pruning began",
+}
+DECIDE = "The comparisons that decide: log val_rec over problem-seed pairs, Holm over this table."
 
 
-def effect(r):
-    """'−12.3 % (95 % interval −15.0 % to −9.4 %, p = 0.002 after Holm, 9 pairs of 3 seeds)' of a row of family()."""
+def effect(r, what="val_rec of {a} against {b}"):
+    """A row of tested() in words: what, its change, 95 % interval, p after Holm, pairs, verdict."""
+    what = what.format(a=r.a, b=r.b)
     if r.n < 2:
-        return f"not computable from {r.n} pair{'s' * (r.n != 1)}: undecided."
+        return f"{what}: not computable from {r.n} pair{'s' * (r.n != 1)}: undecided."
+    told = f"{change(r.low)} to {change(r.high)}, {p_text(r.p_holm)} after Holm"
     pairs = f"{r.n} pairs of {r.seeds} seed{'s' * (r.seeds != 1)}"
-    told = f"95 % interval {change(r.low)} to {change(r.high)}, {p_text(r.p_holm)} after Holm, {pairs}"
-    return f"{change(r.mean)} ({told}): {WORD[r.verdict]}."
+    return f"{what}: {change(r.mean)} (95 % interval {told}, {pairs}): {WORD[r.verdict]}."
 
 
 def family_table(page, name, rows, caption, log=True, **first):
     """Rows of tested() as a table: changes in percent (log), or differences. first: columns to put first."""
-    ends = ["change" if log else "difference", *ENDS]
+    ends, about = ["change" if log else "difference", *ENDS], [] if "effect" in first else ["arm", "against"]
     names = dict(a="arm", b="against", mean=ends[0], low=ends[1], high=ends[2], p_holm="p after Holm", n="pairs")
     table = rows.rename(columns=names).assign(verdict=rows["verdict"].map(WORD), **first)
     table[ends] = np.expm1(table[ends]) if log else table[ends]
-    about = [] if "effect" in first else ["arm", "against"]
-    columns = [*first, *about, *ends, "p", "p after Holm", *(["pairs"] if about else []), "seeds", "verdict"]
+    columns = [*first, *about, *ends, "p", "p after Holm", *["pairs"][: len(about)], "seeds", "verdict"]
     page.table(name, columns, table, caption, shown=dict.fromkeys(ends, percent if log else signed))
 
 
-def front(found):
-    """Dims against val_rec for every run, with the error of PCA at the same dims."""
+def front(found, page):
+    """Dims against val_rec for every run, with the error of PCA at the same dims; above the verdict."""
+    items, rows = [], []
     for problem, mine in found.frame.groupby("problem"):
         figure, axes = panel(problem)
         pca = mine.dropna(subset="pca_rec").sort_values("active_dims")
         axes.plot(pca["active_dims"], pca["pca_rec"], color=COLOURS[7], ls="--", lw=1, label="PCA, same dims")
-        for a, (arm, runs) in enumerate(mine.groupby("arm")):
-            look = dict(color=COLOURS[a % 8], marker=MARKERS[(a + a // 8) % 8], ms=4.5, ls="")
-            axes.plot(runs["active_dims"], runs["val_rec"], **look, label=arm)
+        for a, arm in enumerate(arm for arm in found.arms if arm in set(mine["arm"])):
+            look = dict(color=COLOURS[a % 8], marker=MARKERS[(a + a // 8) % 8], ms=4.5, ls="", label=arm)
+            axes.plot("active_dims", "val_rec", data=mine[mine["arm"] == arm], **look)
         axes.set(xlabel="active dims", ylabel="val_rec")
         log_axis(axes.yaxis)
         legend(figure)
         best = mine.loc[mine["val_rec"].idxmin()]
-        told = f"lowest val_rec {num(best['val_rec'])} at {num(best['active_dims'])} dims"
-        caption = "Down and left is better. Below the dashed line: better than PCA with as many dims."
-        yield f"front-{problem}", figure, f"active dims against val_rec on {problem}: {told}", caption
-
-
-def strip(found, page, measure):
-    """One panel a problem: every run, seeds joined by a line, mean and interval beside them."""
-    page.section(measure, MEASURES[measure])
-    items = []
-    for problem in sorted(found.frame["problem"].unique()):
-        figure, axes = panel(problem)
-        grid = found.wide(measure).loc[problem].reindex(columns=found.arms)
-        for s, (seed, y) in enumerate(grid.iterrows()):
-            look = dict(color=COLOURS[7], lw=0.6, marker=MARKERS[s % 8], ms=3.5, mfc="none")
-            axes.plot(range(len(y)), y, **look, label=f"seed {seed}")
-        means = {arm: interval(grid[arm], measure != "active_dims") for arm in found.arms}
-        for a, (mean, low, high) in enumerate(means.values()):
-            axes.errorbar(a + 0.22, mean, [[mean - low], [high - mean]], fmt="o", ms=5, color=COLOURS[a % 8], lw=2)
-        turned = dict(rotation=30, ha="right") if len(found.arms) > 3 else {}
-        axes.set_xticks(range(len(found.arms)), found.arms, fontsize=8, **turned)
-        axes.set_ylabel(measure)
-        legend(figure)
-        told = ", ".join(f"{arm} {num(mean)}" for arm, (mean, _, _) in means.items() if mean == mean)
-        caption = f"Every run (grey, seeds joined); coloured: mean and 95 % t interval. {told}."
-        items.append((f"{measure}-{problem}", figure, f"{measure} on {problem}, mean by arm: {told}", caption))
+        told = f"lowest val_rec {num(best['val_rec'])} at {num(best['active_dims'])} dims, {best['arm']}"
+        items.append((f"front-{problem}", figure, f"active dims against val_rec on {problem}: {told}", f"{told}."))
+        x = mine[["active_dims", "val_rec"]].dropna()
+        many = len(x) > 3 and (x.nunique() > 1).all()
+        rows.append([problem, *(scipy.stats.spearmanr(x) if many else (math.nan, math.nan)), len(x)])
+    page.section("Error against dimensions", "Down and left is better. Below the dashed line: better than PCA.")
     page.figures(items)
+    caption = "Correlation of active_dims and val_rec over the runs of a problem; negative: fewer dims, a larger error."
+    page.table("correlation", ["problem", "Spearman's rho", "p", "runs"], rows, caption)
+    page.first, page.parts = page.parts, []
 
 
 def summary_table(found, page):
     """Mean with interval of every measure, by problem and arm."""
-    page.section("All numbers")
     rows, shown = [], []
     for problem, arm, mine in found.cells():
         ends = {m: interval(mine[m], m != "active_dims") for m in MEASURES}
         rows.append([problem, arm, len(mine), *(mean for mean, _, _ in ends.values())])
-        shown.append({m: num(v[0]) + (f" [{num(v[1])}, {num(v[2])}]" if v[1] == v[1] else "") for m, v in ends.items()})
+        shown.append([num(v[0]) + (f" [{num(v[1])}, {num(v[2])}]" if v[1] == v[1] else "") for v in ends.values()])
     caption = "Mean over seeds [95 % t interval], by problem and arm; of errors the geometric mean, on the log scale. "
-    shown = {m: [cell[m] for cell in shown] for m in MEASURES}
-    page.table(
-        "summary", ["problem", "arm", "runs", *MEASURES], rows, caption + MEASURES["val_total_loss"], shown=shown
-    )
+    caption += ". ".join(f"{m}: {what}" for m, what in MEASURES.items())
+    shown = dict(zip(MEASURES, zip(*shown, strict=True), strict=True))
+    page.section("All numbers")
+    page.table("summary", ["problem", "arm", "runs", *MEASURES], rows, f"{caption}.", shown=shown)
 
 
 def winners(found, page):
-    """Winner by val_rec and winner by the rule, problem by problem. Returns sentences, and the largest spread of arms."""
+    """Winner by val_rec and by the rule, problem by problem. Returns sentences, and the largest spread of arms."""
     rows, p_values, spread = [], [], 0.0
     for problem in found.problems:
         grid, dims = found.on_common_seeds(problem, found.arms)
         if grid.empty:
             continue
-        index, p = winner(np.log(grid.T))
-        mean, best = np.exp(np.log(grid).mean()), grid.columns[index]
-        won = list(grid.idxmin(axis=1)) if grid.notna().all(axis=None) else []
+        (index, p), mean = winner(np.log(grid.T)), np.exp(np.log(grid).mean())
+        best, won = grid.columns[index], list(grid.idxmin(axis=1)) if grid.notna().all(axis=None) else []
         fewest = min(mean.index[mean <= (1 + NEAR) * mean.min()], key=lambda arm: (dims[arm], mean[arm]))
         p_values.append(float(p) if len(won) >= MIN_SEEDS and grid.shape[1] > 1 else np.nan)
         spread = max(spread, mean.max() / mean.min() - 1)
         told = [mean.min(), f"{won.count(best)} of {len(won)}", fewest, dims[fewest], mean[fewest] / mean.min() - 1]
         rows.append([problem, best, *told])
-    adjusted = holm(p_values)
-    for row, p, raw in zip(rows, adjusted, p_values, strict=True):
+    for row, p, raw in zip(rows, holm(p_values), p_values, strict=True):
         row[2:2] = ["decided" if p < found.alpha else "undecided", p if raw == raw else math.nan]
     page.section("Winners, problem by problem", "Problems are never pooled here: their errors are of different sizes.")
     columns = ["problem", "lowest val_rec", "against the others", "p after Holm", "its val_rec", "best on seeds"]
     columns += ["fewest dims within 5 %", "its dims", "its cost"]
-    caption = "Winner by val_rec, and winner by the rule: the fewest dims among arms within 5 % of the best val_rec "
+    caption = "Winner by val_rec, and by the rule: the fewest dims among arms within 5 % of the best val_rec "
     caption += (
-        "(geometric means over the seeds that all arms have; not a test), with what that costs in val_rec. Decided: "
+        "(geometric means over the seeds that all arms have; not a test). Decided: better than every other arm in "
     )
-    caption += "better than every other arm in a paired t-test, the weakest of these p-values, Holm over the problems."
+    caption += "a paired t-test, the weakest of these p-values, Holm over the problems."
     page.table("winners", columns, rows, caption, shown={"its cost": percent})
     told = "{0}: lowest val_rec {1} ({2}, best on {5} seeds); fewest dims near the best: {6}, {7} dims."
     return [told.format(*row[:7], num(row[7])) for row in rows], spread
 
 
-# ------------------------------------------------------------------------------------------------------ the seven answers
-
-DECIDE = "The comparisons that decide: log val_rec over problem-seed pairs, Holm over this table."
-
-
 def named_in(found, names, default=None):
     """The one of the names that comes first in the hypothesis."""
     return min((name for name in names if name in found.hypothesis), key=found.hypothesis.find, default=default)
+
+
+# --------------------------------------------------------------------------------------------------- the seven answers
 
 
 def strategies(found, page):
@@ -938,27 +909,18 @@ def strategies(found, page):
     arms, wide = list(dict.fromkeys([*found.arms, *levels(found.spec, "strategy")])), found.wide("val_rec")
     best = named_in(found, arms) or np.log(wide).mean().idxmin()
     rows = family(wide, [(best, arm) for arm in arms if arm != best], margin=found.margin, alpha=found.alpha)
-    better = [r.b for r in rows.itertuples() if r.verdict == 1]
-    told, spread = winners(found, page)
-    told = [*(f"val_rec of {r.a} against {r.b}: {effect(r)}" for r in rows.itertuples(name="R")), *told]
-    headline = (
-        f"All {len(found.arms)} strategies are within {num(100 * spread, 2)} % of the best val_rec on every problem: "
-    )
-    word, lead, advice = (
-        "undecided",
-        f"The runs do not decide whether {best} has the lowest val_rec.",
-        "keep the default, ",
-    )
-    advice += DEFAULTS["strategy"]
+    better, (told, spread) = list(rows["b"][rows["verdict"] == 1]), winners(found, page)
+    word, lead = "undecided", f"The runs do not decide whether {best} has the lowest val_rec."
+    advice = f"keep the default, {DEFAULTS['strategy']}"
     if better and named_in(found, arms):
         word, lead = "refuted", f"{best} does not reconstruct best: {', '.join(better)} reconstructs better."
         advice = f"use {', '.join(better)}"
     elif (rows["verdict"] == -1).all():
         word, lead, advice = "supported", f"{best} reconstructs better than each other strategy.", f"use {best}"
-    page.verdict(word, found.hypothesis, lead, told, f"{headline}{advice}.")
+    headline = f"All {len(found.arms)} strategies are within {num(100 * spread, 2)} % of the best on every problem"
+    told = [*map(effect, rows.itertuples(name="R")), *told]
+    page.verdict(word, found.hypothesis, lead, told, f"{headline}: {advice}.")
     family_table(page, "verdict", rows, DECIDE)
-    for measure in MEASURES:
-        strip(found, page, measure)
     summary_table(found, page)
     page.section("Every pair of arms")
     for measure in ("val_rec", "active_dims"):
@@ -974,52 +936,31 @@ def strategy_levels(found, page):
     """01b: how much a strategy's level matters, and what each level costs against not pruning."""
     by_strategy = {s: [arm for arm in found.arms if arm.startswith(f"{s} ")] for s in LEVEL}  # mildest first
     pairs = [(mine[-1], mine[0]) for mine in by_strategy.values() if len(mine) > 1]
-    rows = family(found.wide("val_rec"), pairs, margin=found.margin, alpha=found.alpha)
+    rows, best = family(found.wide("val_rec"), pairs, margin=found.margin, alpha=found.alpha), []
     word, lead = "undecided", "The runs do not show a cost of aggressive levels in every strategy."
     if list(rows["verdict"]) == [1] * len(LEVEL):
-        word, lead = (
-            "supported",
-            "The level matters: the most aggressive level of every strategy is worse than its mildest.",
-        )
+        word, lead = "supported", "The most aggressive level of every strategy reconstructs worse than its mildest."
     elif -1 in list(rows["verdict"]):
         word, lead = "refuted", "A most aggressive level reconstructs better than the mildest."
-    best = []
     for problem, (strategy, mine) in itertools.product(found.problems, by_strategy.items()):
         grid, dims = found.on_common_seeds(problem, mine)
         if grid.isna().any(axis=None):
-            page.caveat(
-                f"{problem}: no seed has a run of every level of {strategy} so far: its levels are not compared."
-            )
+            page.caveat(f"{problem}: no seed has a run of every level of {strategy}: its levels are not compared.")
         elif not grid.empty:
             mean = np.exp(np.log(grid).mean())
             first, cost = mean.idxmin(), mean.max() / mean.min() - 1
             best.append([problem, strategy, first, mean.min(), dims[first], cost, len(mean), len(grid)])
             if len(mean) > 1 and first == mine[-1]:
-                told = "is the most aggressive one tried; a still more aggressive one may do better."
-                page.caveat(f"{problem}: the best level of {strategy} ({first}) {told}")
+                page.caveat(f"{problem}: the best level of {strategy} ({first}) is the most aggressive one tried.")
     worst = max(best, key=lambda row: row[5], default=None)
-    headline = (
-        f"The worst level of a strategy costs up to {percent(worst[5])} ({worst[1]} on {worst[0]}). " if worst else ""
-    )
-    told = [f"val_rec of {r.a} against {r.b}: {effect(r)}" for r in rows.itertuples(name="R")]
-    page.verdict(word, found.hypothesis, lead, told, headline + lead)
-    page.section("The level that decides", "Most aggressive against mildest level of each strategy.")
+    headline = f"The worst level costs up to {percent(worst[5])} ({worst[1]} on {worst[0]}). " if worst else ""
+    page.verdict(word, found.hypothesis, lead, [*map(effect, rows.itertuples(name="R"))], headline + lead)
+    page.section("Levels", "Most aggressive against mildest level of each strategy; the best level of each.")
     family_table(page, "verdict", rows, DECIDE)
-    page.section("Best level of each strategy")
-    columns = [
-        "problem",
-        "strategy",
-        "best level",
-        "val_rec (geometric mean)",
-        "dims",
-        "worst level costs",
-        "levels",
-        "seeds",
-    ]
+    columns = ["problem", "strategy", "best level", "val_rec (geometric mean)", "dims", "worst level costs"]
+    columns += ["levels", "seeds"]
     caption = "Best level by val_rec, and how much worse the worst level is. Over the seeds all its levels have."
     page.table("best", columns, best, caption, shown={"worst level costs": percent})
-    for measure in ("val_rec", "active_dims"):
-        strip(found, page, measure)
     if "none" in found.arms:
         page.section("What pruning costs", "Each arm against the control that never prunes.")
         pairs = [(arm, "none") for arm in found.arms if arm != "none"]
@@ -1030,37 +971,26 @@ def strategy_levels(found, page):
     winners(found, page)
 
 
-TESTED = {  # of 02: measure -> what it is
-    "val_rec": "val_rec of the last epoch",
-    "active_dims": "active dims at the end",
-    "rise": "largest rise of val_rec over its best since pruning began (0.1: 10 %)",
-    "epochs_above": "epochs more than 5 % above the best since pruning began",
-    "collapses": "times val_rec reached twice its best since pruning began",
-}
-
-
 def safeguards(found, page):
     """02: each profile against none, paired by problem and seed; and what held pruning back."""
     others, families = [arm for arm in found.arms if arm != "none"], {}
     for m in TESTED:
+        margin, pairs = found.margin if m == "val_rec" else 0.0, [(arm, "none") for arm in others]
         if found.frame[m].notna().any():
-            margin = found.margin if m == "val_rec" else 0.0
-            families[m] = family(found.wide(m), [(arm, "none") for arm in others], m == "val_rec", margin, found.alpha)
+            families[m] = family(found.wide(m), pairs, m == "val_rec", margin, found.alpha)
     named, rows = named_in(found, others, "moderate"), families["val_rec"]
     row = next((r for r in rows.itertuples(name="R") if r.a == named), None)
     word, lead = "undecided", f"The runs do not decide whether {named} safeguards lower val_rec against none."
     advice = f"keep the default, {DEFAULTS['safeguards']}"
     if row and row.verdict:
-        word, told = ("supported", "better") if row.verdict == -1 else ("refuted", "worse")
-        lead, advice = (
-            f"{named} safeguards reconstruct {told} than none.",
-            f"use {named if row.verdict == -1 else 'none'}",
-        )
-    head = [f"val_rec of {named} against none: {effect(row)}" if row else f"There is no run with {named}."]
+        word, told, use = ("supported", "better", named) if row.verdict == -1 else ("refuted", "worse", "none")
+        lead, advice = f"{named} safeguards reconstruct {told} than none.", f"use {use}"
+    head = [effect(row) if row else f"There is no run with {named}."]
+    shown = {m: percent if m == "val_rec" else signed for m in families}
     for m, tests in families.items():
         show = change if m == "val_rec" else signed
-        decided = [f"{r.a} {show(r.mean)}" for r in tests.itertuples() if r.verdict]
-        head.append(f"{m} against none, decided for: {', '.join(decided) or 'no profile'}.")
+        decided = ", ".join(f"{r.a} {show(r.mean)}" for r in tests.itertuples() if r.verdict)
+        head.append(f"{m} against none, decided for: {decided or 'no profile'}.")
     most = num(100 * math.expm1(rows["mean"].abs().max()), 2)
     headline = f"No profile of safeguards changes val_rec by more than {most} % against none: {advice}."
     page.verdict(word, found.hypothesis, lead, head, headline)
@@ -1072,153 +1002,120 @@ def safeguards(found, page):
         test = family(found.wide(m), pairs, m == "val_rec")
         apart[m], apart["pairs"] = np.expm1(test["mean"]) if m == "val_rec" else test["mean"], test["n"]
     caption = "Mean change (val_rec) and mean difference (the rest) against none, problem by problem."
-    shown = {m: percent if m == "val_rec" else signed for m in families}
     page.table("by-problem", ["problem", "profile", "pairs", *families], apart, caption, shown=shown)
     if (found.frame["sum_proposed"] > 0).any():
-        told = "Of the dims that a strategy proposed, summed over the epochs of a run: one that waits ten epochs counts ten times."
-        page.section("What held pruning back", told)
         held = [[problem, arm, len(mine), *mine[SUMS].mean()] for problem, arm, mine in found.cells()]
-        caption = "Dims x epochs: sums over a run of pruning.csv, mean over the runs."
+        caption = "What came of the dims proposed, x epochs: sums over a run of pruning.csv, mean over the runs."
         page.table("held-back", ["problem", "profile", "runs", "proposed", *HELD], held, caption)
     else:
-        page.caveat(
-            "These runs have no proposals (W&B does not carry pruning.csv): what held pruning back cannot be told."
-        )
-    for measure in ("val_rec", "active_dims"):
-        strip(found, page, measure)
+        page.caveat("These runs have no proposals (W&B does not carry pruning.csv): what held pruning back is unknown.")
     summary_table(found, page)
 
 
 def hyperparameters(found, page):
-    """03: which parameters matter on each problem, what hyperband stopped, the best setting. Problems are never pooled."""
+    """03: which parameters matter on each problem, what hyperband stopped, the best setting; problem by problem."""
     names = [key for key in found.varied if key not in ("problem", "seed")]
     table = found.table[(found.table[names] > 0).all(axis=1) & np.isfinite(found.table["lowest"])]
     signs, told, rows, items, named = [], [], [], [], named_in(found, names, "w_v")
-    for problem, mine in found.table.groupby("problem"):
-        mine = table.loc[table.index.intersection(mine.index)]
-        done = mine[mine["status"] == "finished"]
-        n, ped, tests, (slope, p) = len(done), {}, {}, (math.nan, math.nan)
-        if n >= 8:
+    for problem in found.problems:
+        mine = table[table["problem"] == problem]
+        done, ped, tests, (slope, p) = mine[mine["status"] == "finished"], {}, {}, (math.nan, math.nan)
+        if len(done) >= 8:
             ped, (tests, (slope, p)) = importance(done[names], done["lowest"]), f_tests(done[names], done["lowest"])
-        first = max(names, key=lambda name: ped.get(name, 0))
+        n, first = len(done), max(names, key=lambda name: ped.get(name, 0))
         p_first = tests.get(first, (0, 0, 1.0))[2]
         decided = n >= MIN_COMPLETED and p_first < found.alpha
         signs.append((1 if first == named else -1) if decided else 0)
-        product = "they interact" if p < found.alpha else "no interaction shown"
-        product += f" (coefficient {signed(slope)} of log val_rec on half ranges, {p_text(p)})"
-        ranked = (
-            f"{first} ranks first with {100 * ped.get(first, 0):.0f} % of the importance ({n} completed runs, F-test "
-        )
-        ranked += f"{p_text(p_first)} after Holm){'' if decided else ', undecided'}; latent_dim x w_v: {product}."
+        ranked = f"{first} ranks first with {100 * ped.get(first, 0):.0f} % of the importance ({n} completed runs, "
+        ranked += f"F-test {p_text(p_first)} after Holm){'' if decided else ', undecided'}; latent_dim x w_v: "
+        ranked += f"{'they interact' if p < found.alpha else 'no interaction shown'} (coefficient {signed(slope)} of "
+        ranked += f"log val_rec on half ranges, {p_text(p)})."
         told.append(f"{problem}: {ranked if ped else f'{n} completed runs, too few for a ranking.'}")
         rows += [[problem, k, ped.get(k, math.nan), *tests.get(k, [math.nan] * 3), n] for k in names]
         items += [isolation(problem, name, mine, done) for name in names]
         if n < MIN_COMPLETED:
             page.caveat(f"{problem}: {n} completed runs; a ranking needs at least {MIN_COMPLETED}.")
-    word, lead = (
-        "undecided",
-        f"The runs do not decide whether {named} is the most important parameter on every problem.",
-    )
+    word, lead = "undecided", f"The runs do not decide whether {named} is the most important on every problem."
     if {*signs} == {1}:
         word, lead = "supported", f"{named} is the most important parameter on every problem searched."
     elif {*signs} == {-1}:
         word, lead = "refuted", f"On every problem searched, another parameter than {named} is the most important."
-    lowest = table[table["status"] == "finished"].groupby("problem")["lowest"].min()
-    best = ", ".join(f"{num(value)} on {problem}" for problem, value in lowest.items())
+    done = table[table["status"] == "finished"].sort_values("lowest")
+    best = ", ".join(f"{num(v)} on {problem}" for problem, v in done.groupby("problem")["lowest"].min().items())
     page.verdict(word, found.hypothesis, lead, told, f"{lead} Lowest {METRIC} found: {best or 'none'}.")
-    page.section("Importance", "How much each parameter decides whether a run is among the good ones (PED-ANOVA), and how much "
-                 f"of the variation of log {METRIC} it explains (regression with squares, partial F-test).")  # fmt: skip
+    page.section("Importance")
     columns = ["problem", "parameter", "PED-ANOVA", "variance explained", "p", "p after Holm", "completed runs"]
-    caption = "Importances sum to 1 a problem; variance explained: what the regression loses without the parameter."
-    page.table("importance", columns, rows, f"{caption} Holm over its parameters.")
-    page.section(
-        "Isolation plots", "Every run at its value of one parameter: the lower edge is what that value can reach."
+    caption = (
+        "PED-ANOVA: how much a parameter decides whether a run is among the good ones; variance explained: what a "
     )
+    caption += f"regression of log {METRIC} loses without it (partial F-test, Holm over the parameters of a problem)."
+    page.table("importance", columns, rows, caption)
+    page.section("Isolation plots", "Every run at its value of one parameter: the lower edge is what it can reach.")
     page.figures(items)
     stops(found, page)
-    best_settings(found, page, names, table[table["status"] == "finished"].sort_values("lowest"))
+    best_settings(found, page, names, done)
     if found.frame["seed"].nunique() == 1:
-        page.caveat(
-            "Every run has the same seed: the best setting is so with that seed only, until the command has been run."
-        )
+        page.caveat("Every run has the same seed: the best setting is best with that seed only, so far.")
     if unread := [run.id for run in found.frame[found.frame["lowest"].isna()]["run"]]:
         page.caveat(f"Finished, but without a value of {METRIC}, and left out here: {', '.join(unread)}.")
-    page.caveat("Importance and tests rest on the completed runs only; hyperband stopped the worst, so that the effects among "
-                "the completed look smaller than they are.")  # fmt: skip
+    page.caveat(
+        "Only completed runs are tested; hyperband stopped the worst, so that effects look smaller than they are."
+    )
 
 
 def isolation(problem, name, mine, done):
     """Every run of a problem at its value of one parameter."""
     figure, axes = panel(f"{problem}: {name}", height=2.3)
     rest, best = mine.drop(done.index), done.nsmallest(1, "lowest")
-    axes.plot(rest[name], rest["lowest"], "x", color=COLOURS[7], ms=4, label="not completed")
-    axes.plot(done[name], done["lowest"], "o", color=COLOURS[0], ms=4, mfc="none", label="completed")
-    axes.plot(best[name], best["lowest"], "*", color=COLOURS[1], ms=10, label="best")
+    axes.plot(name, "lowest", "x", data=rest, color=COLOURS[7], ms=4, label="not completed")
+    axes.plot(name, "lowest", "o", data=done, color=COLOURS[0], ms=4, mfc="none", label="completed")
+    axes.plot(name, "lowest", "*", data=best, color=COLOURS[1], ms=10, label="best")
     axes.set(xlabel=name, ylabel=METRIC)
-    if done[name].max() > 5 * done[name].min():
-        log_axis(axes.xaxis)
-    log_axis(axes.yaxis)
+    for axis in [axes.yaxis, *([axes.xaxis] if done[name].max() > 5 * done[name].min() else [])]:
+        log_axis(axis)
     legend(figure)
     told = "".join(f"Best {num(v)} at {name} {num(at)}." for v, at in zip(best["lowest"], best[name], strict=True))
-    return (
-        f"isolation-{problem}-{name}",
-        figure,
-        f"{METRIC} against {name} on {problem}: {told}",
-        told or "No completed run.",
-    )
+    return f"isolation-{problem}-{name}", figure, f"{METRIC} against {name} on {problem}: {told}", told or "None."
 
 
 def stops(found, page):
     """Runs that hyperband stopped: by the last band they had reached."""
-    page.section("What hyperband stopped")
-    rule = found.spec.get("early_terminate") or {}
+    rule, rows = found.spec.get("early_terminate") or {}, []
     first, eta = (number(rule.get(key)) for key in ("min_iter", "eta"))
     if not first >= 1 or not eta > 1:
-        page.text("The sweep's file asks for no early termination.")
         return
-    bands, rows = [int(first * eta**k) for k in range(20) if first * eta**k <= 1e6], []
+    bands = [int(first * eta**k) for k in range(20) if first * eta**k <= 1e6]
     for problem, mine in found.table.groupby("problem"):
         at = Counter(max((b for b in bands if b <= n), default=0) for n in mine[mine["status"] == "stopped"]["logged"])
         told = ", ".join(f"{n} after band {b}" for b, n in sorted(at.items()) if b) or "–"
         rows.append([problem, len(mine), (mine["status"] == "finished").sum(), at.total(), told, at[0]])
-    columns = [
-        "problem",
-        "runs",
-        "completed",
-        "stopped",
-        "by the last band they reached",
-        "stopped before the first band",
-    ]
+    page.section("What hyperband stopped")
+    columns = ["problem", "runs", "completed", "stopped", "by the last band they reached", "before the first band"]
     caption = (
-        f"Bands are at {some(bands, 5)} logged values of {METRIC} (the first comes n_epochs / 10 after pruning_epoch). "
+        f"Bands are at {some(bands, 5)} logged values of {METRIC}, which begin n_epochs / 10 after pruning_epoch. "
     )
-    page.table(
-        "hyperband", columns, rows, caption + "A run stopped before the first band was stopped by something else."
-    )
+    page.table("hyperband", columns, rows, f"{caption}Before the first band something else stopped a run.")
 
 
 def best_settings(found, page, names, done):
     """The best run of each problem, and the command that trains its setting again with fresh seeds."""
-    page.section(
-        "Best setting", "Found with one seed among many tries, which flatters it: train it with five fresh seeds."
-    )
     rows, commands, seed = [], [], int(found.table["seed"].max())
     for problem, runs in done.groupby("problem"):
-        first, run = runs.iloc[0], runs["run"].iloc[0]
-        ahead = runs["lowest"].iloc[1] / first["lowest"] - 1 if len(runs) > 1 else math.nan
-        rows.append([problem, *first[names], first["lowest"], first["active_dims"], ahead, run.id])
+        first, run, values = runs.iloc[0], runs["run"].iloc[0], [*runs["lowest"], math.nan]
+        rows.append([problem, *first[names], values[0], first["active_dims"], values[1] / values[0] - 1, run.id])
         for name in names:
             spec = found.spec["parameters"][name]
             low, high = (spec["min"], spec["max"]) if "min" in spec else (min(spec["values"]), max(spec["values"]))
             if not low < first[name] < high or abs(unit([low, first[name], high])[1]) > 0.9:
-                told = f"is at the edge of its range {num(low)} to {num(high)}: widen it."
-                page.caveat(f"{problem}: the best {name} ({num(first[name])}) {told}")
+                told = f"({num(first[name])}) is at the edge of its range {num(low)} to {num(high)}: widen it."
+                page.caveat(f"{problem}: the best {name} {told}")
         unsaid = {*FREE_FLAGS, "safeguards", "seed", "threads"}
         unsaid |= {level for s, level in LEVEL.items() if s != run.flags["strategy"]}
         said = {k: run.flags.get(k, "None") for k in sorted(DEFAULTS) if k not in unsaid}
         said = " ".join(shlex.quote(f"--{k}={v}") for k, v in said.items() if v != "None")
         seeds = " ".join(map(str, range(seed + 1, seed + 6)))
         commands.append(f"for seed in {seeds}; do\n  python train.py {said} --seed=$seed\ndone")
+    page.section("Best setting", "Found with one seed among many tries, which flatters it: train it with fresh seeds.")
     columns = ["problem", *names, METRIC, "dims", "second best is", "run"]
     page.table("best", columns, rows, "Best completed run of each problem.", shown={"second best is": percent})
     for command in commands:
@@ -1226,7 +1123,7 @@ def best_settings(found, page, names, done):
 
 
 MEANING = {
-    "interaction": "pruning_epoch x w_v: what a larger w_v gains (−) or costs (+) when pruning starts later, half ranges",
+    "interaction": "pruning_epoch x w_v: what a larger w_v gains (−) or costs (+) when pruning starts later",
     "arms": "arms: the second against the first, over all cells",
     "pruning_epoch": "pruning_epoch: half the change from the earliest to the latest",
     "w_v": "w_v: half the change from the smallest to the largest",
@@ -1253,14 +1150,12 @@ class Grid:
             flags = next(run.flags for run in found.frame[found.frame["arm"] == arm]["run"])
             here = self.val_rec[a][:, cell[0], cell[1]]
             best = dict(arm=arm, index=a, cell=cell, whole=f"{strategy_of(flags)}, {flags.get('safeguards')}")
-            best |= dict(
-                val_rec=interval(here, True)[0], seeds=int(np.isfinite(here).sum()), n_epochs=flags.get("n_epochs")
-            )
+            best |= dict(val_rec=interval(here, True)[0], seeds=int(np.isfinite(here).sum()), epochs=flags["n_epochs"])
             for i, key in enumerate(SETTINGS):  # the values that hold 95 % of the resamples
                 ends = np.searchsorted(np.cumsum(share.sum(1 - i)), (0.025, 0.975)).clip(max=len(self.axes[i]) - 1)
                 best[key] = self.axes[i][cell[i]]
                 best[f"span of {key}"] = " to ".join(dict.fromkeys(num(self.axes[i][at]) for at in ends))
-            self.best.append(best)
+            self.best.append(best | dict(at=", ".join(f"{key} {num(best[key])}" for key in SETTINGS)))
 
 
 def deepdive(found, page, runs):
@@ -1280,29 +1175,24 @@ def deepdive(found, page, runs):
         lead = f"{arms[-1]} reaches a {WORD[row.verdict]} val_rec than {arms[0]}." if row.verdict else lead
         lead = lead if len(arms) == 2 else f"This verdict needs two arms; found: {', '.join(arms)}."
     elif row.verdict:
-        lead = (
-            f"The best w_v depends on pruning_epoch: a later one wants a {'larger' if row.mean < 0 else 'smaller'} w_v."
-        )
-    head, headline = [f"{MEANING[what][0].upper()}{MEANING[what][1:]}: {effect(row)}"], ""
+        lead = "larger" if row.mean < 0 else "smaller"
+        lead = f"The best w_v depends on pruning_epoch: a later one wants a {lead} w_v."
+    head, headline = [effect(row, MEANING[what])], ""
     for o in sorted(grid.best, key=lambda o: -o["val_rec"]):
         at = [f"{key} {num(o[key])} (95 % of resamples: {o[f'span of {key}']})" for key in SETTINGS]
         head.insert(1, f"Optimum of {o['arm']}: {', '.join(at)}, val_rec {num(o['val_rec'])}.")
         worst = pd.DataFrame(np.log(grid.val_rec[o["index"]]).reshape(len(grid.val_rec[0]), -1)).mean().max()
-        cost = change(worst - math.log(o["val_rec"]))
-        at = ", ".join(f"{key} {num(o[key])}" for key in SETTINGS)
-        headline = f"Best: {at} ({o['arm']}); the worst setting tried costs {cost}. "
+        worst = change(worst - math.log(o["val_rec"]))
+        headline = f"Best: {o['at']} ({o['arm']}); the worst setting tried costs {worst}. "
         for key, axis in zip(SETTINGS, grid.axes, strict=True):
             if len(axis) > 1 and o[key] in (axis[0], axis[-1]):
-                page.caveat(
-                    f"The optimum of {o['arm']} is at the edge of {key} ({num(o[key])}): a wider range may do better."
-                )
+                page.caveat(f"The optimum of {o['arm']} is at the edge of {key} ({num(o[key])}): widen the range.")
     page.verdict(word, found.hypothesis, lead, head, headline + lead)
-    page.section("Effects", "From a quadratic surface of log val_rec over log pruning_epoch and log w_v, fitted seed by seed and "
-                 "averaged over the arms.")  # fmt: skip
-    caption = "Change of val_rec. One-sample t-tests over the seeds, Holm over this table."
+    page.section("Effects", "From a quadratic surface of log val_rec over both settings, fitted seed by seed.")
+    caption = "Change of val_rec. One-sample t-tests over the seeds of the mean over the arms, Holm over this table."
     family_table(page, "effects", rows, caption, effect=rows["a"].map(MEANING))
     page.section("Response surfaces", "One panel an arm. A dark cell reconstructs better; the box is the optimum.")
-    page.figures([heat(grid, a) for a in range(len(arms))], "wide")
+    page.figures([heat(grid, a) for a in range(len(arms))], wide=True)
     rows = []
     for a, i, j in np.ndindex(len(arms), *map(len, grid.axes)):
         v, dims = grid.val_rec[a, :, i, j], grid.dims[a, :, i, j]
@@ -1313,7 +1203,7 @@ def deepdive(found, page, runs):
     caption = "Every cell: geometric mean of val_rec, 95 % t interval (log scale), spread over seeds, dims."
     page.table("cells", columns, rows, caption, closed=True)
     if holes := int(np.isnan(grid.val_rec).sum()):
-        told = "(arm, seed, pruning_epoch, w_v) have no finished run; an optimum is chosen among cells that every seed has."
+        told = "(arm, seed, pruning_epoch, w_v) have no finished run; an optimum is a cell that every seed has."
         page.caveat(f"{holes} of {grid.val_rec.size} cells {told}")
     across(page, {name: Grid(Study(name, runs)) for name in DEEP_DIVES})
 
@@ -1334,8 +1224,7 @@ def heat(grid, a):
         ticks(np.arange(len(axis)) + 0.5, map(num, axis))
     axes.set(xlabel="w_v", ylabel="pruning_epoch")
     axes.grid(False)
-    told = ", ".join(f"{key} {num(best[key])}" for key in SETTINGS) if best else ""
-    told = f"lowest at {told}: {num(best['val_rec'])}" if best else "no cell has every seed"
+    told = f"lowest at {best['at']}: {num(best['val_rec'])}" if best else "no cell has every seed"
     alt = f"val_rec over pruning_epoch and w_v for {grid.arms[a]}: {told}"
     return f"surface-{a}", figure, alt, f"Geometric mean of val_rec over the seeds; {told}."
 
@@ -1347,14 +1236,8 @@ def across(page, grids):
     rows = []
     for name, o in best.items():
         o["problem"] = grids[name].found.problems[0]
-        told = [
-            o["pruning_epoch"],
-            o["span of pruning_epoch"],
-            o["pruning_epoch"] / o["n_epochs"],
-            o["w_v"],
-            o["span of w_v"],
-        ]
-        rows.append([name, o["problem"], o["whole"], *told, o["val_rec"], o["seeds"]])
+        told = [o["pruning_epoch"], o["span of pruning_epoch"], o["pruning_epoch"] / o["epochs"], o["w_v"]]
+        rows.append([name, o["problem"], o["whole"], *told, o["span of w_v"], o["val_rec"], o["seeds"]])
     columns = ["sweep", "problem", "best arm", "pruning_epoch", "95 % of resamples", "share of n_epochs", "w_v"]
     columns += ["95 % of resamples of w_v", "val_rec", "seeds"]
     caption = "Optimal settings by problem (best arm), with the values that hold 95 % of 2,000 resamples of the seeds."
@@ -1364,11 +1247,9 @@ def across(page, grids):
         return
     for key in ("w_v", "pruning_epoch", "whole"):
         same = "the same for all three" if len({o[key] for o in best.values()}) == 1 else "not the same"
-        told = [
-            f"{o['problem']} " + (o[key] if key == "whole" else f"{num(o[key])} ({o[f'span of {key}']})")
-            for o in best.values()
-        ]
-        page.text(f"{'Best arm' if key == 'whole' else key}: {same}: {'; '.join(told)}.")
+        spans = [o[key] if key == "whole" else f"{num(o[key])} ({o[f'span of {key}']})" for o in best.values()]
+        told = "; ".join(f"{o['problem']} {span}" for o, span in zip(best.values(), spans, strict=True))
+        page.text(f"{'Best arm' if key == 'whole' else key}: {same}: {told}.")
     rows, near = [], math.log1p(NEAR)
     for name, o in best.items():
         others, axes = [other for other in best.values() if other is not o], grids[name].axes
@@ -1377,26 +1258,22 @@ def across(page, grids):
         costs = regret(np.log(grids[name].val_rec[o["index"]]), cell)
         mean, low, high, _ = (float(v) for v in paired(costs))
         seeds = int(np.isfinite(costs).sum())
-        word = (
-            "undecided"
-            if seeds < MIN_SEEDS
-            else "predicted"
-            if high < near
-            else "missed"
-            if low > near
-            else "undecided"
-        )
-        own = ", ".join(f"{key} {num(o[key])}" for key in SETTINGS)
-        rows.append([o["problem"], axes[0][cell[0]], axes[1][cell[1]], own, *np.expm1([mean, low, high]), seeds, word])
+        word = "predicted" if high < near else "missed" if low > near else "undecided"
+        word, cell = word if seeds >= MIN_SEEDS else "undecided", [axes[0][cell[0]], axes[1][cell[1]]]
+        rows.append([o["problem"], *cell, o["at"], *np.expm1([mean, low, high]), seeds, word])
     columns = ["third problem", *(f"predicted {key}" for key in SETTINGS), "its optimum", "cost of the prediction"]
-    caption = "Do two problems predict the third's settings? Geometric mean of the other two optima, nearest cell of the third's "
-    caption += "grid; cost: val_rec there against the third's own optimum, chosen on the other seeds. Predicted: the whole 95 % "
-    caption += "t interval below 5 %; missed: above it."
+    caption = (
+        "Do two problems predict the third's settings? Geometric mean of the two optima, nearest cell of the third's "
+    )
+    caption += (
+        "grid; cost: val_rec there against the third's own optimum, chosen on the other seeds. Predicted: the whole "
+    )
+    caption += "95 % t interval below 5 %; missed: above it."
     shown = dict.fromkeys(["cost of the prediction", *ENDS], percent)
     page.table("prediction", [*columns, *ENDS, "seeds", "verdict"], rows, caption, shown=shown)
 
 
-# ------------------------------------------------------------------------------------------------------ from runs to a page
+# -------------------------------------------------------------------------------------------------- from runs to a page
 
 ANSWERS = {"01": strategies, "01b": strategy_levels, "02": safeguards, "03": hyperparameters}
 
@@ -1410,29 +1287,16 @@ def build(name, runs, out, source):
         folder = Path(out) / f"{name}-{slug(source)}"
     page = Page(folder, f"Sweep {name}: {found.title}", source)
     # What hyperband stopped is over, too: a search has reached its cap by the number of its runs
-    ends, states = (
-        ("finished", *(("stopped", "diverged") if name == "03" else ())),
-        Counter(run.status for run in found.own),
-    )
-    if sum(states[end] for end in ends) < found.points:
-        page.opening += (
-            [f"Preliminary, {states['finished']} of {found.points} points are finished."] if found.done else []
-        )
+    states, over = Counter(run.status for run in found.own), ["finished", *["stopped", "diverged"] * (name == "03")]
+    if sum(states[state] for state in over) < found.points:
+        told = f"Preliminary, {states['finished']} of {found.points} points are finished."
+        page.opening += [told] if found.done else []
         page.caveat(f"Incomplete: {states['finished']} of the {found.points} points of the sweep are finished.")
     problems, arms = (sorted(found.frame[key].unique()) for key in ("problem", "arm"))
     if problems and name not in DEEP_DIVES and not {*ALL_PROBLEMS} <= {*problems}:
         page.opening.append(f"On {' and '.join(problems)} only:")
     if found.done:
-        page.section("Error against dimensions", "What a smaller latent space costs.")
-        page.figures(front(found))
-        rows = []
-        for problem, mine in found.frame.groupby("problem"):
-            x = mine[["active_dims", "val_rec"]].dropna()
-            many = len(x) > 3 and (x.nunique() > 1).all()
-            rows.append([problem, *(scipy.stats.spearmanr(x) if many else (math.nan, math.nan)), len(x)])
-        caption = "Correlation of active_dims and val_rec over the runs of a problem; negative: fewer dims cost reconstruction."
-        page.table("correlation", ["problem", "Spearman's rho", "p", "runs"], rows, caption)
-        page.first, page.parts = page.parts, []
+        front(found, page)
     if not found.done:
         page.verdict("undecided", found.hypothesis, f"No finished run of this sweep yet in {source}.")
     elif len(arms) == 1 and name in ("01", "01b", "02"):
@@ -1449,20 +1313,18 @@ def build(name, runs, out, source):
 
 def facts(found, page, states):
     """Question and rule from the YAML, how complete the sweep is, the data, the versions."""
-    told = [
-        f"{states['finished']} of {found.points} points finished",
-        *(f"{states[s]} {s}" for s in STATES[1:] if states[s]),
-    ]
+    told = [f"{states['finished']} of {found.points} points finished"]
+    told += [f"{states[s]} {s}" for s in STATES[1:] if states[s]]
     told += [f"{found.borrowed} runs of {some(BORROWS[found.name])} beside them"] if found.borrowed else []
     reasons = Counter(why for _, why in found.left_out).most_common()
     told += [f"{len(found.left_out)} left out ({some([f'{n}: {why}' for why, n in reasons], 5)})"] if reasons else []
     claim = f"a claim needs p below {found.alpha:g} after Holm's correction"
-    method = f"Two-sided {'one-sample and ' * (found.name in DEEP_DIVES)}paired t-tests (scipy); {claim}, an interval clear of "
-    method += f"the margin ({num(100 * math.expm1(found.margin))} %), and at least {MIN_SEEDS} seeds."
+    method = (
+        f"Two-sided {'one-sample and ' * (found.name in DEEP_DIVES)}paired t-tests (scipy); {claim}, an interval clear "
+    )
+    method += f"of the margin ({num(100 * math.expm1(found.margin))} %), and at least {MIN_SEEDS} seeds."
     if found.name == "03":
-        method = (
-            f"PED-ANOVA (Optuna), partial F-tests (scipy); {claim} and {MIN_COMPLETED} completed runs on every problem."
-        )
+        method = f"PED-ANOVA (Optuna), partial F-tests (scipy); {claim} and {MIN_COMPLETED} completed runs a problem."
     hours = found.frame["seconds"].replace(math.inf, 0).sum() / 3600
     length = f"{some(values_of(found.done, 'n_epochs')) or 'no'} epochs a run, {num(hours)} hours in all"
     page.facts([("Question", found.question), ("Rule", found.rule), ("How it is tested", method), ("Length", length)])
@@ -1481,9 +1343,8 @@ def facts(found, page, states):
         "Machines": lambda run: ", ".join(str(run.machine[k]) for k in ("cpu", "device") if run.machine.get(k)) or lost,
     }
     counts = {key: Counter(sorted(map(kind, found.done))) for key, kind in kinds.items()}
-    page.facts(
-        [(k, "; ".join(f"{v} ({n} runs)" for v, n in c.items()) or "no finished run") for k, c in counts.items()]
-    )
+    told = {key: "; ".join(f"{v} ({n} runs)" for v, n in count.items()) for key, count in counts.items()}
+    page.facts([(key, text or "no finished run") for key, text in told.items()])
     for key, what in (("Versions", "versions of the libraries"), ("Code", "versions of the code")):
         if len(counts[key]) > 1:
             page.caveat(f"The runs come from {len(counts[key])} {what}.")
@@ -1498,7 +1359,7 @@ def runs_and_caveats(found, page):
     page.section("Runs")
     rows, arm = [], {run: label for run, label in zip(found.table["run"], found.table["arm"], strict=True)}
     for problem, label, mine in found.cells(found.table):
-        counts, seeds = mine["status"].value_counts(), sorted(mine[mine["status"] == "finished"]["seed"].unique())
+        counts, seeds = mine["status"].value_counts(), sorted(set(mine["seed"][mine["status"] == "finished"]))
         rows.append([problem, label, *(counts.get(s, 0) for s in STATES), " ".join(map(str, seeds)) or "–"])
     rows += [["?", "?", 0, 0, 0, 0, len(found.broken), "–"]] if found.broken else []
     columns = ["problem", "arm", *STATES, "seeds finished"]
@@ -1520,8 +1381,8 @@ def runs_and_caveats(found, page):
         count = Counter(arm.get(run, "unknown arm") for run, _ in odd if run.status == state)
         if count and (found.name, state) != ("03", "stopped"):
             told = ", ".join(f"{label} {n}" for label, n in sorted(count.items()))
-            page.caveat(f"{state.capitalize()} runs by arm: {told}. They are in no mean and no test; an arm that loses its "
-                        "worst runs looks better than it is.")  # fmt: skip
+            told += ". They are in no mean and no test; an arm that loses its worst runs looks better than it is."
+            page.caveat(f"{state.capitalize()} runs by arm: {told}")
     idle = found.frame[(found.frame["prune_events"] == 0) & found.frame["strategy"].ne("none")]
     if idle := [f"{label} on {problem} ({len(mine)} runs)" for problem, label, mine in found.cells(idle)]:
         page.caveat(f"Pruning never happened in: {some(idle)}.")
@@ -1532,9 +1393,7 @@ def runs_and_caveats(found, page):
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sweep", required=True, help="01, 01b, 02, 03, 04, 05 or 06")
-    parser.add_argument(
-        "--runs", default="runs", help="folder with run folders anywhere below it, or results/NN.csv (runs)"
-    )
+    parser.add_argument("--runs", default="runs", help="folder with run folders below it, or results/NN.csv (runs)")
     told = "read this W&B sweep instead of --runs; may be repeated"
     parser.add_argument("--wandb", metavar="ENTITY/PROJECT/ID", action="append", help=told)
     parser.add_argument("--out", default="report", help="folder for the pages (report)")
@@ -1550,9 +1409,10 @@ def main(argv=None):
     except OSError as error:
         print(f"report.py: --out {args.out}: cannot write ({error.strerror or error})", file=sys.stderr)
         return 4
-    finished, others = sum(run.status == "finished" for run in found.own), len(found.table) + len(found.broken)
-    told = f"{finished} of {found.points} points finished, {others - len(found.done)} other runs, {len(found.left_out)} left out"
-    print(f"{path}: {told} (from {source})")
+    finished = sum(run.status == "finished" for run in found.own)
+    others = len(found.table) + len(found.broken) - len(found.done)
+    told = f"{others} other runs, {len(found.left_out)} left out (from {source})"
+    print(f"{path}: {finished} of {found.points} points finished, {told}")
     return 0
 
 
