@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 import data
 from lvae import load
-from reporting.page import COLOURS, Page, change, log_axis, num, panel
+from report import COLOURS, Page, change, log_axis, num, panel
 
 STEPS = 7  # of a traversal and of an interpolation
 OBJECTIVE = {  # name, what is better, what else to look at; all dimensionless (data.objective)

@@ -1,216 +1,1418 @@
-"""Finished runs -> the answer to a sweep's question: one self-contained HTML page, its figures (PNG, SVG) and tables (CSV, Markdown).
+"""Finished runs -> the answer to a sweep's question: one self-contained page, its figures and tables as files.
 
-    python report.py --sweep 01 --runs runs                        # make report SWEEP=01 RUNS=runs
-    python report.py --sweep 01 --runs results/01.csv              # from the rows that the agents keep: no curves, no proposals
-    python report.py --sweep 02 --wandb entity/project/sweepid     # the same from W&B
+    python report.py --sweep 01 --runs runs                     # make report SWEEP=01 RUNS=runs
+    python report.py --sweep 01 --runs results/01.csv           # the rows that agents keep
+    python report.py --sweep 02 --wandb entity/project/sweepid  # the same from W&B
 
-Expect report/<sweep>/index.html within seconds to a minute, also while the sweep is running: the page says how complete it is. A run that
-is broken, stopped or diverged is listed on the page and does not end the report.
+Expect report/<sweep>/index.html within a minute, also while the sweep is running: the page says how complete it is. A
+run that is broken, stopped, diverged or no point of the sweep is listed with the reason, and ends nothing. Read on:
+rows, which of them answer, statistics, the page, the seven answers. report.j2 is the page's template.
 """
 
 import argparse
+import contextlib
+import html
+import io
+import itertools
 import math
+import re
+import shlex
 import sys
+import warnings
 from collections import Counter
 from pathlib import Path
 
-from reporting import collect, compare, deepdive, hyperparameters, safeguards, stats, studies
-from reporting.collect import RESULT_METRICS, InputError, read_run  # noqa: F401  sweep.py asks here
-from reporting.page import Page, num
+import jinja2
+import matplotlib
+import numpy as np
+import pandas as pd
+import scipy.stats
+import yaml
+from markupsafe import Markup, escape
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-ANSWERS = {
-    "01": compare.strategies,
-    "01b": compare.levels,
-    "02": safeguards.safeguards,
-    "03": hyperparameters.hyperparameters,
-    "04": deepdive.deepdive,
-    "05": deepdive.deepdive,
-    "06": deepdive.deepdive,
-}
+from data import PROBLEMS
+from lvae import InputError
+from pruning import PROFILES, STRATEGIES
+from record import FREE_FLAGS, is_locked, read_csv, read_json, slug, write_atomically
+from train import DEFAULTS, LEGACY
+
+# -------------------------------------------------------------------------------------------------- rows: runs as found
+
+LEVEL = dict(plummet="plummet_threshold", pca_cdf="cdf_threshold", lognorm="percentile", probabilistic="temperature")
+HELD = (
+    "k_consecutive",
+    "recon_tol",
+    "cooldown",
+    "cap",
+    "floor",
+    "pruned",
+)  # what comes of a dimension that is proposed
+SUMS = [f"sum_{key}" for key in ("proposed", *HELD)]  # of the columns of pruning.csv over the run
+RESULT_METRICS = [  # of a row of results/NN.csv, which has every flag and BOOKKEEPING besides
+    *("epoch", "rec_loss", "val_rec", "val_vol_loss", "val_total_loss", "active_dims", "best_val_rec", "best_epoch"),
+    *("pca_rec", "pca_ratio", "prune_events", "seconds", "test_rec"),
+    "objective",  # of a search: the metric's best over the run, as its engine sees it
+    *("rise", "epochs_above", "collapses", *SUMS),  # curves and proposals in numbers, for the page of 02
+]
+BOOKKEEPING = ("id", "name", "sweep", "status", "cause", "reports", "data_source", "data_sha256", "metrics_sha256")
+BOOKKEEPING += ("git", "versions", "host", "cpu", "recorded")
+METRIC = "val_rec_pruned"  # what a search minimises
 STATES = ("finished", "running", "stopped", "diverged", "broken")
 
 
-def build(name, runs, out, where):
-    """The page of sweep `name` from `runs`, in the folder out/<name>. Returns (path of index.html, the study)."""
-    study = studies.study(name, runs)
-    page = Page(Path(out) / name, f"Sweep {name}: {study.title}")
-    # What hyperband stopped is over, too: a search has reached its cap by the number of its runs
-    over = [run for run in study.own if run.status == "finished" or (study.name == "03" and run.status in ("stopped", "diverged"))]
-    finished = sum(run.status == "finished" for run in study.own)
-    if study.done and len(over) < study.points:
-        page.opening.append(f"Preliminary, {finished} of {study.points} points are finished.")
-    found = sorted({run.flags["problem"] for run in study.done})
-    if found and name not in deepdive.SWEEPS and not set(studies.STUDY) <= set(found):
-        page.opening.append(f"On {' and '.join(found)} only:")
-    if study.done:
-        ANSWERS[name](study, page, *([runs] if ANSWERS[name] is deepdive.deepdive else []))
+def number(value):
+    """float(value), NaN for anything that is none (None, "", text, a truncated cell)."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return math.nan
+
+
+def plain(value):
+    """A flag's value as it is compared: an int or a float where it is one, else text (None, True)."""
+    x = math.nan if isinstance(value, bool) else number(value)
+    return str(value) if math.isnan(x) else int(x) if math.isfinite(x) and x == int(x) else x
+
+
+class Run:
+    """One run as found: flags as in config.json (none: of no use), status (one of STATES) and its cause, summary."""
+
+    def __init__(self, name, where, config, sweep=""):
+        """config: as in config.json. sweep: the id of the sweep that the run was made for, where config has none."""
+        self.id, self.where, self.status, self.cause, self.summary = str(name), str(where), "broken", "", {}
+        config = config if isinstance(config, dict) else {}
+        parts = [config.get(key) for key in ("flags", "data", "versions", "machine")]
+        flags, self.data, self.versions, self.machine = (part if isinstance(part, dict) else {} for part in parts)
+        self.git, self.started = str(config.get("git") or "unknown"), str(config.get("started") or "")
+        self.sweep = str(config.get("sweep") or sweep)
+        self.owner = (re.match(r"(\d\d[a-z]?)[-_]", self.sweep) or ("", ""))[1]  # 01b of 01b-first_..., "" for none
+        # a flag that a run lacks means what was done before that flag existed
+        flags = LEGACY | {k: v for k, v in flags.items() if v != "" and not isinstance(v, dict | list)}
+        self.flags = {key: plain(value) for key, value in flags.items()}
+        named = all(isinstance(flags.get(key), str) for key in ("problem", "strategy"))
+        if not named or not isinstance(self.flags.get("seed"), int):
+            self.flags, self.cause = {}, "its flags are of no use: problem and strategy must be text, seed a number"
+
+    def value(self, name):
+        """A number of the summary, NaN where it has none."""
+        return number(self.summary.get(name))
+
+    def settle(self, summary, metrics=None):
+        """Add what the summary and the curve (DataFrame, a row an epoch) say; take the status, if they agree."""
+        ends = summary.get("epoch")
+        if metrics is not None:
+            metrics = metrics.apply(pd.to_numeric, errors="coerce").reindex(columns=["epoch", "val_rec", METRIC])
+            self.summary |= instability(metrics["epoch"], metrics["val_rec"], number(self.flags.get("pruning_epoch")))
+            logged = metrics[METRIC][np.isfinite(metrics[METRIC])]
+            self.summary |= dict(lowest=logged.min(), logged=len(logged), epochs=len(metrics))
+            ends = metrics["epoch"].iloc[-1] if len(metrics) else math.nan
+        self.summary |= summary
+        said, self.cause = summary.get("status"), str(summary.get("cause") or "")
+        if said not in ("finished", "diverged"):
+            self.cause = f"its status is {said!r:.60}; allowed: finished, diverged"
+        elif said == "finished" and not 0 < self.value("val_rec") < math.inf:
+            self.cause = f"its val_rec is {summary.get('val_rec')!r:.60}, not a positive number"
+        elif said == "finished" and ends != summary.get("epoch", ends):
+            self.cause = f"metrics.csv ends at epoch {ends:g}, summary.json at {summary.get('epoch')!s:.60}"
+        else:
+            self.status = said
+        return self
+
+
+def local_runs(root):
+    """Every run below the folder `root`, by its config.json (or by what else a run leaves), or the rows of a table."""
+    root = Path(root)
+    if root.suffix == ".csv" and root.is_file():
+        # 01b is read with 01, and 04 to 06 with one another: the other sweeps of the same edition count, too
+        edition = re.fullmatch(r"\d\d[a-z]?(|-.+)\.csv", root.name)
+        alike = rf"\d\d[a-z]?{re.escape(edition[1])}\.csv" if edition else re.escape(root.name)
+        paths = sorted(path for path in root.parent.glob("*.csv") if re.fullmatch(alike, path.name))
+        return [from_row(row, path) for path in paths for row in read_csv(path).to_dict("records")]
+    if not root.is_dir():
+        raise InputError(f"--runs {root}: no such folder; allowed: a folder with runs below it, or a results/NN.csv")
+    names = ("config.json", "metrics.csv", "summary.json")
+    found = {path.parent for name in names for path in root.rglob(name) if "wandb" not in path.relative_to(root).parts}
+    return [read_run(folder) for folder in sorted(found)]
+
+
+def read_run(folder):
+    """The run in `folder`. Never raises: what cannot be read becomes status broken, with the cause."""
+    config, summary = (read_json(folder / name) for name in ("config.json", "summary.json"))
+    run = Run(folder.name, folder, config)
+    if not isinstance(config, dict):
+        run.cause = "config.json cannot be read" if (folder / "config.json").exists() else "no config.json"
+    if run.cause:
+        return run
+    try:
+        metrics, pruning = (read_csv(folder / name) for name in ("metrics.csv", "pruning.csv"))
+    except (InputError, OSError) as error:
+        run.cause = str(error)
+        return run
+    if (folder / "pruning.csv").exists():
+        proposed = pruning.reindex(columns=["proposed", *HELD]).apply(pd.to_numeric, errors="coerce")
+        run.summary |= proposed.sum().add_prefix("sum_").to_dict()
+    run.settle(summary if isinstance(summary, dict) else {}, metrics)
+    if not (folder / "summary.json").exists():
+        run.status = "running" if is_locked(folder) else "stopped"
+        run.cause = f"{len(metrics)} of {run.flags.get('n_epochs', '?')} epochs"
+    return run
+
+
+def from_row(row, path):
+    """A row of results/NN.csv -> Run: what is left of a study whose machine is lost."""
+    flags = {key: value for key, value in row.items() if key not in (*BOOKKEEPING, *RESULT_METRICS)}
+    versions = dict(pair.split(" ", 1) for pair in row.get("versions", "").split(", ") if " " in pair)
+    config = dict(flags=flags, data={key: row.get(f"data_{key}") for key in ("source", "sha256")}, versions=versions)
+    config |= dict(machine={"cpu": row.get("cpu") or row.get("host")}, started=row.get("recorded"), git=row.get("git"))
+    run = Run(row.get("id", ""), f"{path}:{row.get('id')}", config | dict(sweep=row.get("sweep")), path.stem + "-")
+    if run.cause:
+        return run
+    run.settle({key: row.get(key) for key in ("status", "cause", *RESULT_METRICS)})
+    start, n = (number(run.flags.get(key)) for key in ("pruning_epoch", "n_epochs"))
+    logged = max(0, run.value("epoch") + 1 - start - n // 10)  # the metric begins n_epochs / 10 after pruning
+    run.summary |= dict(lowest=run.value("objective"), logged=logged)
+    if row.get("status") == "stopped early":
+        run.status, run.cause = "stopped", f"stopped early after epoch {row.get('epoch')}"
+    return run
+
+
+def wandb_runs(path, api=None):
+    """Runs of a W&B sweep, entity/project/sweep id. pruning.csv is not on W&B: those runs have no proposals."""
+    if len(path.split("/")) != 3:
+        raise InputError(f"--wandb {path}: allowed: entity/project/sweep id")
+    runs = []
+    try:
+        if api is None:
+            import wandb
+
+            api = wandb.Api()
+        sweep = api.sweep(path)
+        name = (getattr(sweep, "config", None) or {}).get("name", "") + "-"
+        for found in sweep.runs:
+            config = {key.removeprefix("_"): value for key, value in found.config.items() if key[:1] == "_"}
+            config |= dict(flags={key: value for key, value in found.config.items() if key[:1] != "_"})
+            config |= dict(started=found.created_at, sweep=getattr(found, "group", None))
+            run = Run(found.id, "/".join(found.path), config, name)
+            runs.append(run)
+            if run.cause:
+                continue
+            rows = [row for row in found.scan_history() if None not in (row.get("epoch"), row.get("val_rec"))]
+            rows = pd.DataFrame([{k: v for k, v in row.items() if k[:1] != "_"} for row in rows], dtype=object)
+            run.settle({key: value for key, value in dict(found.summary).items() if key[:1] != "_"}, rows)
+            if found.state != "finished" and "status" not in run.summary:
+                ended = dict(running="running", pending="running", killed="stopped", preempted="stopped")
+                run.status = ended.get(found.state, "broken")
+                run.cause = f"W&B says {found.state}, {len(rows)} of {run.flags.get('n_epochs', '?')} epochs"
+    except Exception as error:  # wandb raises its own, requests' and ValueError for a sweep that is not there
+        told = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+        raise InputError(f"--wandb {path}: cannot be read ({told})") from None
+    return runs
+
+
+# ---------------------------------------------------------------------------------- rows: which of them answer a sweep
+
+SWEEPS = Path(__file__).parent / "sweeps"
+DEEP_DIVES = ("04", "05", "06")
+ALL_PROBLEMS = ["beams2d", "heatconduction2d", "photonics2d"]  # a search is created once for each of them
+BORROWS = {"01b": ["01"]}  # 01's runs are the fourth level of each strategy
+KNOWN = dict(problem=[*PROBLEMS], strategy=[*STRATEGIES], safeguards=[*PROFILES, None])
+COMMON = ("n_epochs", "latent_dim", "lr", "w_v", "batch_size", "pruning_epoch", "beta", "eta", "lipschitz")
+
+
+def levels(spec, key):
+    """All values that a sweep lists for a parameter; an arm as a dict of the flags it sets."""
+    p = spec["parameters"].get(key, {})
+    if key == "problem" and "run_cap" in spec and "values" not in p:
+        return [p["value"]] if p.get("value") not in ALL_PROBLEMS else ALL_PROBLEMS
+    found = [plain(value) for value in p.get("values", [p["value"]] if "value" in p else [])]
+    if key != "arm":
+        return found
+    return [{k: plain(v) for k, v in (pair.split("=", 1) for pair in arm.split(","))} for arm in found if "=" in arm]
+
+
+def strategy_of(flags):
+    """Strategy and level: plummet 0.05."""
+    level = flags.get(LEVEL.get(flags["strategy"]))
+    return flags["strategy"] if level is None else f"{flags['strategy']} {number(level):g}"
+
+
+def values_of(runs, key):
+    """The values of a flag in the runs, sorted: numbers, or text where there are none."""
+    found = {run.flags[key] for run in runs if key in run.flags} - {"None"}
+    return sorted(v for v in found if not isinstance(v, str)) or sorted(found)
+
+
+def some(values, most=8):
+    """The first of the values in words, and how many there are beside them."""
+    shown = [v if isinstance(v, str) else f"{v:g}" for v in values]
+    return ", ".join(shown[:most]) + (f" and {len(shown) - most} more" if len(shown) > most else "")
+
+
+def header(name):
+    """Title of a sweep, its YAML, {keyword: text} of its comments `# Keyword: text`, continued by indented comments."""
+    paths = {path.name.split("_")[0]: path for path in sorted(SWEEPS.glob("[0-9]*.yaml"))}
+    if name not in paths:
+        raise InputError(f"--sweep {name}: no such sweep; allowed: {', '.join(paths) or 'none, sweeps/ is empty'}")
+    text = paths[name].read_text(encoding="utf-8")
+    comments = re.findall(r"^# ?([A-Z][A-Za-z ]{2,30}): *(.*(?:\n# {2,}\S.*)*)", text.split("\nname:")[0], re.MULTILINE)
+    words = {keyword.lower(): " ".join(told.replace("\n#", " ").split()) for keyword, told in comments}
+    return paths[name].stem.partition("_")[2].replace("_", " "), yaml.safe_load(text), words
+
+
+def as_created(spec, own, notes):
+    """The sweep as created: PROBLEM=, SEEDS=, EPOCHS=, SET= narrow its file, and .sweeps/ says how. own: its runs.
+
+    Sweeps that differ only in problem and seed (03 makes one a problem) are read as one."""
+    ids = sorted({run.sweep for run in own})
+    with contextlib.suppress(KeyError, TypeError, AttributeError):
+        wholes = [read_json(Path(".sweeps", slug(i), "sweep.json"))["config"] | {"name": ""} for i in ids]
+        for key in ("problem", "seed"):
+            values = list(dict.fromkeys(v for whole in wholes for v in levels(whole, key)))
+            wholes = [whole | {"parameters": whole["parameters"] | {key: {"values": values}}} for whole in wholes]
+        if wholes and all(whole == wholes[0] for whole in wholes):
+            return wholes[0]
+    if not ids or not all(re.match(r"\d\d[a-z]?-", i) for i in ids):  # 01_pruning_strategies-...: not narrowed
+        return spec
+    notes.append("The record of how this edition was narrowed (.sweeps/) is not here: its points are counted from the "
+                 "values that its runs have.")  # fmt: skip
+    found, parameters = {key: values_of(own, key) for key in spec["parameters"]}, dict(spec["parameters"])
+    for key, p in parameters.items():
+        if found[key] and "values" in p:
+            parameters[key] = {"values": found[key]}
+        elif found[key] and "min" in p:
+            parameters[key] = p | {"min": min(p["min"], found[key][0]), "max": max(p["max"], found[key][-1])}
+    return spec | {"parameters": parameters}
+
+
+def departures(file, runs):
+    """In words: values of the runs that the sweep's file does not have, and values of the file that no run has."""
+    other, absent = [], []
+    for key, p in file["parameters"].items():
+        asked, found = levels(file, key), values_of(runs, key)
+        if not found or key in ("data", "arm") or "auto" in asked:
+            continue
+        if "min" in p and not p["min"] <= found[0] <= found[-1] <= p["max"]:
+            other.append(f"{key} {found[0]:g} to {found[-1]:g} (file: {p['min']:g} to {p['max']:g})")
+        elif "min" not in p and not {*found} <= {*asked}:
+            other.append(f"{key} {some(found, 5)} (file: {some(asked, 5)})")
+        elif left := [value for value in asked if value not in found]:
+            absent.append(f"{key} {some(left, 5)}")
+    told = ("These runs differ from the sweep's file", "No finished run with a value that the sweep's file asks for")
+    return [f"{what}: {'; '.join(keys)}." for what, keys in zip(told, (other, absent), strict=True) if keys]
+
+
+def stranger(run, specs):
+    """Why a run is no point of these sweeps: an unknown name, or, if it names no sweep, another value; else ""."""
+    for key, known in KNOWN.items():
+        if run.flags.get(key) not in known:
+            return f"unknown {key} {run.flags[key]:.60}"
+    told = []
+    for spec in specs if not run.owner else ():
+        arms = levels(spec, "arm")
+        wrong = [f"{strategy_of(run.flags)} is no arm of this sweep"] if arms else []
+        wrong = [] if any(arm.items() <= run.flags.items() for arm in arms) else wrong
+        for key, p in spec["parameters"].items():
+            value, asked = run.flags.get(key, "None"), levels(spec, key)
+            within = "min" in p and p["min"] <= number(value) <= p["max"]
+            free = key in ("arm", "data", "save_model") or value == "None" or {"auto", value} & {*asked}
+            if not free and not within:
+                wrong.append(f"{key} {value!s:.60} is not in this sweep")
+        told.append("".join(wrong[-1:]))
+    return told[0] if told and all(told) else ""
+
+
+class Study:
+    """A sweep's YAML and the runs that answer it, chosen from `runs`; left_out: (run, why).
+
+    table: a row a run of use: flags, summary, problem, arm, seed, status, run. frame: the finished ones."""
+
+    def __init__(self, name, runs):
+        self.name, self.notes, self.left_out, lent = name, [], [], BORROWS.get(name, [])
+        self.title, file, words = header(name)
+        told = (words.get(key, "not stated in the YAML") for key in ("question", "hypothesis", "rule"))
+        self.question, self.hypothesis, self.rule = told
+        level, margin = (re.search(rf"{w} (\d+(?:\.\d+)?) ?%", self.rule) for w in ("(?:two-sided,|below)", "margin"))
+        self.alpha, self.margin = (
+            (float(level[1]) / 100 if level else ALPHA),
+            math.log1p(float((margin or "00")[1]) / 100),
+        )
+        runs = [run for run in runs if run.owner in ("", name, *lent)]  # the others say that they are another sweep's
+        self.spec = as_created(file, [run for run in runs if run.owner == name], self.notes)
+        specs = [self.spec, *(header(other)[1] for other in lent)]
+        why = {run: run.flags and stranger(run, specs) for run in runs}
+        self.left_out = [(run, told) for run, told in why.items() if told]
+        self.broken = [run for run in runs if not run.flags]  # listed wherever they were found
+        runs = [run for run in runs if run.flags and not why[run]]
+        keys = self.spec["parameters"]
+        self.varied = [key for key in keys if "min" in keys[key] or len(levels(self.spec, key)) > 1]
+        by_profile = len({run.flags.get("safeguards") for run in runs}) > 1 and name in DEEP_DIVES
+        label = {"01": lambda flags: flags["strategy"], "02": lambda flags: flags.get("safeguards", "None")}
+        label = label["02"] if by_profile else label.get(name, strategy_of)
+        rows = [run.flags | {k: run.value(k) for k in (*RESULT_METRICS, "lowest", "logged", "epochs")}
+                | dict(arm=label(run.flags), status=run.status, owner=run.owner, run=run) for run in runs]  # fmt: skip
+        needed = ["problem", "arm", "seed", "status", "owner", "run", "strategy", "n_epochs", "pruning_epoch", "w_v"]
+        needed += [*RESULT_METRICS, *self.varied]
+        columns = dict.fromkeys([*needed, "lowest", *(key for row in rows for key in row)])
+        self.table = pd.DataFrame(rows, columns=list(columns))
+        self.same_settings()
+        order = ("broken", "stopped", "diverged", "running", "finished")  # of several runs of a point the last is used
+        rank = self.table["run"].map(lambda run: (order.index(run.status), run.started, run.where))
+        at = list({"problem", "arm", "seed", *self.varied} & {*self.table})
+        doubles = self.table.loc[rank.sort_values().index].duplicated(at, keep="last")
+        self.drop(doubles, "another run of the same point is used")
+        for key in ("pruning_epoch", "w_v", *(key for key in self.varied if "min" in keys[key])):
+            self.table[key] = pd.to_numeric(self.table[key], errors="coerce")
+        self.problems = sorted(self.table["problem"].unique())
+        order = [*LEVEL, "none"] if {arm.split()[0] for arm in self.table["arm"]} & {*LEVEL} else [*PROFILES]
+        # the mildest level first: a larger one prunes more, except for the share of the variance that pca_cdf keeps
+        rank = {arm: (s, number(v or 0)) for arm in self.table["arm"] for s, _, v in [arm.partition(" ")]}
+        self.arms = sorted(
+            rank, key=lambda arm: (order.index(rank[arm][0]), rank[arm][1] * (-1) ** (rank[arm][0] == "pca_cdf"))
+        )
+        self.frame = self.table[self.table["status"] == "finished"]
+        self.done = list(self.frame["run"])
+        # Runs made for another sweep answer, but are no points of this one. One that names none: by its arm
+        own = [strategy_of(arm) for arm in levels(self.spec, "arm")]
+        owner, alien = self.table["owner"], ~self.table["arm"].isin(own) if lent else False
+        borrowed = owner.isin(lent) | (owner.eq("") & alien)
+        self.own, self.borrowed = [*self.table[~borrowed]["run"], *self.broken], int(borrowed.sum())
+        self.notes[:0] = departures(file, [run for run in self.own if run.status == "finished"])
+        # how many points the sweep asks for; a search is created once a problem
+        self.points = math.prod(len(levels(self.spec, key)) or 1 for key in keys)
+        self.points = self.spec["run_cap"] * max(1, len(self.problems)) if "run_cap" in self.spec else self.points
+
+    def drop(self, mask, why):
+        self.left_out += [(run, why) for run in self.table.loc[mask[mask].index, "run"]]
+        self.table = self.table[~mask.reindex(self.table.index, fill_value=False)]
+
+    def same_settings(self):
+        """Keep runs that agree in every flag not varied: the YAML's value where some run has it, else the commonest."""
+        in_arms = {key for arm in levels(self.spec, "arm") for key in arm}  # what an arm sets differs on purpose
+        skip = {*self.varied, *in_arms, "arm", "problem", "seed", "data", "save_model"}
+        skip |= {*LEVEL.values()} if in_arms else set()
+        for key in dict.fromkeys([*self.spec["parameters"], *COMMON, *LEVEL.values(), *LEGACY]):
+            if key in skip or key not in self.table:
+                continue
+            owner = next((s for s, level in LEVEL.items() if level == key), None)
+            mine = self.table[key][self.table["strategy"].eq(owner) if owner else self.table[key].notna()].dropna()
+            counts, wanted = mine.value_counts(), levels(self.spec, key)[:1]
+            target = wanted[0] if wanted and wanted[0] in counts.index else next(iter(counts.index), None)
+            for value in set(mine) - {target}:
+                self.drop(mine == value, f"other {key} ({value!s:.60})")
+        digests = self.table["run"].map(lambda run: str(run.data.get("sha256")))
+        commonest = digests.groupby(self.table["problem"]).transform(lambda s: s.value_counts().index[0])
+        self.drop(digests != commonest, "other designs than most runs")
+
+    def wide(self, measure):
+        """(problem, seed) x arm: a measure of the finished runs."""
+        return self.frame.pivot(index=["problem", "seed"], columns="arm", values=measure)
+
+    def on_common_seeds(self, problem, arms):
+        """Seed x arm (those with runs): val_rec on a problem; and the mean dims of each arm over these seeds.
+
+        Only seeds that all of them have, if there is one: an arm must not look better for having run on easier ones."""
+        mine = self.frame[self.frame["problem"] == problem]
+        errors, dims = (mine.pivot(index="seed", columns="arm", values=m) for m in ("val_rec", "active_dims"))
+        errors = errors[[arm for arm in arms if arm in errors]]
+        errors = errors.dropna() if len(errors.dropna()) else errors
+        return errors, dims.loc[errors.index].mean()
+
+    def cells(self, table=None):
+        """(problem, arm, its rows) of the finished runs, or of another table."""
+        table = self.frame if table is None else table
+        for problem, arm in itertools.product(self.problems, self.arms):
+            if len(mine := table[(table["problem"] == problem) & (table["arm"] == arm)]):
+                yield problem, arm, mine
+
+
+# -------------------------------------------------------------------------- statistics: one rule for all seven sweeps
+# A two-sided paired t-test on log val_rec (or on the difference of dims) over problem-seed pairs, Holm over the family;
+# undecided with fewer than MIN_SEEDS seeds, or where the 95 % interval straddles the margin, or without variance.
+
+MIN_SEEDS = 3
+# p after Holm that a claim needs, where a sweep's rule names no level. Not 0.05: at most 5 % of 1,000 tied studies may
+# get a verdict, and in the worst case (two arms tied, the others worse) a test at 5 % exceeds that every second time.
+ALPHA = 0.035
+NEAR = 0.05  # "within 5 % of the best val_rec", and "more than 5 % above its best"
+COLLAPSE = 2.0  # val_rec at twice its best so far
+MIN_COMPLETED = 20  # completed runs below which a ranking says nothing (five parameters, twelve coefficients)
+
+
+def paired(differences):
+    """t-test of mean 0 along the last axis of differences (..., n), NaN: missing. Mean, 95 % t interval (low, high), p.
+
+    Without variance p is NaN (1 where all are 0): equal differences are no evidence. Fewer than two: NaN."""
+    d = np.asarray(differences, dtype=float)
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")  # of small samples and equal values: both are answered here
+        test = scipy.stats.ttest_1samp(d, 0, axis=-1, nan_policy="omit")
+        low, high = (np.asarray(end) for end in test.confidence_interval(0.95))
+        mean, largest = np.nanmean(d, axis=-1), np.nanmax(np.abs(d), axis=-1)
+        equal = (np.nanmax(d, axis=-1) - np.nanmin(d, axis=-1) <= 1e-9 * largest) & (np.isfinite(d).sum(-1) > 1)
+        p = np.where(equal, np.where(largest == 0, 1.0, np.nan), test.pvalue)
+    return mean, np.where(equal, mean, low), np.where(equal, mean, high), p
+
+
+def interval(values, log):
+    """Mean and 95 % t interval of values (n,); log (for errors): geometric mean, and the interval on the log scale."""
+    with np.errstate(all="ignore"):
+        x = np.log(np.asarray(values, dtype=float)) if log else np.asarray(values, dtype=float)
+    found = paired(x[np.isfinite(x)])[:3] if np.isfinite(x).any() else (np.nan,) * 3
+    return tuple(float(np.exp(v) if log else v) for v in found)
+
+
+def holm(p):
+    """Holm's adjusted p-values along the last axis; NaN counts as 1: a test that could not be done is no evidence."""
+    p = np.nan_to_num(np.asarray(p, dtype=float), nan=1.0)
+    order = np.argsort(p, axis=-1, kind="stable")
+    steps = np.take_along_axis(p, order, -1) * np.arange(p.shape[-1], 0, -1)
+    adjusted = np.minimum(np.maximum.accumulate(steps, axis=-1), 1.0)
+    return np.take_along_axis(adjusted, np.argsort(order, axis=-1, kind="stable"), -1)
+
+
+def decide(low, high, p_holm, seeds, margin=0.0, alpha=ALPHA):
+    """-1: lower, 1: higher, 0: undecided. Lower: p below alpha, the interval below -margin, and enough seeds."""
+    enough = (np.asarray(seeds) >= MIN_SEEDS) & (np.nan_to_num(p_holm, nan=1.0) < alpha)
+    return np.where(enough & (high < -margin), -1, np.where(enough & (low > margin), 1, 0))
+
+
+def tested(samples, margin=0.0, alpha=ALPHA):
+    """Test samples, (a, b, differences (n,), seeds) each, as one family. A row each, with p_holm and verdict."""
+    rows = [(a, b, len(d), s, *(paired(d) if len(d) else [np.nan] * 4)) for a, b, d, s in samples]
+    found = pd.DataFrame(rows, columns=["a", "b", "n", "seeds", "mean", "low", "high", "p"])
+    found = found.astype(dict.fromkeys(found.columns[4:], float))
+    found["p_holm"] = holm(found["p"])
+    found["verdict"] = decide(found["low"], found["high"], found["p_holm"], found["seeds"], margin, alpha)
+    return found
+
+
+def family(wide, comparisons, log=True, margin=0.0, alpha=ALPHA):
+    """Test each (a, b) or (a, b, problem): is a lower than b? wide: (problem, seed) x arm; log: of the log ratio."""
+    samples = []
+    for a, b, *problem in comparisons:
+        pairs = wide.reindex(columns=[a, b])
+        pairs = pairs[pairs.index.isin(problem, level="problem")] if problem else pairs
+        with np.errstate(all="ignore"):
+            pairs = (np.log(pairs) if log else pairs).replace([np.inf, -np.inf], np.nan).dropna()
+        samples.append((a, b, (pairs[a] - pairs[b]).to_numpy(), pairs.index.unique("seed").size))
+    return tested(samples, margin, alpha)
+
+
+def winner(logs):
+    """Index of the lowest mean along the last axis of logs (..., arms, seeds), and p of "it beats every other arm".
+
+    As strong as its weakest comparison: the largest of the paired p-values; 1: nothing to beat."""
+    logs = np.asarray(logs, dtype=float)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        index = np.argmin(np.nan_to_num(np.nanmean(logs, axis=-1), nan=np.inf), axis=-1)
+    mean, _, _, p = paired(np.take_along_axis(logs, index[..., None, None], axis=-2) - logs)  # (..., arms)
+    others = np.arange(logs.shape[-2]) != index[..., None]
+    return index, np.where(others & (mean < 0), np.nan_to_num(p, nan=1.0), others).max(-1) + (logs.shape[-2] == 1)
+
+
+def instability(epoch, val_rec, start):
+    """How unsteady a run was from epoch `start` (pruning_epoch) on, against its best val_rec since then.
+
+    rise: largest val_rec over its best so far, minus 1; epochs_above: more than 5 % above; collapses: at twice."""
+    v = np.asarray(val_rec, dtype=float)[np.asarray((epoch >= start) & np.isfinite(val_rec))]
+    if not len(v):
+        return dict.fromkeys(("rise", "epochs_above", "collapses"), math.nan)
+    ratio = v / np.minimum.accumulate(v)
+    collapses = ((ratio[1:] >= COLLAPSE) & (ratio[:-1] < COLLAPSE)).sum()
+    return dict(rise=float(ratio.max() - 1), epochs_above=int((ratio > 1 + NEAR).sum()), collapses=int(collapses))
+
+
+def unit(values):
+    """Positive values -> log scale, [-1, 1]: a coefficient is half the change of log val_rec over the whole range."""
+    u = np.log(np.asarray(values, dtype=float))
+    return np.zeros_like(u) if np.ptp(u) == 0 else 2 * (u - u.min()) / np.ptp(u) - 1
+
+
+def surface(pruning_epoch, w_v, logs):
+    """Coefficients (..., 6) of 1, e, w, e^2, w^2, e w fitted to logs (..., P, W), both on the unit log scale."""
+    e, w = (grid.ravel() for grid in np.meshgrid(unit(pruning_epoch), unit(w_v), indexing="ij"))
+    design = np.stack([np.ones_like(e), e, w, e * e, w * w, e * w], axis=1)  # (P W, 6)
+    flat = np.asarray(logs, dtype=float).reshape(-1, len(e))
+    fits = np.full((len(flat), 6), np.nan)
+    for i, ok in enumerate(np.isfinite(flat)):  # a study still running: fitted to what is there
+        if np.linalg.matrix_rank(design[ok]) == 6:
+            fits[i] = np.linalg.lstsq(design[ok], flat[i][ok], rcond=None)[0]
+    return fits.reshape(*np.shape(logs)[:-2], 6)
+
+
+def effects(pruning_epoch, w_v, logs, alpha=ALPHA):
+    """Tests over the seeds of logs (arms, seeds, P, W) of log val_rec: interaction, arm 1 minus arm 0, the two slopes.
+
+    Each is averaged over the arms, which share their seeds: the seed is what is sampled."""
+    fits = surface(pruning_epoch, w_v, logs)  # (arms, seeds, 6)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        arms = np.nanmean(logs[1] - logs[0], axis=(1, 2)) if len(logs) == 2 else np.full(logs.shape[1], np.nan)
+    found = dict(
+        interaction=fits[..., 5].mean(0), arms=arms, pruning_epoch=fits[..., 1].mean(0), w_v=fits[..., 2].mean(0)
+    )
+    found = {name: d[np.isfinite(d)] for name, d in found.items()}
+    return tested([(name, "", d, len(d)) for name, d in found.items()], alpha=alpha)
+
+
+def optimum(logs, resamples=2000, seed=0):
+    """Best cell (i, j) of logs (seeds, P, W) by the mean over seeds, and how often each is when seeds are resampled."""
+    logs = np.where(np.isfinite(logs), logs, np.nan)
+    logs = logs[np.isfinite(logs).any((1, 2))]
+    complete = np.isfinite(logs).all(0) & (len(logs) > 0)  # cells that every seed has
+    if not complete.any():
+        return None, np.zeros(logs.shape[1:])
+    logs = np.where(complete, np.nan_to_num(logs), np.inf)
+    draws = np.random.default_rng(seed).integers(len(logs), size=(resamples, len(logs)))
+    best = logs[draws].mean(1).reshape(resamples, -1).argmin(1)
+    share = np.bincount(best, minlength=complete.size).reshape(complete.shape) / resamples
+    return tuple(int(i) for i in np.unravel_index(logs.mean(0).argmin(), complete.shape)), share
+
+
+def regret(logs, cell):
+    """What settling for `cell` costs, per seed, in log val_rec: logs (seeds, P, W) -> (seeds,).
+
+    Against the best cell of the other seeds: chosen on the same one it would always look too good."""
+    best = [optimum(np.delete(logs, s, axis=0), resamples=1)[0] for s in range(len(logs))]
+    return np.array([np.nan if b is None else logs[s][cell] - logs[s][b] for s, b in enumerate(best)])
+
+
+def importance(parameters, values):
+    """PED-ANOVA's {name: share}. parameters: DataFrame (n, names), positive; values (n,): lower is better."""
+    import optuna
+    from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    varied, kinds, study = parameters.loc[:, parameters.nunique() > 1].astype(float), {}, optuna.create_study()
+    for name, v in varied.items():
+        choice = optuna.distributions.CategoricalDistribution(sorted(v.unique()))  # batch_size: a handful of values
+        scale = optuna.distributions.FloatDistribution(v.min(), v.max(), log=v.max() / v.min() > 20)
+        kinds[name] = choice if v.nunique() <= 4 else scale
+    for point, value in zip(varied.to_dict("records"), values, strict=True):
+        study.add_trial(optuna.trial.create_trial(params=point, distributions=kinds, value=float(value)))
+    # At least 8 runs must count as good: Optuna asks for 5, and a tenth of a 33-run study would be 3
+    quantile = min(0.5, max(0.1, 8 / len(varied)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PED-ANOVA is marked experimental
+        found = get_param_importances(study, evaluator=PedAnovaImportanceEvaluator(target_quantile=quantile))
+    return {name: float(found.get(name, 0)) for name in parameters}
+
+
+def f_tests(parameters, values, product=("latent_dim", "w_v")):
+    """Partial F-tests in a quadratic regression of log(values) on log(parameters), and on the product of two of them.
+
+    Returns {name: (share of variance explained, p, p_holm)} and the product's (coefficient, p); NaN: too few runs."""
+    u, y = parameters.apply(unit), np.log(np.asarray(values, dtype=float))
+    terms = {(k,): u[k] for k in u} | {(k, k): u[k] ** 2 for k in u if parameters[k].nunique() > 2}
+    terms |= {product: u[product[0]] * u[product[1]]} if {*product} <= {*u} else {}
+    total = float(((y - y.mean()) ** 2).sum()) or np.nan
+
+    def fit(keep):
+        x = np.stack([np.ones_like(y), *(terms[t] for t in keep)], axis=1)
+        coefficients, _, rank, _ = np.linalg.lstsq(x, y, rcond=None)
+        return float(((y - x @ coefficients) ** 2).sum()), rank, coefficients
+
+    def partial(dropped):
+        less, few, _ = fit([t for t in terms if t not in dropped])
+        if rank == few or len(y) - rank < 5 or full <= 0:
+            return np.nan, np.nan
+        f = (less - full) / (rank - few) / (full / (len(y) - rank))
+        return (less - full) / total, float(scipy.stats.f.sf(f, rank - few, len(y) - rank))
+
+    full, rank, coefficients = fit(list(terms))
+    found = {name: partial([t for t in terms if name in t]) for name in u}
+    adjusted = holm([p for _, p in found.values()])
+    tests = {name: (*found[name], float(p)) for name, p in zip(found, adjusted, strict=True)}
+    told = (float(coefficients[1 + list(terms).index(product)]), partial([product])[1]) if product in terms else None
+    return tests, told or (np.nan, np.nan)
+
+
+# ------------------------------------------------------------------------------------------------------------- the page
+
+# Okabe and Ito's palette without black and yellow: told apart by colour-blind readers, on white and on near-black
+COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6bb1", "#8a8a8a"]
+MARKERS = "osD^vPX*"
+WORD = {-1: "lower", 0: "undecided", 1: "higher"}
+ENDS = ["95 % low", "95 % high"]
+STYLE = {"font.size": 9, "axes.grid": True, "grid.alpha": 0.25, "axes.spines.top": False, "axes.spines.right": False}
+STYLE |= {"svg.fonttype": "none", "svg.hashsalt": "report"}  # text stays text; the same runs give the same file
+STYLE |= {"text.parse_math": False, "image.interpolation": "none", "legend.frameon": False}
+matplotlib.rcParams.update(STYLE)
+
+
+def num(value, digits=3):
+    """A number for people: `digits` significant digits, a dash for none."""
+    if value is None or value != value:
+        return "–"
+    whole = abs(value) < 1e6 and value == int(value)
+    text = f"{int(value):,}".replace(",", " ") if whole else f"{value:.{digits}g}".replace("e-0", "e-")
+    return text.replace("-", "−")
+
+
+def change(log_ratio):
+    """A log ratio as a change in percent: −12.3 %; as a factor from 10 on: x 12."""
+    if not math.isfinite(log_ratio):
+        return "–" if math.isnan(log_ratio) else "unbounded"
+    if log_ratio >= math.log(10):
+        return f"x {math.exp(min(log_ratio, 700)):.3g}"
+    percent = 100 * math.expm1(log_ratio)
+    return f"{percent:+.1f} %".replace("-", "−") if abs(percent) < 100 else f"{percent:+.0f} %"
+
+
+def percent(ratio):
+    """A ratio minus 1 as a change in percent."""
+    return change(float(np.log1p(ratio)))
+
+
+def signed(value):
+    """A difference for people: +0.12, −3."""
+    return "–" if math.isnan(value) else f"{value:+.3g}".replace("-", "−")
+
+
+def p_text(p, sign="p = "):
+    """A p-value for people: p < 0.001, p = 0.02; with sign="" as a cell of a table."""
+    return "–" if math.isnan(p) else f"{sign[:2]}< 0.001" if p < 0.001 else f"{sign}{p:.2g}"
+
+
+def panel(title="", wide=False, height=2.5):
+    """A small figure that stays readable at phone width: (figure, axes)."""
+    figure = Figure(figsize=(4.6 if wide else 3.5, height), layout="constrained")  # not pyplot's, which keeps them open
+    axes = figure.subplots()
+    axes.set_title(title, fontsize=10, loc="left", fontweight="bold")
+    return figure, axes
+
+
+def legend(figure):
+    """The figure's legend below its axes, where it covers no data; the figure grows by it."""
+    rows = math.ceil(len(figure.axes[0].get_legend_handles_labels()[1]) / 3)
+    figure.set_figheight(figure.get_figheight() + 0.1 + 0.15 * rows)
+    figure.legend(fontsize=6.5, ncols=3, loc="outside lower center")
+
+
+def log_axis(axis):
+    """Make an axis logarithmic with few plain labels (0.01, 0.02): matplotlib's own run into one another."""
+    axis.axes.set(**{f"{axis.axis_name}scale": "log"})
+    low, high = axis.get_data_interval()
+    decades = math.log10(high / low) if 0 < low < high else 0
+    subs = (1,) if decades > 1.9 else (1, 2, 5) if decades > 0.6 else (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8)
+    axis.set_major_locator(LogLocator(subs=subs))
+    axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+class Page:
+    """Collects a page's parts in order; write() renders report.j2 with them, which escapes all text."""
+
+    def __init__(self, folder, title, source=""):
+        """source: which rows the page is of, in words."""
+        self.folder, self.title, self.source, self.headline, self.opening = Path(folder), title, source, "", []
+        self.first, self.parts, self.answers, self.terms, self.caveats = [], [], [], [], []  # first: above the verdict
+        for name in ("figures", "tables"):
+            (self.folder / name).mkdir(parents=True, exist_ok=True)
+
+    def verdict(self, word, hypothesis, lead, sentences=(), headline=""):
+        """The answer: word (supported, refuted, undecided), lead, the numbers that decide; headline: for a human."""
+        lead, self.headline = " ".join([*self.opening, lead]), " ".join([*self.opening, headline or lead])
+        self.answers.append(dict(word=word, hypothesis=hypothesis, lead=lead, sentences=sentences))
+
+    def facts(self, pairs):
+        self.terms += pairs
+
+    def section(self, title, text=""):
+        self.parts.append(dict(kind="section", title=title, text=text))
+
+    def text(self, text, kind="text"):
+        self.parts.append(dict(kind=kind, text=text))
+
+    def caveat(self, text):
+        self.caveats += [text] if text not in self.caveats else []
+
+    def image(self, name, figure, alt, caption):
+        self.figures([(name, figure, alt, caption)])
+        self.parts[-1]["style"] = "pixels"
+
+    def figures(self, items, wide=False):
+        """items: (name, figure, alt, caption) each. Saves PNG and SVG, shows the SVG."""
+        panels = [dict(svg=self._figure(slug(name), *what), caption=caption) for name, *what, caption in items]
+        self.parts += [dict(kind="figures", panels=panels, style="wide" * wide)] if panels else []
+
+    def _figure(self, name, figure, alt):
+        """The SVG for embedding: ids made unique, black and white follow the page's theme, the alt text on it."""
+        buffer = io.StringIO()
+        figure.savefig(self.folder / "figures" / f"{name}.png", dpi=160)
+        figure.set_layout_engine("none")  # laid out by the first save; once is enough, it takes as long as drawing
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+        write_atomically(self.folder / "figures" / f"{name}.svg", buffer.getvalue())
+        svg = re.sub(r"<metadata>.*?</metadata>", "", buffer.getvalue().partition("<svg ")[2], flags=re.DOTALL)
+        svg = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', svg)
+        svg = re.sub(r'(url\(|xlink:href=")#', rf"\1#{name}-", svg)
+        svg = svg.replace("#000000", "currentColor").replace("#ffffff", "var(--bg)")
+        # text has no fill where it is black
+        svg = re.sub(r"(<text[^>]*style=\"(?![^\"]*fill:)[^\"]*)\"", r'\1; fill: currentColor"', svg)
+        svg = re.sub(r"font: ([^;\"]*)'[^'\"]*'[^;\"]*", r"font: \1sans-serif", svg)
+        return Markup(f'<svg role="img" aria-label="{escape(alt)}" {svg}')
+
+    def table(self, name, columns, rows, caption, closed=False, shown=None):
+        """A sortable table, also as CSV (values as they are) and Markdown. rows: lists, or a DataFrame.
+
+        shown: column -> its cells as text, or a function that makes them; else num."""
+        name, frame = slug(name), pd.DataFrame(rows, columns=columns)
+        text = frame.astype(object).map(lambda v: v if isinstance(v, str) else num(v))
+        shown = dict.fromkeys(("p", "p after Holm"), lambda p: p_text(p, "")) | (shown or {})
+        for key in {*shown} & {*columns}:
+            text[key] = frame[key].map(shown[key]) if callable(shown[key]) else shown[key]
+        # a spreadsheet would run a cell that begins like a formula; a number may begin so
+        formula = frame.map(lambda v: isinstance(v, str) and v[:1] in tuple("=+-@\t\r") and math.isnan(number(v)))
+        write_atomically(
+            self.folder / "tables" / f"{name}.csv", frame.mask(formula, "'" + frame.astype(str)).to_csv(index=False)
+        )
+        lines = [columns, ["---"] * len(columns), *text.itertuples(index=False)]
+        cells = [[html.escape(str(cell), quote=False).replace("|", "\\|") for cell in line] for line in lines]
+        lines = ["| " + " ".join(" | ".join(line).split()) + " |" for line in cells]
+        write_atomically(self.folder / "tables" / f"{name}.md", "\n".join([caption, "", *lines, ""]))
+        kinds = ["n" if pd.api.types.is_numeric_dtype(frame[key]) else "" for key in columns]
+        values = frame.astype(object).where(frame.notna(), "").itertuples(index=False)
+        rows = [list(zip(*row, kinds, strict=True)) for row in zip(text.itertuples(index=False), values, strict=True)]
+        columns = list(zip(columns, kinds, strict=True))
+        self.parts.append(dict(kind="table", name=name, columns=columns, rows=rows, caption=caption, closed=closed))
+
+    def write(self):
+        """Write index.html and return its path."""
+        loader = jinja2.FileSystemLoader(Path(__file__).parent)
+        page = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True).get_template("report.j2")
+        write_atomically(self.folder / "index.html", page.render(page=self))
+        return self.folder / "index.html"
+
+
+# ------------------------------------------------------------------------------------------------- what answers share
+
+MEASURES = {  # of a run -> what it is
+    "val_rec": "mean squared error a pixel on the validation designs, last epoch",
+    "active_dims": "latent dimensions left at the end",
+    "pca_ratio": "val_rec over the error of PCA with as many dims; below 1 is better than PCA",
+    "best_val_rec": "lowest val_rec of the epochs after the last pruning",
+    "val_total_loss": "not comparable between runs that pruned differently: a pruned dim keeps its std",
+}
+TESTED = {  # of 02: measure -> what it is
+    "val_rec": "val_rec of the last epoch",
+    "active_dims": "active dims at the end",
+    "rise": "largest rise of val_rec over its best since pruning began (0.1: 10 %)",
+    "epochs_above": "epochs more than 5 % above the best since pruning began",
+    "collapses": "times val_rec reached twice its best since pruning began",
+}
+DECIDE = "The comparisons that decide: log val_rec over problem-seed pairs, Holm over this table."
+
+
+def effect(r, what="val_rec of {a} against {b}"):
+    """A row of tested() in words: what, its change, 95 % interval, p after Holm, pairs, verdict."""
+    what = what.format(a=r.a, b=r.b)
+    if r.n < 2:
+        return f"{what}: not computable from {r.n} pair{'s' * (r.n != 1)}: undecided."
+    told = f"{change(r.low)} to {change(r.high)}, {p_text(r.p_holm)} after Holm"
+    pairs = f"{r.n} pairs of {r.seeds} seed{'s' * (r.seeds != 1)}"
+    return f"{what}: {change(r.mean)} (95 % interval {told}, {pairs}): {WORD[r.verdict]}."
+
+
+def family_table(page, name, rows, caption, log=True, **first):
+    """Rows of tested() as a table: changes in percent (log), or differences. first: columns to put first."""
+    ends, about = ["change" if log else "difference", *ENDS], [] if "effect" in first else ["arm", "against"]
+    names = dict(a="arm", b="against", mean=ends[0], low=ends[1], high=ends[2], p_holm="p after Holm", n="pairs")
+    table = rows.rename(columns=names).assign(verdict=rows["verdict"].map(WORD), **first)
+    table[ends] = np.expm1(table[ends]) if log else table[ends]
+    columns = [*first, *about, *ends, "p", "p after Holm", *["pairs"][: len(about)], "seeds", "verdict"]
+    page.table(name, columns, table, caption, shown=dict.fromkeys(ends, percent if log else signed))
+
+
+def front(found, page):
+    """Dims against val_rec for every run, with the error of PCA at the same dims; above the verdict."""
+    items, rows = [], []
+    for problem, mine in found.frame.groupby("problem"):
+        figure, axes = panel(problem)
+        pca = mine.dropna(subset="pca_rec").sort_values("active_dims")
+        axes.plot(pca["active_dims"], pca["pca_rec"], color=COLOURS[7], ls="--", lw=1, label="PCA, same dims")
+        for a, arm in enumerate(arm for arm in found.arms if arm in set(mine["arm"])):
+            look = dict(color=COLOURS[a % 8], marker=MARKERS[(a + a // 8) % 8], ms=4.5, ls="", label=arm)
+            axes.plot("active_dims", "val_rec", data=mine[mine["arm"] == arm], **look)
+        axes.set(xlabel="active dims", ylabel="val_rec")
+        log_axis(axes.yaxis)
+        legend(figure)
+        best = mine.loc[mine["val_rec"].idxmin()]
+        told = f"lowest val_rec {num(best['val_rec'])} at {num(best['active_dims'])} dims, {best['arm']}"
+        items.append((f"front-{problem}", figure, f"active dims against val_rec on {problem}: {told}", f"{told}."))
+        x = mine[["active_dims", "val_rec"]].dropna()
+        many = len(x) > 3 and (x.nunique() > 1).all()
+        rows.append([problem, *(scipy.stats.spearmanr(x) if many else (math.nan, math.nan)), len(x)])
+    page.section("Error against dimensions", "Down and left is better. Below the dashed line: better than PCA.")
+    page.figures(items)
+    caption = "Correlation of active_dims and val_rec over the runs of a problem; negative: fewer dims, a larger error."
+    page.table("correlation", ["problem", "Spearman's rho", "p", "runs"], rows, caption)
+    page.first, page.parts = page.parts, []
+
+
+def summary_table(found, page):
+    """Mean with interval of every measure, by problem and arm."""
+    rows, shown = [], []
+    for problem, arm, mine in found.cells():
+        ends = {m: interval(mine[m], m != "active_dims") for m in MEASURES}
+        rows.append([problem, arm, len(mine), *(mean for mean, _, _ in ends.values())])
+        shown.append([num(v[0]) + (f" [{num(v[1])}, {num(v[2])}]" if v[1] == v[1] else "") for v in ends.values()])
+    caption = "Mean over seeds [95 % t interval], by problem and arm; of errors the geometric mean, on the log scale. "
+    caption += ". ".join(f"{m}: {what}" for m, what in MEASURES.items())
+    shown = dict(zip(MEASURES, zip(*shown, strict=True), strict=True))
+    page.section("All numbers")
+    page.table("summary", ["problem", "arm", "runs", *MEASURES], rows, f"{caption}.", shown=shown)
+
+
+def winners(found, page):
+    """Winner by val_rec and by the rule, problem by problem. Returns sentences, and the largest spread of arms."""
+    rows, p_values, spread = [], [], 0.0
+    for problem in found.problems:
+        grid, dims = found.on_common_seeds(problem, found.arms)
+        if grid.empty:
+            continue
+        (index, p), mean = winner(np.log(grid.T)), np.exp(np.log(grid).mean())
+        best, won = grid.columns[index], list(grid.idxmin(axis=1)) if grid.notna().all(axis=None) else []
+        fewest = min(mean.index[mean <= (1 + NEAR) * mean.min()], key=lambda arm: (dims[arm], mean[arm]))
+        p_values.append(float(p) if len(won) >= MIN_SEEDS and grid.shape[1] > 1 else np.nan)
+        spread = max(spread, mean.max() / mean.min() - 1)
+        told = [mean.min(), f"{won.count(best)} of {len(won)}", fewest, dims[fewest], mean[fewest] / mean.min() - 1]
+        rows.append([problem, best, *told])
+    for row, p, raw in zip(rows, holm(p_values), p_values, strict=True):
+        row[2:2] = ["decided" if p < found.alpha else "undecided", p if raw == raw else math.nan]
+    page.section("Winners, problem by problem", "Problems are never pooled here: their errors are of different sizes.")
+    columns = ["problem", "lowest val_rec", "against the others", "p after Holm", "its val_rec", "best on seeds"]
+    columns += ["fewest dims within 5 %", "its dims", "its cost"]
+    caption = "Winner by val_rec, and by the rule: the fewest dims among arms within 5 % of the best val_rec "
+    caption += (
+        "(geometric means over the seeds that all arms have; not a test). Decided: better than every other arm in "
+    )
+    caption += "a paired t-test, the weakest of these p-values, Holm over the problems."
+    page.table("winners", columns, rows, caption, shown={"its cost": percent})
+    told = "{0}: lowest val_rec {1} ({2}, best on {5} seeds); fewest dims near the best: {6}, {7} dims."
+    return [told.format(*row[:7], num(row[7])) for row in rows], spread
+
+
+def named_in(found, names, default=None):
+    """The one of the names that comes first in the hypothesis."""
+    return min((name for name in names if name in found.hypothesis), key=found.hypothesis.find, default=default)
+
+
+# --------------------------------------------------------------------------------------------------- the seven answers
+
+
+def strategies(found, page):
+    """01: which strategy reconstructs best, and with how few dims."""
+    # a strategy without runs leaves its comparison undecided
+    arms, wide = list(dict.fromkeys([*found.arms, *levels(found.spec, "strategy")])), found.wide("val_rec")
+    best = named_in(found, arms) or np.log(wide).mean().idxmin()
+    rows = family(wide, [(best, arm) for arm in arms if arm != best], margin=found.margin, alpha=found.alpha)
+    better, (told, spread) = list(rows["b"][rows["verdict"] == 1]), winners(found, page)
+    word, lead = "undecided", f"The runs do not decide whether {best} has the lowest val_rec."
+    advice = f"keep the default, {DEFAULTS['strategy']}"
+    if better and named_in(found, arms):
+        word, lead = "refuted", f"{best} does not reconstruct best: {', '.join(better)} reconstructs better."
+        advice = f"use {', '.join(better)}"
+    elif (rows["verdict"] == -1).all():
+        word, lead, advice = "supported", f"{best} reconstructs better than each other strategy.", f"use {best}"
+    headline = f"All {len(found.arms)} strategies are within {num(100 * spread, 2)} % of the best on every problem"
+    told = [*map(effect, rows.itertuples(name="R")), *told]
+    page.verdict(word, found.hypothesis, lead, told, f"{headline}: {advice}.")
+    family_table(page, "verdict", rows, DECIDE)
+    summary_table(found, page)
+    page.section("Every pair of arms")
+    for measure in ("val_rec", "active_dims"):
+        wide = found.wide(measure)
+        pairs = [(*pair, p) for p in found.problems for pair in itertools.combinations(found.arms, 2)]
+        pairs = [(a, b, p) for a, b, p in pairs if p in wide.index and wide.loc[p][[a, b]].notna().any().all()]
+        rows = family(wide, pairs, measure == "val_rec", alpha=found.alpha)
+        caption = f"{measure}: every pair of arms, paired by seed, Holm over this table."
+        family_table(page, f"pairs-{measure}", rows, caption, measure == "val_rec", problem=[p for _, _, p in pairs])
+
+
+def strategy_levels(found, page):
+    """01b: how much a strategy's level matters, and what each level costs against not pruning."""
+    by_strategy = {s: [arm for arm in found.arms if arm.startswith(f"{s} ")] for s in LEVEL}  # mildest first
+    pairs = [(mine[-1], mine[0]) for mine in by_strategy.values() if len(mine) > 1]
+    rows, best = family(found.wide("val_rec"), pairs, margin=found.margin, alpha=found.alpha), []
+    word, lead = "undecided", "The runs do not show a cost of aggressive levels in every strategy."
+    if list(rows["verdict"]) == [1] * len(LEVEL):
+        word, lead = "supported", "The most aggressive level of every strategy reconstructs worse than its mildest."
+    elif -1 in list(rows["verdict"]):
+        word, lead = "refuted", "A most aggressive level reconstructs better than the mildest."
+    for problem, (strategy, mine) in itertools.product(found.problems, by_strategy.items()):
+        grid, dims = found.on_common_seeds(problem, mine)
+        if grid.isna().any(axis=None):
+            page.caveat(f"{problem}: no seed has a run of every level of {strategy}: its levels are not compared.")
+        elif not grid.empty:
+            mean = np.exp(np.log(grid).mean())
+            first, cost = mean.idxmin(), mean.max() / mean.min() - 1
+            best.append([problem, strategy, first, mean.min(), dims[first], cost, len(mean), len(grid)])
+            if len(mean) > 1 and first == mine[-1]:
+                page.caveat(f"{problem}: the best level of {strategy} ({first}) is the most aggressive one tried.")
+    worst = max(best, key=lambda row: row[5], default=None)
+    headline = f"The worst level costs up to {percent(worst[5])} ({worst[1]} on {worst[0]}). " if worst else ""
+    page.verdict(word, found.hypothesis, lead, [*map(effect, rows.itertuples(name="R"))], headline + lead)
+    page.section("Levels", "Most aggressive against mildest level of each strategy; the best level of each.")
+    family_table(page, "verdict", rows, DECIDE)
+    columns = ["problem", "strategy", "best level", "val_rec (geometric mean)", "dims", "worst level costs"]
+    columns += ["levels", "seeds"]
+    caption = "Best level by val_rec, and how much worse the worst level is. Over the seeds all its levels have."
+    page.table("best", columns, best, caption, shown={"worst level costs": percent})
+    if "none" in found.arms:
+        page.section("What pruning costs", "Each arm against the control that never prunes.")
+        pairs = [(arm, "none") for arm in found.arms if arm != "none"]
+        for name, measure, log in (("none-val_rec", "val_rec", True), ("none-dims", "active_dims", False)):
+            rows = family(found.wide(measure), pairs, log, alpha=found.alpha)
+            family_table(page, name, rows, f"{measure} against none, problem-seed pairs, Holm over this table.", log)
+    summary_table(found, page)
+    winners(found, page)
+
+
+def safeguards(found, page):
+    """02: each profile against none, paired by problem and seed; and what held pruning back."""
+    others, families = [arm for arm in found.arms if arm != "none"], {}
+    for m in TESTED:
+        margin, pairs = found.margin if m == "val_rec" else 0.0, [(arm, "none") for arm in others]
+        if found.frame[m].notna().any():
+            families[m] = family(found.wide(m), pairs, m == "val_rec", margin, found.alpha)
+    named, rows = named_in(found, others, "moderate"), families["val_rec"]
+    row = next((r for r in rows.itertuples(name="R") if r.a == named), None)
+    word, lead = "undecided", f"The runs do not decide whether {named} safeguards lower val_rec against none."
+    advice = f"keep the default, {DEFAULTS['safeguards']}"
+    if row and row.verdict:
+        word, told, use = ("supported", "better", named) if row.verdict == -1 else ("refuted", "worse", "none")
+        lead, advice = f"{named} safeguards reconstruct {told} than none.", f"use {use}"
+    head = [effect(row) if row else f"There is no run with {named}."]
+    shown = {m: percent if m == "val_rec" else signed for m in families}
+    for m, tests in families.items():
+        show = change if m == "val_rec" else signed
+        decided = ", ".join(f"{r.a} {show(r.mean)}" for r in tests.itertuples() if r.verdict)
+        head.append(f"{m} against none, decided for: {decided or 'no profile'}.")
+    most = num(100 * math.expm1(rows["mean"].abs().max()), 2)
+    headline = f"No profile of safeguards changes val_rec by more than {most} % against none: {advice}."
+    page.verdict(word, found.hypothesis, lead, head, headline)
+    page.section("Each profile against none", "Paired by problem and seed.")
+    pairs = [(arm, "none", problem) for problem in found.problems for arm in others]
+    apart = pd.DataFrame(pairs, columns=["profile", "", "problem"])
+    for m, tests in families.items():
+        family_table(page, f"none-{m}", tests, f"{TESTED[m]}, against none; Holm over this table.", m == "val_rec")
+        test = family(found.wide(m), pairs, m == "val_rec")
+        apart[m], apart["pairs"] = np.expm1(test["mean"]) if m == "val_rec" else test["mean"], test["n"]
+    caption = "Mean change (val_rec) and mean difference (the rest) against none, problem by problem."
+    page.table("by-problem", ["problem", "profile", "pairs", *families], apart, caption, shown=shown)
+    if (found.frame["sum_proposed"] > 0).any():
+        held = [[problem, arm, len(mine), *mine[SUMS].mean()] for problem, arm, mine in found.cells()]
+        caption = "What came of the dims proposed, x epochs: sums over a run of pruning.csv, mean over the runs."
+        page.table("held-back", ["problem", "profile", "runs", "proposed", *HELD], held, caption)
     else:
-        page.verdict("undecided", study.hypothesis, f"No finished run of this sweep yet in {where}.", [])
-    facts(study, page, where)
-    run_tables(study, page)
-    caveats(study, page)
-    return page.write(), study
+        page.caveat("These runs have no proposals (W&B does not carry pruning.csv): what held pruning back is unknown.")
+    summary_table(found, page)
 
 
-def facts(study, page, where):
-    """Question, hypothesis and rule from the YAML, how complete the sweep is, the data and the versions."""
-    states = Counter(run.status for run in study.own)
-    told = [f"{states['finished']} of {study.points} points finished", *(f"{states[s]} {s}" for s in STATES[1:] if states[s])]
-    told += [f"{len(study.borrowed)} runs of 01 beside them"] if study.borrowed else []
-    told += [f"{len(study.left_out)} left out"] if study.left_out else []
-    digests = {}
-    for run in study.done:
-        data = run.data
-        size = f"{data.get('train')}/{data.get('val')}/{data.get('test')} designs of {data.get('height')}x{data.get('width')}, "
-        digests.setdefault(run.flags["problem"], set()).add(
-            f"{data.get('source', 'unknown')}, {size if 'train' in data else ''}sha256 {str(data.get('sha256', ''))[:12]}"
-        )
-    versions = Counter(", ".join(f"{k} {v}" for k, v in run.versions.items()) or "not recorded" for run in study.done)
-    commits = Counter(str(run.git)[:12] for run in study.done)
-    machines = Counter(
-        ", ".join(str(run.machine[k]) for k in ("cpu", "device") if run.machine.get(k)) or "not recorded" for run in study.done
+def hyperparameters(found, page):
+    """03: which parameters matter on each problem, what hyperband stopped, the best setting; problem by problem."""
+    names = [key for key in found.varied if key not in ("problem", "seed")]
+    table = found.table[(found.table[names] > 0).all(axis=1) & np.isfinite(found.table["lowest"])]
+    signs, told, rows, items, named = [], [], [], [], named_in(found, names, "w_v")
+    for problem in found.problems:
+        mine = table[table["problem"] == problem]
+        done, ped, tests, (slope, p) = mine[mine["status"] == "finished"], {}, {}, (math.nan, math.nan)
+        if len(done) >= 8:
+            ped, (tests, (slope, p)) = importance(done[names], done["lowest"]), f_tests(done[names], done["lowest"])
+        n, first = len(done), max(names, key=lambda name: ped.get(name, 0))
+        p_first = tests.get(first, (0, 0, 1.0))[2]
+        decided = n >= MIN_COMPLETED and p_first < found.alpha
+        signs.append((1 if first == named else -1) if decided else 0)
+        ranked = f"{first} ranks first with {100 * ped.get(first, 0):.0f} % of the importance ({n} completed runs, "
+        ranked += f"F-test {p_text(p_first)} after Holm){'' if decided else ', undecided'}; latent_dim x w_v: "
+        ranked += f"{'they interact' if p < found.alpha else 'no interaction shown'} (coefficient {signed(slope)} of "
+        ranked += f"log val_rec on half ranges, {p_text(p)})."
+        told.append(f"{problem}: {ranked if ped else f'{n} completed runs, too few for a ranking.'}")
+        rows += [[problem, k, ped.get(k, math.nan), *tests.get(k, [math.nan] * 3), n] for k in names]
+        items += [isolation(problem, name, mine, done) for name in names]
+        if n < MIN_COMPLETED:
+            page.caveat(f"{problem}: {n} completed runs; a ranking needs at least {MIN_COMPLETED}.")
+    word, lead = "undecided", f"The runs do not decide whether {named} is the most important on every problem."
+    if {*signs} == {1}:
+        word, lead = "supported", f"{named} is the most important parameter on every problem searched."
+    elif {*signs} == {-1}:
+        word, lead = "refuted", f"On every problem searched, another parameter than {named} is the most important."
+    done = table[table["status"] == "finished"].sort_values("lowest")
+    best = ", ".join(f"{num(v)} on {problem}" for problem, v in done.groupby("problem")["lowest"].min().items())
+    page.verdict(word, found.hypothesis, lead, told, f"{lead} Lowest {METRIC} found: {best or 'none'}.")
+    page.section("Importance")
+    columns = ["problem", "parameter", "PED-ANOVA", "variance explained", "p", "p after Holm", "completed runs"]
+    caption = (
+        "PED-ANOVA: how much a parameter decides whether a run is among the good ones; variance explained: what a "
     )
-    epochs = sorted({str(run.flags.get("n_epochs")) for run in study.done})
-    hours = sum(run.value("seconds") for run in study.done if run.value("seconds") > 0) / 3600
-    page.facts(
-        [
-            ("Question", study.question),
-            ("Rule", study.rule),
-            ("How it is tested", _method(study)),
-            ("Runs", f"{', '.join(told)}. From {where}."),
-            ("Length", f"{' and '.join(epochs) or 'no'} epochs a run, {num(hours)} hours in all"),
-            ("Data", "; ".join(f"{problem}: {' and '.join(sorted(s))}" for problem, s in sorted(digests.items())) or "no finished run"),
-            ("Versions", "; ".join(f"{v} ({n} runs)" for v, n in versions.items()) or "no finished run"),
-            ("Code", "; ".join(f"{c} ({n} runs)" for c, n in commits.items()) or "no finished run"),
-            ("Machines", "; ".join(f"{m} ({n} runs)" for m, n in machines.items()) or "no finished run"),
-        ]
+    caption += f"regression of log {METRIC} loses without it (partial F-test, Holm over the parameters of a problem)."
+    page.table("importance", columns, rows, caption)
+    page.section("Isolation plots", "Every run at its value of one parameter: the lower edge is what it can reach.")
+    page.figures(items)
+    stops(found, page)
+    best_settings(found, page, names, done)
+    if found.frame["seed"].nunique() == 1:
+        page.caveat("Every run has the same seed: the best setting is best with that seed only, so far.")
+    if unread := [run.id for run in found.frame[found.frame["lowest"].isna()]["run"]]:
+        page.caveat(f"Finished, but without a value of {METRIC}, and left out here: {', '.join(unread)}.")
+    page.caveat(
+        "Only completed runs are tested; hyperband stopped the worst, so that effects look smaller than they are."
     )
 
 
-def _method(study):
-    """The tests of this page in words, with their thresholds."""
-    if study.name == "03":
-        return (
-            f"PED-ANOVA (Optuna) and partial F-tests (scipy) with Holm's correction; a claim needs p below {study.alpha:g} and at least "
-            f"{stats.MIN_COMPLETED} completed runs on every problem."
-        )
-    kind = "one-sample and paired t-tests over the seeds" if study.name in deepdive.SWEEPS else "paired t-test over problem-seed pairs"
-    return (
-        f"Two-sided {kind} (scipy) with Holm's correction; a claim needs p below {study.alpha:g} after it, an interval clear of the margin "
-        f"({num(100 * math.expm1(study.margin))} %), and at least {stats.MIN_SEEDS} seeds. Bootstrap intervals are for the eye only."
+def isolation(problem, name, mine, done):
+    """Every run of a problem at its value of one parameter."""
+    figure, axes = panel(f"{problem}: {name}", height=2.3)
+    rest, best = mine.drop(done.index), done.nsmallest(1, "lowest")
+    axes.plot(name, "lowest", "x", data=rest, color=COLOURS[7], ms=4, label="not completed")
+    axes.plot(name, "lowest", "o", data=done, color=COLOURS[0], ms=4, mfc="none", label="completed")
+    axes.plot(name, "lowest", "*", data=best, color=COLOURS[1], ms=10, label="best")
+    axes.set(xlabel=name, ylabel=METRIC)
+    for axis in [axes.yaxis, *([axes.xaxis] if done[name].max() > 5 * done[name].min() else [])]:
+        log_axis(axis)
+    legend(figure)
+    told = "".join(f"Best {num(v)} at {name} {num(at)}." for v, at in zip(best["lowest"], best[name], strict=True))
+    return f"isolation-{problem}-{name}", figure, f"{METRIC} against {name} on {problem}: {told}", told or "None."
+
+
+def stops(found, page):
+    """Runs that hyperband stopped: by the last band they had reached."""
+    rule, rows = found.spec.get("early_terminate") or {}, []
+    first, eta = (number(rule.get(key)) for key in ("min_iter", "eta"))
+    if not first >= 1 or not eta > 1:
+        return
+    bands = [int(first * eta**k) for k in range(20) if first * eta**k <= 1e6]
+    for problem, mine in found.table.groupby("problem"):
+        at = Counter(max((b for b in bands if b <= n), default=0) for n in mine[mine["status"] == "stopped"]["logged"])
+        told = ", ".join(f"{n} after band {b}" for b, n in sorted(at.items()) if b) or "–"
+        rows.append([problem, len(mine), (mine["status"] == "finished").sum(), at.total(), told, at[0]])
+    page.section("What hyperband stopped")
+    columns = ["problem", "runs", "completed", "stopped", "by the last band they reached", "before the first band"]
+    caption = (
+        f"Bands are at {some(bands, 5)} logged values of {METRIC}, which begin n_epochs / 10 after pruning_epoch. "
     )
+    page.table("hyperband", columns, rows, f"{caption}Before the first band something else stopped a run.")
 
 
-def run_tables(study, page):
-    """Runs by arm and status; every run that is not in the numbers, and why."""
-    page.section("Runs")
-    arms = sorted({(run.flags.get("problem", "?"), study.arm.get(run.where, "?")) for run in study.runs})
+def best_settings(found, page, names, done):
+    """The best run of each problem, and the command that trains its setting again with fresh seeds."""
+    rows, commands, seed = [], [], int(found.table["seed"].max())
+    for problem, runs in done.groupby("problem"):
+        first, run, values = runs.iloc[0], runs["run"].iloc[0], [*runs["lowest"], math.nan]
+        rows.append([problem, *first[names], values[0], first["active_dims"], values[1] / values[0] - 1, run.id])
+        for name in names:
+            spec = found.spec["parameters"][name]
+            low, high = (spec["min"], spec["max"]) if "min" in spec else (min(spec["values"]), max(spec["values"]))
+            if not low < first[name] < high or abs(unit([low, first[name], high])[1]) > 0.9:
+                told = f"({num(first[name])}) is at the edge of its range {num(low)} to {num(high)}: widen it."
+                page.caveat(f"{problem}: the best {name} {told}")
+        unsaid = {*FREE_FLAGS, "safeguards", "seed", "threads"}
+        unsaid |= {level for s, level in LEVEL.items() if s != run.flags["strategy"]}
+        said = {k: run.flags.get(k, "None") for k in sorted(DEFAULTS) if k not in unsaid}
+        said = " ".join(shlex.quote(f"--{k}={v}") for k, v in said.items() if v != "None")
+        seeds = " ".join(map(str, range(seed + 1, seed + 6)))
+        commands.append(f"for seed in {seeds}; do\n  python train.py {said} --seed=$seed\ndone")
+    page.section("Best setting", "Found with one seed among many tries, which flatters it: train it with fresh seeds.")
+    columns = ["problem", *names, METRIC, "dims", "second best is", "run"]
+    page.table("best", columns, rows, "Best completed run of each problem.", shown={"second best is": percent})
+    for command in commands:
+        page.text(command, "code")
+
+
+MEANING = {
+    "interaction": "pruning_epoch x w_v: what a larger w_v gains (−) or costs (+) when pruning starts later",
+    "arms": "arms: the second against the first, over all cells",
+    "pruning_epoch": "pruning_epoch: half the change from the earliest to the latest",
+    "w_v": "w_v: half the change from the smallest to the largest",
+}
+SETTINGS = ["pruning_epoch", "w_v"]
+
+
+class Grid:
+    """The finished runs of a deep dive by arm, seed, pruning_epoch and w_v, and the best cell of each arm."""
+
+    def __init__(self, found):
+        frame, names = found.frame[(found.frame[SETTINGS] > 0).all(axis=1)], ["arm", "seed", *SETTINGS]
+        frame = frame[np.isfinite(frame[SETTINGS].astype(float)).all(axis=1)]  # both axes are logarithmic
+        self.found, self.arms, self.best = found, found.arms, []
+        self.axes = [sorted(frame[key].unique()) for key in SETTINGS]
+        index = pd.MultiIndex.from_product([self.arms, sorted(frame["seed"].unique()), *self.axes])
+        frame, shape = frame.set_index(names).reindex(index), [len(level) for level in index.levels]
+        # (arms, seeds, P, W), NaN where there is no run
+        self.val_rec, self.dims = (frame[key].to_numpy(float).reshape(shape) for key in ("val_rec", "active_dims"))
+        for a, arm in enumerate(self.arms if len(frame) else ()):
+            cell, share = optimum(np.log(self.val_rec[a]))
+            if cell is None:
+                continue
+            flags = next(run.flags for run in found.frame[found.frame["arm"] == arm]["run"])
+            here = self.val_rec[a][:, cell[0], cell[1]]
+            best = dict(arm=arm, index=a, cell=cell, whole=f"{strategy_of(flags)}, {flags.get('safeguards')}")
+            best |= dict(val_rec=interval(here, True)[0], seeds=int(np.isfinite(here).sum()), epochs=flags["n_epochs"])
+            for i, key in enumerate(SETTINGS):  # the values that hold 95 % of the resamples
+                ends = np.searchsorted(np.cumsum(share.sum(1 - i)), (0.025, 0.975)).clip(max=len(self.axes[i]) - 1)
+                best[key] = self.axes[i][cell[i]]
+                best[f"span of {key}"] = " to ".join(dict.fromkeys(num(self.axes[i][at]) for at in ends))
+            self.best.append(best | dict(at=", ".join(f"{key} {num(best[key])}" for key in SETTINGS)))
+
+
+def deepdive(found, page, runs):
+    """04, 05, 06: the response surface, its optimum, the verdict, and the three problems beside each other."""
+    grid = Grid(found)
+    if not grid.val_rec.size:
+        page.verdict("undecided", found.hypothesis, "No finished run has a pruning_epoch and a w_v above 0.")
+        return
+    rows, arms = effects(*grid.axes, np.log(grid.val_rec), found.alpha), grid.arms
+    what = "arms" if found.name == "05" else "interaction"  # what the hypothesis is about
+    row = next(r for r in rows.itertuples(name="R") if r.a == what)
+    lead = "The runs do not show that the best w_v depends on pruning_epoch."
+    word = "supported" if row.verdict else "undecided"
+    if what == "arms":
+        word = {-1: "supported", 1: "refuted"}.get(row.verdict, "undecided")
+        lead = f"The runs do not decide between {' and '.join(arms[::-1])}."
+        lead = f"{arms[-1]} reaches a {WORD[row.verdict]} val_rec than {arms[0]}." if row.verdict else lead
+        lead = lead if len(arms) == 2 else f"This verdict needs two arms; found: {', '.join(arms)}."
+    elif row.verdict:
+        lead = "larger" if row.mean < 0 else "smaller"
+        lead = f"The best w_v depends on pruning_epoch: a later one wants a {lead} w_v."
+    head, headline = [effect(row, MEANING[what])], ""
+    for o in sorted(grid.best, key=lambda o: -o["val_rec"]):
+        at = [f"{key} {num(o[key])} (95 % of resamples: {o[f'span of {key}']})" for key in SETTINGS]
+        head.insert(1, f"Optimum of {o['arm']}: {', '.join(at)}, val_rec {num(o['val_rec'])}.")
+        worst = pd.DataFrame(np.log(grid.val_rec[o["index"]]).reshape(len(grid.val_rec[0]), -1)).mean().max()
+        worst = change(worst - math.log(o["val_rec"]))
+        headline = f"Best: {o['at']} ({o['arm']}); the worst setting tried costs {worst}. "
+        for key, axis in zip(SETTINGS, grid.axes, strict=True):
+            if len(axis) > 1 and o[key] in (axis[0], axis[-1]):
+                page.caveat(f"The optimum of {o['arm']} is at the edge of {key} ({num(o[key])}): widen the range.")
+    page.verdict(word, found.hypothesis, lead, head, headline + lead)
+    page.section("Effects", "From a quadratic surface of log val_rec over both settings, fitted seed by seed.")
+    caption = "Change of val_rec. One-sample t-tests over the seeds of the mean over the arms, Holm over this table."
+    family_table(page, "effects", rows, caption, effect=rows["a"].map(MEANING))
+    page.section("Response surfaces", "One panel an arm. A dark cell reconstructs better; the box is the optimum.")
+    page.figures([heat(grid, a) for a in range(len(arms))], wide=True)
     rows = []
-    for problem, arm in arms:
-        mine = [r for r in study.runs if (r.flags.get("problem", "?"), study.arm.get(r.where, "?")) == (problem, arm)]
-        done = [r for r in mine if r.status == "finished"]
-        seeds = sorted({r.flags["seed"] for r in done}, key=collect.number)
-        counts = [sum(r.status == s for r in mine) for s in STATES]
-        rows.append([problem, arm, *counts, " ".join(map(str, seeds)) or "–"])
-    page.table("runs", ["problem", "arm", *STATES, "seeds finished"], rows, "Runs by problem, arm and status.", closed=len(rows) > 40)
-    odd = [
-        [
-            run.id,
-            run.status,
-            run.flags.get("problem", "–"),
-            study.arm.get(run.where, "–"),
-            str(run.flags.get("seed", "–")),
-            run.cause or "–",
-            run.where,
-        ]
-        for run in study.runs
-        if run.status != "finished"
-    ]
-    odd += [
-        [run.id, run.status, run.flags.get("problem", "–"), "–", str(run.flags.get("seed", "–")), f"left out: {why}", run.where]
-        for run, why in study.left_out
-    ]
-    if odd:
-        page.table(
-            "not-used",
-            ["run", "status", "problem", "arm", "seed", "why", "where"],
-            odd,
-            "Runs that are not in the numbers.",
-            closed=len(odd) > 20,
-        )
+    for a, i, j in np.ndindex(len(arms), *map(len, grid.axes)):
+        v, dims = grid.val_rec[a, :, i, j], grid.dims[a, :, i, j]
+        if n := int(np.isfinite(v).sum()):
+            sd = np.nanstd(v, ddof=1) if n > 1 else math.nan
+            rows.append([arms[a], grid.axes[0][i], grid.axes[1][j], n, *interval(v, True), sd, np.nanmean(dims)])
+    columns = ["arm", *SETTINGS, "runs", "val_rec", *ENDS, "std over seeds", "active dims"]
+    caption = "Every cell: geometric mean of val_rec, 95 % t interval (log scale), spread over seeds, dims."
+    page.table("cells", columns, rows, caption, closed=True)
+    if holes := int(np.isnan(grid.val_rec).sum()):
+        told = "(arm, seed, pruning_epoch, w_v) have no finished run; an optimum is a cell that every seed has."
+        page.caveat(f"{holes} of {grid.val_rec.size} cells {told}")
+    across(page, {name: Grid(Study(name, runs)) for name in DEEP_DIVES})
 
 
-def caveats(study, page):
-    """What a reader should doubt, computed from the runs."""
-    if any(line.startswith("Preliminary") for line in page.opening) or not study.done:
-        finished = sum(run.status == "finished" for run in study.own)
-        page.caveat(f"Incomplete: {finished} of the {study.points} points of the sweep are finished.")
-    for note in study.notes:
-        page.caveat(note)
-    seeds = {}
-    for run in study.done:
-        seeds.setdefault((run.flags["problem"], study.arm[run.where]), set()).add(run.flags["seed"])
-    few = [f"{arm} on {problem} ({len(s)})" for (problem, arm), s in sorted(seeds.items()) if len(s) < stats.MIN_SEEDS]
-    if few and study.name != "03":
-        page.caveat(f"Fewer than {stats.MIN_SEEDS} seeds: {_some(few)}.")
-    for state in ("diverged", "broken", "stopped"):
-        count = Counter(study.arm.get(run.where, "unknown arm") for run in study.runs if run.status == state)
-        if count and not (study.name == "03" and state == "stopped"):
-            told = ", ".join(f"{arm} {n}" for arm, n in sorted(count.items()))
-            page.caveat(
-                f"{state.capitalize()} runs by arm: {told}. They are in no mean and no test; an arm that loses its worst runs "
-                "looks better than it is."
-            )
-    idle = Counter()
-    for run in study.done:
-        if run.flags["strategy"] != "none" and run.value("prune_events") == 0:
-            idle[study.arm[run.where], run.flags["problem"]] += 1
-    if idle:
-        page.caveat(
-            f"Pruning never happened in: {_some([f'{arm} on {problem} ({n} runs)' for (arm, problem), n in sorted(idle.items())])}."
-        )
-    sources = {run.data.get("source") for run in study.done}
-    if len(sources) > 1:
-        page.caveat(f"The problems' designs come from different sources: {', '.join(sorted(map(str, sources)))}.")
-    commits = {run.git for run in study.done}
-    if len(commits) > 1:
-        page.caveat(f"The runs come from {len(commits)} versions of the code.")
-    if any(str(c).endswith("+changes") for c in commits):
+def heat(grid, a):
+    """val_rec of one arm over pruning_epoch and w_v, and its optimum."""
+    figure, axes = panel(grid.arms[a], wide=True, height=3.2)
+    mean = np.array([[interval(v, True)[0] for v in row] for row in grid.val_rec[a].transpose(1, 2, 0)])
+    middle = np.nanmean(np.log([np.nanmin(mean), np.nanmax(mean)])) if np.isfinite(mean).any() else 0
+    axes.pcolormesh(np.log(mean), cmap="viridis", edgecolors="#808080", linewidth=0.3)
+    best = next((o for o in grid.best if o["index"] == a), None)
+    for i, j in np.argwhere(np.isfinite(mean)):
+        # not pure black or white: those follow the page's theme, and a cell keeps its colour
+        ink = dict(color="#fefefe" if np.log(mean[i, j]) < middle else "#010101", fontsize=7)
+        box = dict(bbox=dict(fill=False, ec=COLOURS[1], lw=2.5)) if best and best["cell"] == (i, j) else {}
+        axes.text(j + 0.5, i + 0.5, num(mean[i, j]), ha="center", va="center", **ink, **box)
+    for ticks, axis in zip((axes.set_yticks, axes.set_xticks), grid.axes, strict=True):
+        ticks(np.arange(len(axis)) + 0.5, map(num, axis))
+    axes.set(xlabel="w_v", ylabel="pruning_epoch")
+    axes.grid(False)
+    told = f"lowest at {best['at']}: {num(best['val_rec'])}" if best else "no cell has every seed"
+    alt = f"val_rec over pruning_epoch and w_v for {grid.arms[a]}: {told}"
+    return f"surface-{a}", figure, alt, f"Geometric mean of val_rec over the seeds; {told}."
+
+
+def across(page, grids):
+    """Optimal settings by problem, what they share, and whether two problems predict the third's."""
+    page.section("Across the three problems")
+    best = {name: min(grid.best, key=lambda o: o["val_rec"]) for name, grid in grids.items() if grid.best}
+    rows = []
+    for name, o in best.items():
+        o["problem"] = grids[name].found.problems[0]
+        told = [o["pruning_epoch"], o["span of pruning_epoch"], o["pruning_epoch"] / o["epochs"], o["w_v"]]
+        rows.append([name, o["problem"], o["whole"], *told, o["span of w_v"], o["val_rec"], o["seeds"]])
+    columns = ["sweep", "problem", "best arm", "pruning_epoch", "95 % of resamples", "share of n_epochs", "w_v"]
+    columns += ["95 % of resamples of w_v", "val_rec", "seeds"]
+    caption = "Optimal settings by problem (best arm), with the values that hold 95 % of 2,000 resamples of the seeds."
+    page.table("optima", columns, rows, caption)
+    if missing := [name for name in DEEP_DIVES if name not in best]:
+        page.text(f"What the three share needs complete cells of each; there are none yet of {', '.join(missing)}.")
+        return
+    for key in ("w_v", "pruning_epoch", "whole"):
+        same = "the same for all three" if len({o[key] for o in best.values()}) == 1 else "not the same"
+        spans = [o[key] if key == "whole" else f"{num(o[key])} ({o[f'span of {key}']})" for o in best.values()]
+        told = "; ".join(f"{o['problem']} {span}" for o, span in zip(best.values(), spans, strict=True))
+        page.text(f"{'Best arm' if key == 'whole' else key}: {same}: {told}.")
+    rows, near = [], math.log1p(NEAR)
+    for name, o in best.items():
+        others, axes = [other for other in best.values() if other is not o], grids[name].axes
+        target = [np.mean([math.log(other[key]) for other in others]) for key in SETTINGS]
+        cell = tuple(int(np.argmin(np.abs(np.log(axis) - t).round(9))) for axis, t in zip(axes, target, strict=True))
+        costs = regret(np.log(grids[name].val_rec[o["index"]]), cell)
+        mean, low, high, _ = (float(v) for v in paired(costs))
+        seeds = int(np.isfinite(costs).sum())
+        word = "predicted" if high < near else "missed" if low > near else "undecided"
+        word, cell = word if seeds >= MIN_SEEDS else "undecided", [axes[0][cell[0]], axes[1][cell[1]]]
+        rows.append([o["problem"], *cell, o["at"], *np.expm1([mean, low, high]), seeds, word])
+    columns = ["third problem", *(f"predicted {key}" for key in SETTINGS), "its optimum", "cost of the prediction"]
+    caption = (
+        "Do two problems predict the third's settings? Geometric mean of the two optima, nearest cell of the third's "
+    )
+    caption += (
+        "grid; cost: val_rec there against the third's own optimum, chosen on the other seeds. Predicted: the whole "
+    )
+    caption += "95 % t interval below 5 %; missed: above it."
+    shown = dict.fromkeys(["cost of the prediction", *ENDS], percent)
+    page.table("prediction", [*columns, *ENDS, "seeds", "verdict"], rows, caption, shown=shown)
+
+
+# -------------------------------------------------------------------------------------------------- from runs to a page
+
+ANSWERS = {"01": strategies, "01b": strategy_levels, "02": safeguards, "03": hyperparameters}
+
+
+def build(name, runs, out, source):
+    """The page of sweep `name` from `runs`, below `out`. Returns (path of index.html, the study).
+
+    A page of other rows than those of `source` is not overwritten: this one then gets a folder of its own."""
+    found, folder, mark = Study(name, runs), Path(out) / name, f'<meta name="rows" content="{escape(source)}">'
+    if (folder / "index.html").exists() and mark not in (folder / "index.html").read_text(encoding="utf-8"):
+        folder = Path(out) / f"{name}-{slug(source)}"
+    page = Page(folder, f"Sweep {name}: {found.title}", source)
+    # What hyperband stopped is over, too: a search has reached its cap by the number of its runs
+    states, over = Counter(run.status for run in found.own), ["finished", *["stopped", "diverged"] * (name == "03")]
+    if sum(states[state] for state in over) < found.points:
+        told = f"Preliminary, {states['finished']} of {found.points} points are finished."
+        page.opening += [told] if found.done else []
+        page.caveat(f"Incomplete: {states['finished']} of the {found.points} points of the sweep are finished.")
+    problems, arms = (sorted(found.frame[key].unique()) for key in ("problem", "arm"))
+    if problems and name not in DEEP_DIVES and not {*ALL_PROBLEMS} <= {*problems}:
+        page.opening.append(f"On {' and '.join(problems)} only:")
+    if found.done:
+        front(found, page)
+    if not found.done:
+        page.verdict("undecided", found.hypothesis, f"No finished run of this sweep yet in {source}.")
+    elif len(arms) == 1 and name in ("01", "01b", "02"):
+        page.verdict("undecided", found.hypothesis, f"All finished runs are of one arm, {arms[0]}: nothing to compare.")
+        summary_table(found, page)
+    elif name in DEEP_DIVES:
+        deepdive(found, page, runs)
+    else:
+        ANSWERS[name](found, page)
+    facts(found, page, states)
+    runs_and_caveats(found, page)
+    return page.write(), found
+
+
+def facts(found, page, states):
+    """Question and rule from the YAML, how complete the sweep is, the data, the versions."""
+    told = [f"{states['finished']} of {found.points} points finished"]
+    told += [f"{states[s]} {s}" for s in STATES[1:] if states[s]]
+    told += [f"{found.borrowed} runs of {some(BORROWS[found.name])} beside them"] if found.borrowed else []
+    reasons = Counter(why for _, why in found.left_out).most_common()
+    told += [f"{len(found.left_out)} left out ({some([f'{n}: {why}' for why, n in reasons], 5)})"] if reasons else []
+    claim = f"a claim needs p below {found.alpha:g} after Holm's correction"
+    method = (
+        f"Two-sided {'one-sample and ' * (found.name in DEEP_DIVES)}paired t-tests (scipy); {claim}, an interval clear "
+    )
+    method += f"of the margin ({num(100 * math.expm1(found.margin))} %), and at least {MIN_SEEDS} seeds."
+    if found.name == "03":
+        method = f"PED-ANOVA (Optuna), partial F-tests (scipy); {claim} and {MIN_COMPLETED} completed runs a problem."
+    hours = found.frame["seconds"].replace(math.inf, 0).sum() / 3600
+    length = f"{some(values_of(found.done, 'n_epochs')) or 'no'} epochs a run, {num(hours)} hours in all"
+    page.facts([("Question", found.question), ("Rule", found.rule), ("How it is tested", method), ("Length", length)])
+    page.facts([("Runs", f"{', '.join(told)}. From {page.source}.")])
+    lost = "not in the rows of a results table" if page.source.endswith(".csv") else "not recorded"
+
+    def data(run):
+        d, split = run.data, "{train}/{val}/{test} designs of {height}x{width}, "
+        size = split.format_map(d) if {"train", "val", "test", "height", "width"} <= {*d} else ""
+        return f"{run.flags['problem']}: {d.get('source')}, {size}sha256 {str(d.get('sha256'))[:12]}"
+
+    kinds = {
+        "Data": data,
+        "Versions": lambda run: ", ".join(f"{k} {v}" for k, v in run.versions.items()) or lost,
+        "Code": lambda run: run.git[:12],
+        "Machines": lambda run: ", ".join(str(run.machine[k]) for k in ("cpu", "device") if run.machine.get(k)) or lost,
+    }
+    counts = {key: Counter(sorted(map(kind, found.done))) for key, kind in kinds.items()}
+    told = {key: "; ".join(f"{v} ({n} runs)" for v, n in count.items()) for key, count in counts.items()}
+    page.facts([(key, text or "no finished run") for key, text in told.items()])
+    for key, what in (("Versions", "versions of the libraries"), ("Code", "versions of the code")):
+        if len(counts[key]) > 1:
+            page.caveat(f"The runs come from {len(counts[key])} {what}.")
+    if any(run.git.endswith("+changes") for run in found.done):
         page.caveat("Some runs come from code with uncommitted changes.")
-    if len({str(sorted(run.versions.items())) for run in study.done}) > 1:
-        page.caveat("The runs come from different versions of the libraries.")
+    if len({str(run.data.get("source")) for run in found.done}) > 1:
+        page.caveat("The problems' designs come from different sources.")
+
+
+def runs_and_caveats(found, page):
+    """Runs by arm and status; every run that is not in the numbers, and why; what a reader should doubt."""
+    page.section("Runs")
+    rows, arm = [], {run: label for run, label in zip(found.table["run"], found.table["arm"], strict=True)}
+    for problem, label, mine in found.cells(found.table):
+        counts, seeds = mine["status"].value_counts(), sorted(set(mine["seed"][mine["status"] == "finished"]))
+        rows.append([problem, label, *(counts.get(s, 0) for s in STATES), " ".join(map(str, seeds)) or "–"])
+    rows += [["?", "?", 0, 0, 0, 0, len(found.broken), "–"]] if found.broken else []
+    columns = ["problem", "arm", *STATES, "seeds finished"]
+    page.table("runs", columns, rows, "Runs by problem, arm and status.", closed=len(rows) > 40)
+    odd = [(run, run.cause or "–") for run in [*found.broken, *found.table["run"]] if run.status != "finished"]
+    rows = []
+    for run, why in [*odd, *((run, f"left out: {why}") for run, why in found.left_out)]:
+        seed = str(run.flags.get("seed", "–"))
+        rows.append([run.id, run.status, run.flags.get("problem", "–"), arm.get(run, "–"), seed, why, run.where])
+    if rows:
+        columns = ["run", "status", "problem", "arm", "seed", "why", "where"]
+        page.table("not-used", columns, rows, "Runs that are not in the numbers.", closed=len(rows) > 20)
+    for note in found.notes:
+        page.caveat(note)
+    few = [f"{label} on {problem} ({len(mine)})" for problem, label, mine in found.cells() if len(mine) < MIN_SEEDS]
+    if few and found.name != "03":
+        page.caveat(f"Fewer than {MIN_SEEDS} seeds: {some(few)}.")
+    for state in ("diverged", "broken", "stopped"):
+        count = Counter(arm.get(run, "unknown arm") for run, _ in odd if run.status == state)
+        if count and (found.name, state) != ("03", "stopped"):
+            told = ", ".join(f"{label} {n}" for label, n in sorted(count.items()))
+            told += ". They are in no mean and no test; an arm that loses its worst runs looks better than it is."
+            page.caveat(f"{state.capitalize()} runs by arm: {told}")
+    idle = found.frame[(found.frame["prune_events"] == 0) & found.frame["strategy"].ne("none")]
+    if idle := [f"{label} on {problem} ({len(mine)} runs)" for problem, label, mine in found.cells(idle)]:
+        page.caveat(f"Pruning never happened in: {some(idle)}.")
     if not page.caveats:
         page.caveat("None found: no missing seeds, no failed runs, no best value at the edge of a range.")
-
-
-def _some(items, most=8):
-    return ", ".join(items[:most]) + (f" and {len(items) - most} more" if len(items) > most else "")
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sweep", required=True, help="01, 01b, 02, 03, 04, 05 or 06")
-    parser.add_argument("--runs", default="runs", help="folder with run folders anywhere below it, or a results/NN.csv (runs)")
-    parser.add_argument(
-        "--wandb", metavar="ENTITY/PROJECT/ID", action="append", help="read this W&B sweep instead of --runs; may be repeated"
-    )
+    parser.add_argument("--runs", default="runs", help="folder with run folders below it, or results/NN.csv (runs)")
+    told = "read this W&B sweep instead of --runs; may be repeated"
+    parser.add_argument("--wandb", metavar="ENTITY/PROJECT/ID", action="append", help=told)
     parser.add_argument("--out", default="report", help="folder for the pages (report)")
     args = parser.parse_args(argv)
     try:
-        if args.sweep not in ANSWERS:
-            raise InputError(f"--sweep {args.sweep}: no such sweep; allowed: {', '.join(ANSWERS)}")
-        runs = [run for path in args.wandb for run in collect.wandb_runs(path)] if args.wandb else collect.local_runs(args.runs)
-        path, study = build(args.sweep, runs, args.out, f"W&B: {', '.join(args.wandb)}" if args.wandb else args.runs)
+        header(args.sweep)
+        runs = [run for path in args.wandb for run in wandb_runs(path)] if args.wandb else local_runs(args.runs)
+        source = f"W&B: {', '.join(args.wandb)}" if args.wandb else args.runs
+        path, found = build(args.sweep, runs, args.out, source)
     except InputError as error:
         print(f"report.py: {error}", file=sys.stderr)
         return 2
     except OSError as error:
         print(f"report.py: --out {args.out}: cannot write ({error.strerror or error})", file=sys.stderr)
         return 4
-    print(
-        f"{path}: {sum(run.status == 'finished' for run in study.own)} of {study.points} points finished, "
-        f"{len(study.runs) - len(study.done)} other runs, {len(study.left_out)} left out"
-    )
+    finished = sum(run.status == "finished" for run in found.own)
+    others = len(found.table) + len(found.broken) - len(found.done)
+    told = f"{others} other runs, {len(found.left_out)} left out (from {source})"
+    print(f"{path}: {finished} of {found.points} points finished, {told}")
     return 0
 
 

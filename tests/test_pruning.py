@@ -274,7 +274,7 @@ def test_profiles():
 
 def trim(std, val_recs, **given):
     """(epoch, trimmed or restored, dims left) of each change, of a run of 20 epochs whose strategy proposes nothing."""
-    pruner, found = Pruner(len(std), make_flags(strategy="pca_cdf", cdf_threshold=1.0, n_epochs=20, **{"trim_tol": 0.1} | given)), []
+    pruner, found = Pruner(len(std), make_flags(**dict(strategy="pca_cdf", cdf_threshold=1.0, n_epochs=20, trim_tol=0.1) | given)), []
     for epoch, val_rec in enumerate(val_recs):
         pruner.update(batch(std))
         if row := pruner.step(epoch, val_rec):
@@ -298,7 +298,7 @@ def test_an_error_that_does_not_recover_brings_the_last_ones_back():
     assert trim(std, [1.0, 1.0, 1.2, 1.2, 1.0, 1.0]) == [(0, 1, [0, 1, 2, 3, 4]), (1, 1, [0, 1, 2, 3]), (3, -1, [0, 1, 2, 3, 4])]
     assert trim(std, [1.0, 1.0, math.nan, math.nan, 1.2])[2:] == [(4, -1, [0, 1, 2, 3, 4])]  # a NaN says nothing
     # a stated error, whatever the least is
-    assert trim(std, [1.0, 1.0, 0.5, 1.4, 1.6, 1.6], trim_rec=1.5)[-1] == (5, -1, [0, 1, 2])
+    assert trim(std, [1.0, 1.0, 0.5, 1.4, 1.4, 1.6, 1.6], trim_rec=1.5)[-1] == (6, -1, [0, 1, 2])
     assert trim(std, [1.6] * 9, trim_rec=1.5) == []
 
 

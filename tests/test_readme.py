@@ -8,7 +8,7 @@ from conftest import ROOT
 
 import report
 from record import read_csv
-from reporting import collect, page
+
 
 READMES = (ROOT / "README.md").read_text(), (ROOT / "sweeps/README.md").read_text()
 
@@ -20,10 +20,10 @@ def cells(line):
 @pytest.fixture
 def build(tmp_path, monkeypatch):
     """Builds the page of a sweep from results/NN-first.csv, without figures; returns its folder."""
-    monkeypatch.setattr(page.Page, "_figure", lambda self, name, figure, alt, caption: "")
+    monkeypatch.setattr(report.Page, "_figure", lambda self, name, figure, alt: "")
 
     def run(name):
-        path, _ = report.build(name, collect.local_runs(ROOT / f"results/{name}-first.csv"), tmp_path, name)
+        path, _ = report.build(name, report.local_runs(ROOT / f"results/{name}-first.csv"), tmp_path, name)
         return path.parent
 
     return run

@@ -183,16 +183,21 @@ def test_a_damaged_config_is_named(capsys):
     assert capsys.readouterr().err == f"train.py: --resume {folder}: its config.json is damaged\n"
 
 
+def meanwhile(monkeypatch, act):
+    """Let act() happen between train.py's look at a run folder and its lock."""
+    monkeypatch.setattr(train, "Stop", lambda: (act(), _original_stop())[1])
+
+
 def test_a_run_that_another_process_ends_meanwhile_is_left_alone(monkeypatch, capsys):
     folder = stopped("a")
     before = (folder / "metrics.csv").read_bytes()
 
-    def other_process(args):  # between the look at the run and its lock
+    def other_process():  # between the look at the run and its lock
         (folder / "summary.json").write_text('{"status": "finished"}')
         for path in folder.glob("checkpoint*.pt"):
             path.unlink()
 
-    monkeypatch.setattr(train, "warn", other_process)
+    meanwhile(monkeypatch, other_process)
     assert train.main(["--resume", str(folder)]) == 2
     assert "another process has just ended this run" in capsys.readouterr().err
     assert (folder / "metrics.csv").read_bytes() == before
@@ -264,7 +269,7 @@ def test_a_run_that_another_process_has_started_meanwhile_is_left_alone(monkeypa
     whole = stopped("a")
     before = (whole / "metrics.csv").read_bytes()
     shutil.move("runs", "elsewhere")
-    monkeypatch.setattr(train, "warn", lambda args: shutil.move("elsewhere", "runs"))  # between the look at the folder and its lock
+    meanwhile(monkeypatch, lambda: shutil.move("elsewhere", "runs"))  # between the look at the folder and its lock
     run(name="a", code=2)
     assert "another process has just started the run a" in capsys.readouterr().err
     assert (whole / "metrics.csv").read_bytes() == before
