@@ -100,7 +100,15 @@ def published_error(t, model, x):
 def trainer(problem, device, precision, seed=1001, **flags):
     """A train.Trainer on the bundled designs. Seeds from 1001 on: the study's own stay untouched."""
     torch.backends.cudnn.allow_tf32 = False  # fp32 means the same for convolutions as for matrix products
-    settings = dict(problem=problem, data="sample", latent_dim=LATENT, seed=seed, device=device, precision=precision, wandb="disabled")
+    settings = dict(
+        problem=problem,
+        data="sample",
+        latent_dim=LATENT,
+        seed=seed,
+        device=device,
+        precision=precision,
+        wandb="disabled",
+    )
     args = train.parse([f"--{key}={value}" for key, value in (settings | flags).items()])
     return train.Trainer(args, data.load(args.problem, args.data), train.settle(args))
 
@@ -220,7 +228,9 @@ def measure_outside(problem, device, precision, epochs):
     train.Trainer.steps, train.fit = timed(train.Trainer.steps, "steps"), timed(train.fit, "fit")
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
         flags = dict(problem=problem, device=device, precision=precision, data="sample", latent_dim=LATENT, seed=1001)
-        flags |= dict(wandb="offline", out=folder, n_epochs=epochs, polynomial_schedule_n=epochs // 3, pruning_epoch=epochs // 2)
+        flags |= dict(
+            wandb="offline", out=folder, n_epochs=epochs, polynomial_schedule_n=epochs // 3, pruning_epoch=epochs // 2
+        )
         train.main([f"--{key}={value}" for key, value in flags.items()])
     return dict(outside_share=1 - spent["steps"] / spent["fit"])
 
@@ -289,7 +299,9 @@ def bench(device, quick):
     problems, suffix = PROBLEMS[:1] if quick else PROBLEMS, "" if device == "cpu" else f"-{device}"
     command = f"make bench{' QUICK=1' if quick else ''}{' DEVICE=cuda' if device == 'cuda' else ''}"
     about = f"`{command}` on {machine(device)}, torch {torch.__version__}, {datetime.date.today()}; latent_dim {LATENT}, bundled designs."
-    about += " Batch 128, no pruning; to quality: ours at its defaults, published with Adam at 4e-4, 4 times its default."
+    about += (
+        " Batch 128, no pruning; to quality: ours at its defaults, published with Adam at 4e-4, 4 times its default."
+    )
     about += " Ratio: in our favour."
     precisions = ("fp32", "bf16") if train.multiplies_bf16(torch.device(device)) else ("fp32",)
     if len(precisions) == 1:
@@ -308,19 +320,35 @@ def bench(device, quick):
             memory = f"peak memory of the {'process' if device == 'cpu' else 'tensors on the GPU'}, MiB"
             units = dict(peak_mib=memory, gflops="GFLOP/s", matmul_share="share of a matrix product's FLOP/s")
             for name, unit in units.items():
-                table.add(unit, problem, precision, plain[name], ours[name], plain[name] / ours[name] if name == "peak_mib" else "")
+                table.add(
+                    unit,
+                    problem,
+                    precision,
+                    plain[name],
+                    ours[name],
+                    plain[name] / ours[name] if name == "peak_mib" else "",
+                )
 
     # (b): time to quality on the beams, with all threads, seed after seed; published as shipped. Both learn in fp32
     arguments = dict(problem="beams2d", precision="fp32", device=device)
     theirs = [result(start("published_quality", cores(), seconds=budget_s, seed=seed, **arguments)) for seed in seeds]
-    best, (spent, passes, mean) = [run["best_val_rec"] for run in theirs], (theirs[0][key] for key in ("budget", "epochs", "mean_design"))
+    best, (spent, passes, mean) = (
+        [run["best_val_rec"] for run in theirs],
+        (theirs[0][key] for key in ("budget", "epochs", "mean_design")),
+    )
     setting = f"val_rec {spread(best)}, its best in {spent:.0f} s or {passes} epochs; the mean design's: {mean:.3g}"
     goals = zip(best, seeds, strict=True)
-    ours = [result(start("our_quality", cores(), epochs=epochs, quality=q, seed=seed, **arguments)) for q, seed in goals]
+    ours = [
+        result(start("our_quality", cores(), epochs=epochs, quality=q, seed=seed, **arguments)) for q, seed in goals
+    ]
     seconds = [[run["seconds"] for run in runs] for runs in (theirs, ours)]
     ratio = spread([a / b for a, b in zip(*seconds, strict=True)])
     if max(best) >= mean or not all(run["reached"] for run in ours):
-        ratio = "none: " + ("published is above the mean design" if max(best) >= mean else f"not reached in {epochs} epochs by every seed")
+        ratio = "none: " + (
+            "published is above the mean design"
+            if max(best) >= mean
+            else f"not reached in {epochs} epochs by every seed"
+        )
     table.add("seconds to quality", "beams2d", setting, *map(spread, seconds), ratio)
 
     # Does bf16 cost quality? Ours, whole short runs
@@ -331,7 +359,9 @@ def bench(device, quick):
 
     # (d): outside the steps
     for problem in problems:
-        found = result(start("outside", cores(), problem=problem, precision="auto", epochs=20 if quick else 60, device=device))
+        found = result(
+            start("outside", cores(), problem=problem, precision="auto", epochs=20 if quick else 60, device=device)
+        )
         table.add("share of the loop outside the steps", problem, "W&B offline", "", found["outside_share"], "")
 
     # Two runs side by side with half the cores each, against one with all of one's half
@@ -340,7 +370,14 @@ def bench(device, quick):
         one = result(start("rate", half, **arguments))["images_per_s"]
         two = [start("rate", half, **arguments) for _ in range(2)]
         both = sum(result(process)["images_per_s"] for process in two)
-        table.add("two runs at once, images/s", "beams2d", f"{half} thread(s) each; ratio to one such run", "", both, both / one)
+        table.add(
+            "two runs at once, images/s",
+            "beams2d",
+            f"{half} thread(s) each; ratio to one such run",
+            "",
+            both,
+            both / one,
+        )
     print(f"written: {table.path.with_suffix('.csv')}, {table.path.with_suffix('.md')}")
 
 
@@ -365,8 +402,13 @@ def budget(device):
         rows.append(f"| {path.stem.replace('_', ' ')} | {runs} | {epochs} | {hours:.1f} |")
     seconds = ", ".join(f"{problem} {rate:.2f} s" for problem, rate in rates.items())
     command = f"make budget{' DEVICE=cuda' if device == 'cuda' else ''}"
-    lines = [f"`{command}` on {machine(device)}, {agents} agent(s) at a time, {datetime.date.today()}, on the bundled designs."]
-    lines += [f"An epoch: {seconds}. 03 at the defaults: hyperband stops runs early, but latent_dim and batch vary.", ""]
+    lines = [
+        f"`{command}` on {machine(device)}, {agents} agent(s) at a time, {datetime.date.today()}, on the bundled designs."
+    ]
+    lines += [
+        f"An epoch: {seconds}. 03 at the defaults: hyperband stops runs early, but latent_dim and batch vary.",
+        "",
+    ]
     lines += ["| sweep | runs | epochs | hours |", "| --- | --- | --- | --- |", *rows, f"| all | | | {total:.1f} |"]
     path = Path("results") / ("budget.md" if device == "cpu" else f"budget-{device}.md")
     path.parent.mkdir(exist_ok=True)

@@ -31,9 +31,13 @@ TOY_FACTORS = ("centre x", "centre y", "size", "aspect", "rotation", "brightness
 # Shape of a design, and the range of each condition in EngiBench's published dataset (README in samples/ says what we leave out).
 # `volume`: the condition that a design's mean must match, within EngiBench's own tolerance.
 PROBLEMS = {
-    "beams2d": dict(shape=(50, 100), volume="volfrac", conditions=dict(volfrac=(0.15, 0.4), rmin=(1.5, 4.0), forcedist=(0.0, 1.0))),
+    "beams2d": dict(
+        shape=(50, 100), volume="volfrac", conditions=dict(volfrac=(0.15, 0.4), rmin=(1.5, 4.0), forcedist=(0.0, 1.0))
+    ),
     "heatconduction2d": dict(shape=(101, 101), volume="volume", conditions=dict(volume=(0.3, 0.6), length=(0.0, 1.0))),
-    "photonics2d": dict(shape=(120, 120), volume=None, conditions=dict(lambda1=(0.5, 1.25), lambda2=(0.75, 1.5), blur_radius=(0, 4))),
+    "photonics2d": dict(
+        shape=(120, 120), volume=None, conditions=dict(lambda1=(0.5, 1.25), lambda2=(0.75, 1.5), blur_radius=(0, 4))
+    ),
     "toy": dict(shape=(32, 32), volume=None, conditions={}),
     "custom": dict(shape=None, volume=None, conditions={}),  # any H x W, from --data PATH
 }
@@ -67,12 +71,17 @@ def load(problem, source="auto", toy_dims=3, n_train=0):
         try:
             arrays = _from_hub(problem)
         except Exception as error:  # datasets, huggingface_hub, pyarrow and requests raise a dozen types between them
-            raise InputError(f"--data hub: cannot load {problem} ({first_line(error)}); --data sample needs no network") from None
+            raise InputError(
+                f"--data hub: cannot load {problem} ({first_line(error)}); --data sample needs no network"
+            ) from None
     elif source == "auto":
         try:
             arrays, source = _from_hub(problem), "hub"
         except Exception as error:
-            print(f"data: the bundled sample, since EngiBench's hub gave no {problem} designs ({first_line(error)})", flush=True)
+            print(
+                f"data: the bundled sample, since EngiBench's hub gave no {problem} designs ({first_line(error)})",
+                flush=True,
+            )
             arrays, source = _from_file(SAMPLES / f"{problem}.npz", problem), "sample"
     else:
         arrays = _from_file(Path(source), problem)
@@ -90,7 +99,9 @@ def _pack(arrays, source, n_train=0):
             raise InputError(f"--data {source}: {len(part)} designs in the {name} split; at least 2 are needed")
         digest.update(f"{name}{part.shape}".encode() + part.tobytes())
         tensors[name], sizes[name] = torch.from_numpy(part).unsqueeze(1), len(part)
-    fingerprint = dict(source=source, **sizes, height=designs.shape[1], width=designs.shape[2], sha256=digest.hexdigest())
+    fingerprint = dict(
+        source=source, **sizes, height=designs.shape[1], width=designs.shape[2], sha256=digest.hexdigest()
+    )
     by_split = {name: {key: value[split == name] for key, value in conditions.items()} for name in SPLITS}
     return Designs(**tensors, conditions=by_split, fingerprint=fingerprint)
 
@@ -103,7 +114,9 @@ def _from_file(path, problem):
     except TypeError:
         arrays = {"designs": np.load(path, allow_pickle=False)}
     except Exception as error:  # a broken zip raises BadZipFile, zlib.error, EOFError, ValueError, KeyError or OSError
-        raise InputError(f"--data {path}: cannot be read ({first_line(error)}); allowed: .npz with `designs`, or .npy") from None
+        raise InputError(
+            f"--data {path}: cannot be read ({first_line(error)}); allowed: .npz with `designs`, or .npy"
+        ) from None
     if "designs" not in arrays:
         raise InputError(f"--data {path}: no array named `designs` (found: {', '.join(arrays) or 'nothing'})")
     designs, shape = arrays["designs"], PROBLEMS[problem]["shape"]
@@ -113,13 +126,17 @@ def _from_file(path, problem):
         want = f"(N, {shape[0]}, {shape[1]})" if shape else "(N, H, W) with H and W at least 8"
         raise InputError(f"--data {path}: `designs` has shape {designs.shape}; {problem} needs {want}")
     if designs.dtype.kind not in "uifb":
-        raise InputError(f"--data {path}: `designs` is of type {designs.dtype}; allowed: uint8 (value / 255), bool or float in [0, 1]")
+        raise InputError(
+            f"--data {path}: `designs` is of type {designs.dtype}; allowed: uint8 (value / 255), bool or float in [0, 1]"
+        )
     with np.errstate(invalid="ignore", over="ignore"):  # a damaged file's numbers: judged below
         designs = designs.astype(np.float32) / (255 if designs.dtype == np.uint8 else 1)
     if not np.isfinite(designs).all():
         raise InputError(f"--data {path}: `designs` has NaN or infinite values; allowed: [0, 1]")
     if designs.size and (designs.min() < -1e-6 or designs.max() > 1 + 1e-6):
-        raise InputError(f"--data {path}: `designs` has values from {designs.min():g} to {designs.max():g}; allowed: [0, 1]")
+        raise InputError(
+            f"--data {path}: `designs` has values from {designs.min():g} to {designs.max():g}; allowed: [0, 1]"
+        )
     n = len(designs)
     try:
         split = arrays["split"].astype(str) if "split" in arrays else _split(n, seed=0)
@@ -127,7 +144,9 @@ def _from_file(path, problem):
         split = np.array(["?"])
     if split.shape != (n,) or not set(split) <= set(SPLITS):
         raise InputError(f"--data {path}: `split` must name train, val or test for each of the {n} designs")
-    conditions = {key: arrays[key] for key in PROBLEMS[problem]["conditions"] if key in arrays and arrays[key].shape == (n,)}
+    conditions = {
+        key: arrays[key] for key in PROBLEMS[problem]["conditions"] if key in arrays and arrays[key].shape == (n,)
+    }
     return dict(designs=designs.clip(0, 1), split=split, conditions=conditions)
 
 
@@ -177,7 +196,11 @@ def _from_hub(problem):
     designs = np.concatenate(designs)
     if designs.shape[1:] != PROBLEMS[problem]["shape"] or not np.isfinite(designs).all():
         raise ValueError(f"the published designs have shape {designs.shape} or values that are not finite")
-    return dict(designs=designs.clip(0, 1), split=np.array(split), conditions={key: np.concatenate(v) for key, v in conditions.items()})
+    return dict(
+        designs=designs.clip(0, 1),
+        split=np.array(split),
+        conditions={key: np.concatenate(v) for key, v in conditions.items()},
+    )
 
 
 def _toy(k, n=2560, size=32):
@@ -235,7 +258,9 @@ def optimise(problem, conditions):
             design, _ = _engibench(problem, conditions).optimize()
         else:  # EngiBench's random_design needs the hub: start from uniform 0.5; 60 steps reach 97 % of 200 steps' objective
             start = np.full(PROBLEMS[problem]["shape"], 0.5)
-            design, _ = _engibench(problem, conditions).optimize(start, config=dict(conditions, num_optimization_steps=60))
+            design, _ = _engibench(problem, conditions).optimize(
+                start, config=dict(conditions, num_optimization_steps=60)
+            )
     return np.rint(np.clip(design, 0, 1) * 255).astype(np.uint8)
 
 
@@ -248,7 +273,9 @@ def objective(problem, conditions, design):
         return Heat(**conditions).objective(design)
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(), fast_engibench():
         warnings.simplefilter("ignore")
-        return float(_engibench(problem, conditions).simulate(np.asarray(design, dtype=float), config=conditions).item())
+        return float(
+            _engibench(problem, conditions).simulate(np.asarray(design, dtype=float), config=conditions).item()
+        )
 
 
 def _make(job):
@@ -287,23 +314,37 @@ def generate(problem, n, seed, out, jobs):
     if Path(out).exists():  # packed before, with fewer designs
         try:
             with np.load(out, allow_pickle=False) as file:
-                packed, theirs = list(zip(file["index"], file["designs"], file["objective"], strict=True)), file["seed"][0]
+                packed, theirs = (
+                    list(zip(file["index"], file["designs"], file["objective"], strict=True)),
+                    file["seed"][0],
+                )
         except Exception as error:  # as in _from_file
-            raise InputError(f"--out {out}: is there, and not of this program ({first_line(error)}); give another") from None
+            raise InputError(
+                f"--out {out}: is there, and not of this program ({first_line(error)}); give another"
+            ) from None
         if theirs != seed or len(packed) > n:
-            raise InputError(f"--out {out}: holds {len(packed)} designs of seed {theirs}; give that seed and at least as many")
+            raise InputError(
+                f"--out {out}: holds {len(packed)} designs of seed {theirs}; give that seed and at least as many"
+            )
     folder.mkdir(parents=True, exist_ok=True)
     for i, design, value in packed:
         if not paths[i].exists():
             _store(paths[i], design, value)
     work = [(problem, rows[i], paths[i]) for i in range(n) if not paths[i].exists()]
-    os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")  # read by the workers at their start: one core each
+    os.environ.update(
+        OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1"
+    )  # read by the workers at their start: one core each
     pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_die_with_parent)
     try:
-        for future in tqdm(as_completed([pool.submit(_make, job) for job in work]), total=n, initial=n - len(work), desc=problem):
+        for future in tqdm(
+            as_completed([pool.submit(_make, job) for job in work]), total=n, initial=n - len(work), desc=problem
+        ):
             future.result()
     except KeyboardInterrupt:
-        print(f"\nstopped; the designs made so far are in {folder}, and the same command goes on from there", file=sys.stderr)
+        print(
+            f"\nstopped; the designs made so far are in {folder}, and the same command goes on from there",
+            file=sys.stderr,
+        )
         os._exit(130)  # the pool's own shutdown would wait for the designs in work
     designs, values = [], []
     for path in paths:
@@ -331,7 +372,10 @@ def check(path, problem):
     designs, volume = arrays["designs"], PROBLEMS[problem]["volume"]
     if volume in arrays["conditions"]:
         off = np.abs(designs.mean((1, 2)) - arrays["conditions"][volume])
-        found += [f"design {i}: volume off by {off[i]:.4f}, allowed {VOLUME_TOLERANCE}" for i in np.flatnonzero(off > VOLUME_TOLERANCE)]
+        found += [
+            f"design {i}: volume off by {off[i]:.4f}, allowed {VOLUME_TOLERANCE}"
+            for i in np.flatnonzero(off > VOLUME_TOLERANCE)
+        ]
     if not len(designs):
         return ["no designs"]
     _, first = np.unique(designs.reshape(len(designs), -1), axis=0, return_index=True)
@@ -341,7 +385,9 @@ def check(path, problem):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--problem", choices=["beams2d", "heatconduction2d", "photonics2d"], help="with --check: from the file's name")
+    parser.add_argument(
+        "--problem", choices=["beams2d", "heatconduction2d", "photonics2d"], help="with --check: from the file's name"
+    )
     parser.add_argument("--n", type=int, default=16, help="designs to make (16)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the conditions (0: the bundled samples)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes (all cores)")

@@ -43,9 +43,14 @@ def _spectrum(trainer, rows, path):
     std, active = trainer.pruner.std.cpu().numpy(), trainer.pruner.active.cpu().numpy()
     order = np.argsort(-std, kind="stable")
     figure, (axis, beside) = plt.subplots(1, 2, figsize=(13, 3.5), width_ratios=(1, 1.4), gridspec_kw=dict(wspace=0.3))
-    _mosaic(beside, rows, ["design", "reconstruction"], f"Validation designs, reconstructed from {active.sum()} dimensions")
+    _mosaic(
+        beside, rows, ["design", "reconstruction"], f"Validation designs, reconstructed from {active.sum()} dimensions"
+    )
     rank = np.arange(1, len(std) + 1)
-    for chosen, colour, label in ((active, "C0", f"kept ({active.sum()})"), (~active, "C3", f"pruned ({(~active).sum()})")):
+    for chosen, colour, label in (
+        (active, "C0", f"kept ({active.sum()})"),
+        (~active, "C3", f"pruned ({(~active).sum()})"),
+    ):
         axis.semilogy(rank[chosen[order]], std[order][chosen[order]] + 1e-12, ".", color=colour, label=label)
     axis.set(
         xlabel="latent dimension, sorted",
@@ -82,16 +87,31 @@ def draw(trainer, folder, n=8):
     order = (images - val).square().mean((1, 2, 3)).argsort()
     chosen = order[torch.linspace(0, len(order) - 1, min(n, len(order))).long()]  # from the best to the worst
     rows = [val[chosen, 0].cpu().numpy(), images[chosen, 0].cpu().numpy()]
-    _grid(rows, ["design", "reconstruction"], out / "reconstructions.png", "Validation designs, best reconstructed to worst")
+    _grid(
+        rows,
+        ["design", "reconstruction"],
+        out / "reconstructions.png",
+        "Validation designs, best reconstructed to worst",
+    )
     between = slice(len(chosen) // 8, None, max(1, len(chosen) // 4))  # four of them, the best left out
     _spectrum(trainer, [row[between] for row in rows], out / "spectrum.png")
 
     steps = torch.linspace(0, 1, n, device=z.device)[:, None]
     pairs = [(chosen[i], chosen[-1 - i]) for i in range(min(3, len(chosen) // 2))] or [(chosen[0], chosen[0])]
     rows = [trainer.model.decode((1 - steps) * z[a] + steps * z[b])[:, 0].cpu().numpy() for a, b in pairs]
-    _grid(rows, ["" for _ in rows], out / "interpolation.png", "Straight lines in latent space between two validation designs")
+    _grid(
+        rows,
+        ["" for _ in rows],
+        out / "interpolation.png",
+        "Straight lines in latent space between two validation designs",
+    )
 
     noise = torch.randn(2 * n, len(pruner.std), generator=torch.Generator().manual_seed(0)).to(z.device)
     samples = trainer.model.decode(pruner.mask(pruner.mean + pruner.std * noise))[:, 0].cpu().numpy()
-    _grid([samples[:n], samples[n:]], ["", ""], out / "samples.png", "Random designs: a Gaussian with the latents' mean and std, decoded")
+    _grid(
+        [samples[:n], samples[n:]],
+        ["", ""],
+        out / "samples.png",
+        "Random designs: a Gaussian with the latents' mean and std, decoded",
+    )
     _curves(folder, out / "curves.png")

@@ -22,7 +22,11 @@ from report import COLOURS, Page, change, log_axis, num, panel
 STEPS = 7  # of a traversal and of an interpolation
 OBJECTIVE = {  # name, what is better, what else to look at; all dimensionless (data.objective)
     "beams2d": ("compliance", "lower", "More material makes it better by itself: look at the volume, too."),
-    "heatconduction2d": ("thermal compliance", "lower", "More conductor makes it better by itself: look at the volume, too."),
+    "heatconduction2d": (
+        "thermal compliance",
+        "lower",
+        "More conductor makes it better by itself: look at the volume, too.",
+    ),
     "photonics2d": (
         "mode overlap",
         "higher",
@@ -37,7 +41,8 @@ def images(rows, labels=None, columns=None, size=1.1):
     wide = max(len(row) for row in rows)
     height, width = rows[0][0].shape
     figure = Figure(
-        figsize=(size * wide + (0.9 if labels else 0), size * height / width * len(rows) + (0.3 if columns else 0.1)), layout="constrained"
+        figsize=(size * wide + (0.9 if labels else 0), size * height / width * len(rows) + (0.3 if columns else 0.1)),
+        layout="constrained",
     )
     axes = figure.subplots(len(rows), wide, squeeze=False)
     for i, row in enumerate(rows):
@@ -71,12 +76,18 @@ def open_run(folder):
         flags, source, sha256 = config["flags"], config["data"]["source"], config["data"]["sha256"]
         problem, wanted = flags["problem"], flags["data"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise data.InputError(f"--run {folder}: its config.json cannot be read ({type(error).__name__}); allowed: a run folder") from None
+        raise data.InputError(
+            f"--run {folder}: its config.json cannot be read ({type(error).__name__}); allowed: a run folder"
+        ) from None
     if not (folder / "model.pt").exists():
-        raise data.InputError(f"--run {folder}: no model.pt; train with --save_model=True, or run the record again with it")
+        raise data.InputError(
+            f"--run {folder}: no model.pt; train with --save_model=True, or run the record again with it"
+        )
     designs = data.load(problem, wanted, flags.get("toy_dims", 3))
     if designs.fingerprint["sha256"] != sha256:
-        raise data.InputError(f"--run {folder}: it was trained on other designs ({source}) than --data {wanted} gives here")
+        raise data.InputError(
+            f"--run {folder}: it was trained on other designs ({source}) than --data {wanted} gives here"
+        )
     return config, load(folder / "model.pt"), designs
 
 
@@ -90,7 +101,8 @@ def draw(page, config, model, designs, count, simulations):
     order = error.argsort()
     picked = order[torch.linspace(0, len(order) - 1, min(count, len(order))).round().long()]
     page.section(
-        "Reconstructions, best to worst", "Validation designs, from the smallest to the largest squared error; the steps between are equal."
+        "Reconstructions, best to worst",
+        "Validation designs, from the smallest to the largest squared error; the steps between are equal.",
     )
     part = frame(x)
     rows = [[d[0][part].numpy() for d in row] for row in (x[picked], y[picked], (y - x)[picked].abs())]
@@ -101,12 +113,19 @@ def draw(page, config, model, designs, count, simulations):
         images(rows, ["design", "reconstruction", "difference"], columns),
         f"{len(picked)} validation designs, their reconstructions and the differences: {told}",
         f"{told[0].upper() + told[1:]}. The column title is the error. Dark is material."
-        + (f" Shown: the {shown[0]} x {shown[1]} pixels in which designs differ." if shown != tuple(x.shape[2:]) else ""),
+        + (
+            f" Shown: the {shown[0]} x {shown[1]} pixels in which designs differ."
+            if shown != tuple(x.shape[2:])
+            else ""
+        ),
     )
     if simulations and config["flags"]["problem"] in OBJECTIVE and designs.conditions["val"]:
         physics(page, config["flags"]["problem"], designs, x, y, model, simulations)
     traversals(page, model, z, part)
-    page.section("Interpolation", "Straight lines in the latent space between two validation designs: the ends are reconstructions.")
+    page.section(
+        "Interpolation",
+        "Straight lines in the latent space between two validation designs: the ends are reconstructions.",
+    )
     pairs = np.random.default_rng(0).permutation(len(x))[: 2 * min(4, len(x) // 2)].reshape(-1, 2)
     t = torch.linspace(0, 1, STEPS)[:, None]
     rows = [[x[a, 0], *model.decode((1 - t) * z[a] + t * z[b])[:, 0], x[b, 0]] for a, b in pairs.tolist()]
@@ -117,7 +136,10 @@ def draw(page, config, model, designs, count, simulations):
         f"{len(rows)} interpolations between two validation designs in {STEPS} steps",
         "Left and right: the designs themselves.",
     )
-    page.section("Samples", "New designs: latents drawn from a Gaussian with the training designs' mean and std in each dimension.")
+    page.section(
+        "Samples",
+        "New designs: latents drawn from a Gaussian with the training designs' mean and std in each dimension.",
+    )
     drawn = model.sample(2 * count, seed=0)[:, 0][(slice(None), *part)].numpy()
     page.image(
         "samples",
@@ -158,18 +180,32 @@ def physics(page, problem, designs, x, y, model, count):
     name, better, advice = OBJECTIVE[problem]
 
     def score(i, design):
-        return data.objective(problem, {name: v[i].item() for name, v in conditions.items()}, np.asarray(design, dtype=float).clip(0, 1))
+        return data.objective(
+            problem, {name: v[i].item() for name, v in conditions.items()}, np.asarray(design, dtype=float).clip(0, 1)
+        )
 
     chosen = np.random.default_rng(0).permutation(len(x))[:count].tolist()
     rows = []
     for i in chosen:
         own, other = score(i, x[i, 0]), score(i, y[i, 0])
-        rows.append(("reconstruction", i, own, other, float(x[i].mean()), float(y[i].mean()), float(((y[i] - x[i]) ** 2).mean())))
+        rows.append(
+            (
+                "reconstruction",
+                i,
+                own,
+                other,
+                float(x[i].mean()),
+                float(y[i].mean()),
+                float(((y[i] - x[i]) ** 2).mean()),
+            )
+        )
     for drawn in model.sample(count, seed=0):
         # A sample has no conditions: it is scored under those of the validation design that looks most like it
         i = int(((x - drawn) ** 2).mean((1, 2, 3)).argmin())
         own, other = score(i, x[i, 0]), score(i, drawn[0])
-        rows.append(("sample", i, own, other, float(x[i].mean()), float(drawn.mean()), float(((drawn - x[i, 0]) ** 2).mean())))
+        rows.append(
+            ("sample", i, own, other, float(x[i].mean()), float(drawn.mean()), float(((drawn - x[i, 0]) ** 2).mean()))
+        )
     page.section(
         "Physics",
         f"The objective of EngiBench's {problem}, simulated, beside the originals': {name}, dimensionless, {better} is better. "
@@ -229,7 +265,9 @@ def main(argv=None):
     args = parser.parse_args(argv)
     try:
         if args.designs < 2 or args.physics < 0:
-            raise data.InputError(f"--designs {args.designs} --physics {args.physics}: allowed: at least 2, and at least 0")
+            raise data.InputError(
+                f"--designs {args.designs} --physics {args.physics}: allowed: at least 2, and at least 0"
+            )
         config, model, designs = open_run(args.run)
         page = Page(Path(args.out) / f"gallery-{config['id']}", f"Gallery of {config['name']}")
         summary = Path(args.run) / "summary.json"
@@ -237,8 +275,14 @@ def main(argv=None):
         page.facts(
             [
                 ("Run", f"{config['name']}, {config['flags']['n_epochs']} epochs, {config['flags']['strategy']}"),
-                ("Result", f"val_rec {num(summary.get('val_rec'))}, {len(model.dims)} of {config['flags']['latent_dim']} dims kept"),
-                ("Data", f"{designs.fingerprint['source']}, {len(designs.val)} validation designs; the test designs are not touched"),
+                (
+                    "Result",
+                    f"val_rec {num(summary.get('val_rec'))}, {len(model.dims)} of {config['flags']['latent_dim']} dims kept",
+                ),
+                (
+                    "Data",
+                    f"{designs.fingerprint['source']}, {len(designs.val)} validation designs; the test designs are not touched",
+                ),
             ]
         )
         draw(page, config, model.eval(), designs, args.designs, args.physics)

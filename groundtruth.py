@@ -31,9 +31,17 @@ def run(job):
     strategy, k, seed, extra = job
     name = f"toy{k}-{strategy}-s{seed}" + "".join(extra).replace("--", "-").replace("/", "_")
     folder = Path("runs/ground-truth") / name
-    command = [sys.executable, str(Path(__file__).parent / "train.py"), *SETTING.split(), "--wandb=disabled", f"--toy_dims={k}"]
+    command = [
+        sys.executable,
+        str(Path(__file__).parent / "train.py"),
+        *SETTING.split(),
+        "--wandb=disabled",
+        f"--toy_dims={k}",
+    ]
     command += [f"--strategy={strategy}", f"--seed={seed}", "--threads=1", "--out=runs/ground-truth", *extra]
-    result = subprocess.run(command, env={**os.environ, "WANDB_RUN_ID": name}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    result = subprocess.run(
+        command, env={**os.environ, "WANDB_RUN_ID": name}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
     if result.returncode:
         sys.exit(f"{name}: {result.stderr.strip()}")
     return json.loads((folder / "summary.json").read_text())
@@ -50,7 +58,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ks", type=int, nargs="+", default=[1, 2, 3, 4, 5], help="numbers of factors (1 2 3 4 5)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="seeds (1 2 3)")
-    parser.add_argument("--strategies", nargs="+", default=list(STRATEGIES), choices=list(STRATEGIES), help="strategies (all)")
+    parser.add_argument(
+        "--strategies", nargs="+", default=list(STRATEGIES), choices=list(STRATEGIES), help="strategies (all)"
+    )
     parser.add_argument("--jobs", type=int, default=cores(), help="runs at a time, one thread each (all cores)")
     args, extra = parser.parse_known_args()  # what is not ours goes to train.py
     if args.jobs < 1:
@@ -58,13 +68,17 @@ def main():
     jobs = [(s, k, seed, tuple(extra)) for s in args.strategies for k in args.ks for seed in args.seeds]
     with ThreadPoolExecutor(args.jobs) as pool:
         found = dict(zip(jobs, tqdm(pool.map(run, jobs), total=len(jobs)), strict=True))
-    print("| strategy | k | dims kept | val_rec | dims PCA needs | in k..2k+1 and val_rec < 5e-4 |\n| --- | --- | --- | --- | --- | --- |")
+    print(
+        "| strategy | k | dims kept | val_rec | dims PCA needs | in k..2k+1 and val_rec < 5e-4 |\n| --- | --- | --- | --- | --- | --- |"
+    )
     for strategy in args.strategies:
         good = 0
         for k in args.ks:
             runs = [found[strategy, k, seed, tuple(extra)] for seed in args.seeds]
             hits = sum(k <= r["active_dims"] <= 2 * k + 1 and r["val_rec"] < 5e-4 for r in runs)
-            kept, errors = (", ".join(format(r[key], f) for r in runs) for key, f in (("active_dims", "d"), ("val_rec", ".1e")))
+            kept, errors = (
+                ", ".join(format(r[key], f) for r in runs) for key, f in (("active_dims", "d"), ("val_rec", ".1e"))
+            )
             components = ", ".join(str(int((pca(k) > r["val_rec"]).sum())) for r in runs)
             print(f"| {strategy} | {k} | {kept} | {errors} | {components} | {hits} of {len(runs)} |")
             good += hits

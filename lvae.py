@@ -1,10 +1,10 @@
-"""The compact model that a run leaves behind, and the architecture it shares with training. Needs torch alone; `pip install .` installs this file.
+"""The compact model that a run leaves behind, and the architecture it shares with training. Needs torch alone.
 
-    from lvae import load
-    model = load("models/beams2d/model.pt")   # or a run folder, runs/<id>
-    z = model.encode(x)                       # designs (N, 1, H, W) in [0, 1] -> latents (N, k)
-    x = model.decode(z)                       # and back; model(x) does both
-    new = model.sample(16)                    # (16, 1, H, W), from a Gaussian with the training designs' mean and covariance
+from lvae import load
+model = load("models/beams2d/model.pt")   # or a run folder, runs/<id>
+z = model.encode(x)                       # designs (N, 1, H, W) in [0, 1] -> latents (N, k)
+x = model.decode(z)                       # and back; model(x) does both
+new = model.sample(16)                    # (16, 1, H, W), from a Gaussian with the training designs' mean and covariance
 """
 
 import math
@@ -83,7 +83,11 @@ class Autoencoder(nn.Module):
         self.encoder = nn.Sequential(*layers, Rows(places * inputs), nn.Linear(places * inputs, latent_dim))
 
         # A hidden layer, so that each pixel is a curved function of all latents: without it the latents are as many as PCA's
-        layers = [linear(latent_dim, self.HIDDEN), nn.LeakyReLU(0.2, inplace=True), linear(self.HIDDEN, places * inputs)]
+        layers = [
+            linear(latent_dim, self.HIDDEN),
+            nn.LeakyReLU(0.2, inplace=True),
+            linear(self.HIDDEN, places * inputs),
+        ]
         for channels, k in zip((*self.CHANNELS[-2::-1], 1), self.STRIDES[::-1], strict=True):
             layers += [nn.LeakyReLU(0.2, inplace=True), Rows(inputs), linear(inputs, k * k * channels)]
             inputs = channels
@@ -91,7 +95,9 @@ class Autoencoder(nn.Module):
 
     def encode(self, x):  # (B, 1, H, W) -> (B, latent_dim)
         x = self.encoder[:-1](to_patches(F.pad(x, self.padding, mode="replicate"), self.STRIDES))
-        with torch.autocast(x.device.type, enabled=False):  # bf16 would round away the std of a latent with a large mean
+        with torch.autocast(
+            x.device.type, enabled=False
+        ):  # bf16 would round away the std of a latent with a large mean
             return self.ENCODER_GAIN * self.encoder[-1](x.to(self.encoder[-1].weight.dtype))
 
     def decode(self, z):  # (B, latent_dim) -> (B, 1, H, W)
@@ -141,7 +147,9 @@ class CompactLVAE(Autoencoder):
         """n new designs (n, 1, H, W), decoded from a Gaussian with the mean and covariance of the training designs' latents."""
         noise = torch.randn(n, len(self.dims), generator=torch.Generator().manual_seed(seed))
         values, vectors = torch.linalg.eigh(self.cov.double())
-        root = (vectors * values.clamp_min(0).sqrt()) @ vectors.T  # the symmetric root: no sign or order of axes in the draws
+        root = (
+            vectors * values.clamp_min(0).sqrt()
+        ) @ vectors.T  # the symmetric root: no sign or order of axes in the draws
         return self.decode(self.mean + self._tensor(noise) @ root.to(self.cov.dtype))
 
 
@@ -154,7 +162,9 @@ def load(path):
         # Models of before 2026-11-26 have the std of each latent and no covariance
         cov = saved["cov"] if "cov" in saved else saved["std"].square().diag()
         model = CompactLVAE(saved["flags"], saved["shape"], saved["dims"], saved["mean"], cov)
-        state = {key: value[0] * value[1] if isinstance(value, tuple) else value for key, value in saved["state"].items()}
+        state = {
+            key: value[0] * value[1] if isinstance(value, tuple) else value for key, value in saved["state"].items()
+        }
         model.load_state_dict(state | dict(mean=saved["mean"], cov=cov))
     except Exception as error:  # zipfile, pickle and torch raise many types for a damaged file
         raise InputError(f"{path}: not a model.pt of train.py ({first_line(error)})") from None

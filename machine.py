@@ -14,8 +14,17 @@ import torch
 def _git_commit():
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         here = Path(__file__).parent
-        commit = subprocess.run(["git", "-C", here, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5).stdout.strip()
-        looked_at = ["status", "--porcelain", "-uno", "--", ":/", ":!/results"]  # agents add rows to results/ between the runs
+        commit = subprocess.run(
+            ["git", "-C", here, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5
+        ).stdout.strip()
+        looked_at = [
+            "status",
+            "--porcelain",
+            "-uno",
+            "--",
+            ":/",
+            ":!/results",
+        ]  # agents add rows to results/ between the runs
         dirty = subprocess.run(["git", "-C", here, *looked_at], capture_output=True, text=True, timeout=5).stdout
         return commit + ("+changes" if dirty else "") or None
 
@@ -25,7 +34,9 @@ def cpu_model():
     text = ""
     with contextlib.suppress(OSError):
         text = Path("/proc/cpuinfo").read_text()
-    found = [match[1].strip() for key in ("model name", "model") if (match := re.search(rf"^{key}\s*:(.*)", text, re.M))]
+    found = [
+        match[1].strip() for key in ("model name", "model") if (match := re.search(rf"^{key}\s*:(.*)", text, re.M))
+    ]
     return f"{' '.join(found) or platform.processor() or platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
 
 

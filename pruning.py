@@ -21,7 +21,13 @@ INF = float("inf")
 
 # Safeguards by profile, under the names of their flags. The value that switches a safeguard off is that of "none".
 PROFILES = {
-    name: dict(zip(("min_active_dims", "max_prune_per_epoch", "cooldown_epochs", "k_consecutive", "recon_tol"), values, strict=True))
+    name: dict(
+        zip(
+            ("min_active_dims", "max_prune_per_epoch", "cooldown_epochs", "k_consecutive", "recon_tol"),
+            values,
+            strict=True,
+        )
+    )
     for name, values in {
         "none": (0, INF, 0, 1, INF),
         "min_dims": (10, INF, 0, 1, INF),
@@ -87,7 +93,9 @@ def lognorm(std, active, reference, percentile, alpha, eta):
     """
 
     def fit(log):
-        mu = log[0] + (log - log[0]).mean()  # shifted, so that equal std give exactly their own log and s = 0, not a rounding error
+        mu = (
+            log[0] + (log - log[0]).mean()
+        )  # shifted, so that equal std give exactly their own log and s = 0, not a rounding error
         return mu, (log - mu).square().mean().sqrt()
 
     (mu, s), (mu_now, s_now) = fit(_log(reference, eta)), fit(_log(std, eta))
@@ -126,7 +134,19 @@ class Pruner:
     """
 
     ON_DEVICE = ("active", "std", "mean")
-    ON_CPU = ("seen", "reference", "draws", "counts", "best", "events", "last_event", "least", "trimmed", "trim_epoch", "trimming")
+    ON_CPU = (
+        "seen",
+        "reference",
+        "draws",
+        "counts",
+        "best",
+        "events",
+        "last_event",
+        "least",
+        "trimmed",
+        "trim_epoch",
+        "trimming",
+    )
 
     def __init__(self, latent_dim, flags, device="cpu"):
         self.flags = flags
@@ -193,7 +213,9 @@ class Pruner:
             self.best = min(self.best, val_rec)
 
         proposed = self._propose(std, active)
-        self.counts = torch.where(proposed, self.counts + 1, 0)  # counts run on whatever holds a dimension back below; a miss resets
+        self.counts = torch.where(
+            proposed, self.counts + 1, 0
+        )  # counts run on whatever holds a dimension back below; a miss resets
         row = {"epoch": epoch, "proposed": int(proposed.sum())}
         ready = proposed & (self.counts >= flags.k_consecutive)
         dims = [i for i in _ascending(std).tolist() if ready[i]]

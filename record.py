@@ -31,11 +31,33 @@ from data import reachable
 from lvae import InputError, first_line
 from machine import describe_machine
 
-COLUMNS = ["epoch", "rec_loss", "vol_loss", "total_loss", "val_rec", "val_vol_loss", "val_total_loss", "active_dims", "w_v", "pruned"]
+COLUMNS = [
+    "epoch",
+    "rec_loss",
+    "vol_loss",
+    "total_loss",
+    "val_rec",
+    "val_vol_loss",
+    "val_total_loss",
+    "active_dims",
+    "w_v",
+    "pruned",
+]
 COLUMNS += ["val_rec_pruned", "epoch_seconds"]
-PRUNING_COLUMNS = ["epoch", "proposed", "k_consecutive", "recon_tol", "cooldown", "cap", "floor", "pruned", "trimmed", "restored", "dims", "std"]
+PRUNING_COLUMNS = ["epoch", "proposed", "k_consecutive", "recon_tol", "cooldown", "cap", "floor"]
+PRUNING_COLUMNS += ["pruned", "trimmed", "restored", "dims", "std"]
 # Flags that do not change what a run computes: a checkpoint continues under others. `n_epochs` may grow, too.
-FREE_FLAGS = ("out", "resume", "config", "wandb", "wandb_project", "wandb_entity", "device", "figure_every", "checkpoint_every")
+FREE_FLAGS = (
+    "out",
+    "resume",
+    "config",
+    "wandb",
+    "wandb_project",
+    "wandb_entity",
+    "device",
+    "figure_every",
+    "checkpoint_every",
+)
 FREE_FLAGS += ("save_model", "test", "arm")  # an arm is compared by the flags that it sets
 # Flags with a value that leaves the choice to the machine; a run that continues keeps the choice made at its start.
 AUTO = {"threads": 0, "precision": "auto"}
@@ -71,7 +93,9 @@ def to_json(value):
 def different_flags(old, new):
     """Names of the flags whose values forbid that a run of flags `old` is continued with flags `new`."""
     old, new = json.loads(to_json(old)), json.loads(to_json(new))
-    different = [k for k in new if k not in FREE_FLAGS and k != "n_epochs" and old.get(k) != new[k] and new[k] != AUTO.get(k)]
+    different = [
+        k for k in new if k not in FREE_FLAGS and k != "n_epochs" and old.get(k) != new[k] and new[k] != AUTO.get(k)
+    ]
     return different + (["n_epochs"] if new["n_epochs"] < old.get("n_epochs", 0) else [])
 
 
@@ -85,7 +109,9 @@ class Run:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise InputError(f"--resume {folder}: another process is working on this run; wait for it or stop it") from None
+            raise InputError(
+                f"--resume {folder}: another process is working on this run; wait for it or stop it"
+            ) from None
 
     def start(self, config):
         """Write config.json and the headers of a fresh run."""
@@ -135,24 +161,34 @@ class Run:
                     if archive.testzip():
                         raise ValueError("checksum mismatch")
                 state = torch.load(path, map_location=device, weights_only=True)
-                if different_flags(state["flags"], self.config["flags"]) or state["sha256"] != self.config["data"]["sha256"]:
+                if (
+                    different_flags(state["flags"], self.config["flags"])
+                    or state["sha256"] != self.config["data"]["sha256"]
+                ):
                     raise ValueError("it is of other flags or designs")
                 for file, (size, digest) in state["positions"].items():
                     if hashlib.sha256((self.folder / file).read_bytes()[:size]).hexdigest() != digest:
                         raise ValueError(f"{file} is damaged, or older")
             except Exception as error:  # zipfile, pickle and torch raise many types for a damaged file
-                print(f"checkpoint {path} cannot be used ({first_line(error)}); trying the one before it", file=sys.stderr)
+                print(
+                    f"checkpoint {path} cannot be used ({first_line(error)}); trying the one before it", file=sys.stderr
+                )
                 broken.append(path)
                 continue
             for file, (size, _) in state["positions"].items():
                 os.truncate(self.folder / file, size)
             self.config["extended"] = state["extended"]
             if state["flags"]["n_epochs"] < self.config["flags"]["n_epochs"]:
-                self.config["extended"] = [*state["extended"], dict(epoch=state["epoch"] + 1, n_epochs=state["flags"]["n_epochs"])]
+                self.config["extended"] = [
+                    *state["extended"],
+                    dict(epoch=state["epoch"] + 1, n_epochs=state["flags"]["n_epochs"]),
+                ]
             write_atomically(self.folder / "config.json", to_json(self.config))
             return state
         if broken:
-            raise InputError(f"--resume {self.folder}: no usable checkpoint ({', '.join(p.name for p in broken)}: see above)")
+            raise InputError(
+                f"--resume {self.folder}: no usable checkpoint ({', '.join(p.name for p in broken)}: see above)"
+            )
         self.start(self.config)  # stopped before its first checkpoint: from the beginning
         return None
 
@@ -182,7 +218,12 @@ def _read_config(path):
     """A run's config.json, or None where it is missing or damaged."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         config = json.loads(path.read_text())
-        needed = [config["name"], config["data"]["sha256"], config["data"]["source"], *(config["flags"][flag] for flag in AUTO)]
+        needed = [
+            config["name"],
+            config["data"]["sha256"],
+            config["data"]["source"],
+            *(config["flags"][flag] for flag in AUTO),
+        ]
         return config if None not in needed and isinstance(config["flags"]["n_epochs"], int) else None
 
 
@@ -205,7 +246,12 @@ def locate(args, fingerprint):
         others = [] if "WANDB_RUN_ID" in os.environ else Path(args.out).glob("*/config.json")
         for path in sorted(others, key=lambda p: -p.stat().st_mtime):
             config = _read_config(path)
-            if not config or status(path.parent) or config["data"] != fingerprint or config["flags"]["n_epochs"] != args.n_epochs:
+            if (
+                not config
+                or status(path.parent)
+                or config["data"] != fingerprint
+                or config["flags"]["n_epochs"] != args.n_epochs
+            ):
                 continue
             if not different_flags(config["flags"], vars(args)):
                 folder, old = path.parent, config
@@ -220,13 +266,23 @@ def locate(args, fingerprint):
             recorded = ", ".join(f"--{key} {old['flags'].get(key)}" for key in different[:5])
             raise InputError(f"--resume {folder}: was started with other flags; allowed: {recorded}")
         if old["data"]["sha256"] != fingerprint["sha256"]:
-            raise InputError(f"--resume {folder}: was started on other designs (source {old['data']['source']}); they have changed since")
+            raise InputError(
+                f"--resume {folder}: was started on other designs (source {old['data']['source']}); they have changed since"
+            )
         if status(folder) == "damaged":
             raise InputError(f"--resume {folder}: its summary.json is damaged; delete it to compute the run again")
         if status(folder) and args.n_epochs > old["flags"]["n_epochs"]:
-            raise InputError(f"--n_epochs {args.n_epochs}: {folder} is {status(folder)} and cannot be made longer; leave the flag out")
-    elif args.config and (theirs := _read_config(Path(args.config))) and theirs["data"]["sha256"] != fingerprint["sha256"]:
-        raise InputError(f"--config {args.config}: ran on other designs (source {theirs['data']['source']}) than --data {args.data}")
+            raise InputError(
+                f"--n_epochs {args.n_epochs}: {folder} is {status(folder)} and cannot be made longer; leave the flag out"
+            )
+    elif (
+        args.config
+        and (theirs := _read_config(Path(args.config)))
+        and theirs["data"]["sha256"] != fingerprint["sha256"]
+    ):
+        raise InputError(
+            f"--config {args.config}: ran on other designs (source {theirs['data']['source']}) than --data {args.data}"
+        )
     for flag in AUTO if old else ():
         setattr(args, flag, old["flags"][flag])
     return folder, old
@@ -235,7 +291,12 @@ def locate(args, fingerprint):
 def open_run(folder, old, args, fingerprint, device):
     """Open and lock the run in `folder`; a fresh one is started, with its config. Returns the Run and its config."""
     run = Run(folder)
-    config = dict(id=folder.name, name=f"{args.problem}-{args.strategy}-s{args.seed}-{folder.name}", flags=vars(args), data=fingerprint)
+    config = dict(
+        id=folder.name,
+        name=f"{args.problem}-{args.strategy}-s{args.seed}-{folder.name}",
+        flags=vars(args),
+        data=fingerprint,
+    )
     if old:
         if status(folder):  # by the process that had the lock until now
             raise InputError(f"--resume {folder}: another process has just ended this run")
@@ -244,7 +305,9 @@ def open_run(folder, old, args, fingerprint, device):
     elif (folder / "config.json").exists():
         raise InputError(f"--out {args.out}: another process has just started the run {folder.name}")
     else:
-        config |= describe_machine(device) | dict(started=datetime.datetime.now().astimezone().isoformat(timespec="seconds"))
+        config |= describe_machine(device) | dict(
+            started=datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+        )
         config["sweep"] = os.environ.get("WANDB_RUN_GROUP")  # set by sweep.py's agents
         run.config = config
         run.start(config)
@@ -283,9 +346,14 @@ class Wandb:
 
         self._wandb, self.lost = wandb, False
         settings = wandb.Settings(init_timeout=10, root_dir=str(run.folder))
-        kwargs = dict(dir=str(run.folder), id=run.id, name=config["name"], config=config["flags"], project=project, entity=entity)
+        kwargs = dict(
+            dir=str(run.folder), id=run.id, name=config["name"], config=config["flags"], project=project, entity=entity
+        )
         self.run = wandb.init(mode=mode, resume="allow" if mode == "online" else None, settings=settings, **kwargs)
-        self.folder, self.first = Path(self.run.settings.sync_dir), self.run.starting_step  # a server that has epochs 0..e: e + 1
+        self.folder, self.first = (
+            Path(self.run.settings.sync_dir),
+            self.run.starting_step,
+        )  # a server that has epochs 0..e: e + 1
         self.run.define_metric("epoch")
         self.run.define_metric("*", step_metric="epoch")
         for key in ("data", "git", "versions", "machine"):
@@ -367,7 +435,11 @@ def open_wandb(args, run, config):
     if mode == "auto":
         mode = "online" if "WANDB_SWEEP_ID" in os.environ or logged_in(server) else "offline"
     if mode == "online" and not reachable(server):
-        print("W&B: its server cannot be reached; this run is logged offline (`wandb sync` uploads it later)", file=sys.stderr, flush=True)
+        print(
+            "W&B: its server cannot be reached; this run is logged offline (`wandb sync` uploads it later)",
+            file=sys.stderr,
+            flush=True,
+        )
         mode = "offline"
     for attempt in dict.fromkeys((mode, "offline")):
         try:
@@ -401,9 +473,14 @@ def is_locked(folder):
 def cores():
     """How many cores this process may use: its affinity, and the CPU quota of its container (cgroup v2 or v1)."""
     n = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    for folder, names in ("/sys/fs/cgroup", ["cpu.max"]), ("/sys/fs/cgroup/cpu", ["cpu.cfs_quota_us", "cpu.cfs_period_us"]):
+    for folder, names in (
+        ("/sys/fs/cgroup", ["cpu.max"]),
+        ("/sys/fs/cgroup/cpu", ["cpu.cfs_quota_us", "cpu.cfs_period_us"]),
+    ):
         with contextlib.suppress(OSError, ValueError):
-            quota, period = map(int, " ".join(Path(folder, name).read_text() for name in names).split())  # "max": no quota
+            quota, period = map(
+                int, " ".join(Path(folder, name).read_text() for name in names).split()
+            )  # "max": no quota
             n = min(n, max(1, quota // period)) if quota > 0 else n
     return n
 
@@ -428,7 +505,9 @@ def read_csv(path):
         raise InputError(f"{path}: is no CSV ({error}); delete or mend it") from None
     for i, row in enumerate(rows, 1):
         if len(row) != len(rows[0]) or any("\0" in cell for cell in row):
-            raise InputError(f"{path}: line {i} has {len(row)} cells, the header {len(rows[0])}, or NUL bytes; delete or mend the line")
+            raise InputError(
+                f"{path}: line {i} has {len(row)} cells, the header {len(rows[0])}, or NUL bytes; delete or mend the line"
+            )
     if rows and len(rows[0]) == 1 and ";" in rows[0][0]:
         raise InputError(f"{path}: its cells are separated by semicolons; allowed: commas")
     return pandas.DataFrame(rows[1:], columns=rows[0], dtype=str) if rows else pandas.DataFrame()

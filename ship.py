@@ -32,7 +32,9 @@ def quantise(saved):
         scale = weight.abs().amax(1, keepdim=True).clamp_min(1e-30) / 127
         return (weight / scale).round().to(torch.int8), scale
 
-    return saved | dict(state={key: narrow(value) if value.numel() > 2**14 else value for key, value in saved["state"].items()})
+    return saved | dict(
+        state={key: narrow(value) if value.numel() > 2**14 else value for key, value in saved["state"].items()}
+    )
 
 
 def finished_rows(path):
@@ -43,7 +45,9 @@ def best(path):
     """The finished row of a results CSV with the least val_rec. Raises InputError."""
     rows = finished_rows(path)
     if not rows or len({row["problem"] for row in rows}) > 1:
-        raise data.InputError(f"--runs {path}: {'rows of several problems' if rows else 'no finished rows'}; allowed: finished rows of one")
+        raise data.InputError(
+            f"--runs {path}: {'rows of several problems' if rows else 'no finished rows'}; allowed: finished rows of one"
+        )
     return min(rows, key=lambda row: float(row["val_rec"]))
 
 

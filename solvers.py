@@ -34,7 +34,9 @@ class Stiffness:
         value, owner = np.tile(element.ravel(), len(dofs)), np.repeat(np.arange(len(dofs)), m * m)
         keep = (row >= col) & (col >= 0) & (value != 0)  # CHOLMOD reads the lower triangle
         key, position = np.unique(col[keep].astype(np.int64) * free.size + row[keep], return_inverse=True)
-        self.to_values = sp.csr_matrix((value[keep], (position, owner[keep])), (key.size, len(dofs)))  # values in CSC order
+        self.to_values = sp.csr_matrix(
+            (value[keep], (position, owner[keep])), (key.size, len(dofs))
+        )  # values in CSC order
         column, rows = np.divmod(key, free.size)
         self.matrix = cvxopt.spmatrix(1.0, rows.tolist(), column.tolist(), (free.size, free.size))
         self.factor = cvxopt.cholmod.symbolic(self.matrix)
@@ -103,7 +105,9 @@ class Heat:
         self._solve(a)
         t = self._temperature[self.triangles]
         by_node = -(self._dk @ QUADRATURE) * ((t @ self.element) * t).sum(1)[:, None]
-        return np.bincount(self.triangles.ravel(), by_node.ravel(), minlength=a.size) + 2 * self.alpha * (self.laplacian @ a)
+        return np.bincount(self.triangles.ravel(), by_node.ravel(), minlength=a.size) + 2 * self.alpha * (
+            self.laplacian @ a
+        )
 
     def optimize(self, evaluations=100):
         """Minimise J from the uniform design with MMA (Svanberg 1987, nlopt's LD_MMA). Returns the design (resolution, resolution)."""

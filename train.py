@@ -3,10 +3,10 @@
     python train.py --problem beams2d --strategy plummet     # EngiBench's designs, or the bundled ones; W&B if you are logged in
     python train.py --problem toy --toy_dims 2               # images of two known factors: the fastest first run
 
-Minimised is rec + w_v * vol: rec is the mean squared error of the pixels, vol the volume of the latent set (volume() below). The decoder has
-a bounded Lipschitz constant: else the volume would shrink by scaling alone, and mean nothing (Chen & Fuge, Least Volume, ICLR 2024,
-arXiv 2404.17773, section 3). Every few epochs the latents are rotated to their principal axes. What is flat then is pruned, and further
-axes are trimmed while the error allows it (pruning.py). A run's files: record.py.
+Minimised is rec + w_v * vol: rec is the mean squared error of the pixels, vol the volume of the latent set (volume() below).
+The decoder has a bounded Lipschitz constant. Without it the volume would shrink by scaling alone, and mean nothing (Chen &
+Fuge, Least Volume, ICLR 2024, arXiv 2404.17773, section 3). Every few epochs the latents are rotated to their principal axes.
+What is flat then is pruned. Further axes are trimmed while the error allows it (pruning.py). A run's files: record.py.
 """
 
 import argparse
@@ -94,28 +94,52 @@ FLAGS = {
         trim_rec=(POSITIVE, None, "trim while val_rec <= this error instead; off: None"),
         n_epochs=(AT_LEAST_ONE, None, "epochs to train; None: 100, or as many as make 6000 steps"),
         seed=(number(int, 0, 2**31), 1, "seed of weights, batches and draws"),
-        safeguards=(one_of(*PROFILES), "moderate", "a profile of the five safeguards; a flag given as well overrides it"),
+        safeguards=(
+            one_of(*PROFILES),
+            "moderate",
+            "a profile of the five safeguards; a flag given as well overrides it",
+        ),
         wandb=(one_of("auto", "online", "offline", "disabled"), "auto", "auto: online when logged in, else offline"),
     ),
     "strategies": dict(
         plummet_threshold=(SHARE, 0.05, "plummet: prune std below this share of the cliff's edge"),
-        cdf_threshold=(number(float, 0, 1, open_low=True), 0.999, "pca_cdf: keep the dimensions that hold this share of the variance"),
+        cdf_threshold=(
+            number(float, 0, 1, open_low=True),
+            0.999,
+            "pca_cdf: keep the dimensions that hold this share of the variance",
+        ),
         percentile=(SHARE, 0.2, "lognorm: prune below this quantile of the fitted log-normal"),
-        alpha=(number(float, 0, 1), 0.0, "lognorm: weight of the current spectrum in the fit; 0: the reference's alone"),
+        alpha=(
+            number(float, 0, 1),
+            0.0,
+            "lognorm: weight of the current spectrum in the fit; 0: the reference's alone",
+        ),
         temperature=(POSITIVE, 0.25, "probabilistic: width of the sigmoid in log std"),
         midpoint=(SHARE, 0.02, "probabilistic: share of the largest std pruned with p = 1/2"),
-        pruning_epoch=(COUNT, None, "first epoch at whose end dimensions may go; None: after a tenth of n_epochs and 400 steps"),
+        pruning_epoch=(
+            COUNT,
+            None,
+            "first epoch at whose end dimensions may go; None: after a tenth of n_epochs and 400 steps",
+        ),
         beta=(number(float, 0, 1, open_high=True), 0.9, "momentum of the latent statistics; 0: the last batch alone"),
     ),
     "safeguards of the strategies (None: the profile's)": dict(
         k_consecutive=(AT_LEAST_ONE, None, "prune what was proposed in this many epochs in a row; off: 1"),
-        recon_tol=(number(float, 0), None, "no pruning while val_rec > (1 + tol) * its best since pruning_epoch; off: inf"),
+        recon_tol=(
+            number(float, 0),
+            None,
+            "no pruning while val_rec > (1 + tol) * its best since pruning_epoch; off: inf",
+        ),
         cooldown_epochs=(COUNT, None, "epochs without pruning after a pruning; off: 0"),
         max_prune_per_epoch=(number(int, 1), None, "at most this many at once, smallest std first; off: inf"),
         min_active_dims=(COUNT, None, "never fewer than this, trimmed ones included; off: 0 (one is always kept)"),
     ),
     "model and loss": dict(
-        volume=(one_of("log", "geometric"), "log", "the volume loss: log: of the active dimensions; geometric: of all (the paper's)"),
+        volume=(
+            one_of("log", "geometric"),
+            "log",
+            "the volume loss: log: of the active dimensions; geometric: of all (the paper's)",
+        ),
         w_v=(NOT_NEGATIVE, 1e-5, "weight of the volume loss; off: 0"),
         rotate_every=(COUNT, 5, "epochs between rotations of the latents to their principal axes; off: 0"),
         lipschitz=(POSITIVE, 10.0, "Lipschitz bound of the decoder before its sigmoid"),
@@ -124,9 +148,17 @@ FLAGS = {
         polynomial_schedule_p=(NOT_NEGATIVE, 2.0, "power of that rise"),
     ),
     "optimisation": dict(
-        batch_size=(number(int, 2), 32, "designs a step; incomplete last batches are dropped unless they are all there is"),
+        batch_size=(
+            number(int, 2),
+            32,
+            "designs a step; incomplete last batches are dropped unless they are all there is",
+        ),
         lr=(POSITIVE, 2e-3, "peak learning rate of Adam; falls along a cosine"),
-        mirror=(boolean, True, "mirror half of the training designs of photonics2d, each epoch others: they solve the swapped wavelengths"),
+        mirror=(
+            boolean,
+            True,
+            "mirror half of the training designs of photonics2d, each epoch others: they solve the swapped wavelengths",
+        ),
         n_train=(COUNT, 0, "train on the first so many training designs; 0: all"),
         toy_dims=(number(int, 1, 6), 3, "independent factors of --problem toy"),
         arm=(str, None, 'several flags in one string, "strategy=plummet,plummet_threshold=0.05"'),
@@ -138,7 +170,11 @@ FLAGS = {
     ),
     "record": dict(
         out=(str, "runs", "folder in which the run's folder is made"),
-        keep=(one_of("best", "last"), "best", "the weights to keep: of the least val_rec after the last pruning, or the last epoch's"),
+        keep=(
+            one_of("best", "last"),
+            "best",
+            "the weights to keep: of the least val_rec after the last pruning, or the last epoch's",
+        ),
         save_model=(boolean, True, "write model.pt, the compact model"),
         test=(boolean, False, "also report test_rec: for final models only"),
         figure_every=(COUNT, 0, "draw the figures every so many epochs, too; off: 0 (at the end only)"),
@@ -174,7 +210,9 @@ def parser():
             convert = lambda value, kind=kind: None if value == "None" else kind(value)  # noqa: E731
             choices = f": {' | '.join(kind.choices)}" if hasattr(kind, "choices") else ""
             extra = dict(nargs="?", const=True) if kind is boolean else {}
-            group.add_argument(f"--{flag}", type=convert, default=None, metavar="", help=f"{text}{choices} ({default})", **extra)
+            group.add_argument(
+                f"--{flag}", type=convert, default=None, metavar="", help=f"{text}{choices} ({default})", **extra
+            )
     return p
 
 
@@ -199,7 +237,9 @@ def parse(argv, recorded=None):
         raise InputError(f"--{twice}: given as a flag and in --arm; give it once")
     chosen = arm | flags
     profile = PROFILES[chosen["safeguards"]] if "safeguards" in chosen else {}
-    args = argparse.Namespace(**{**DEFAULTS, **PROFILES[DEFAULTS["safeguards"]], **(recorded or {}), **profile, **chosen})
+    args = argparse.Namespace(
+        **{**DEFAULTS, **PROFILES[DEFAULTS["safeguards"]], **(recorded or {}), **profile, **chosen}
+    )
     if "min_active_dims" not in chosen:
         args.min_active_dims = min(args.min_active_dims, args.latent_dim)  # a profile's floor suits wider models
     if args.min_active_dims > args.latent_dim:
@@ -211,7 +251,9 @@ def read_flags(flag, path):
     """The flags in a run's config.json, through the flags' own types. Its arm and profile stand in the flags they set."""
     try:
         config = json.loads(Path(path).read_text())
-        flags = LEGACY | {k: v for k, v in config["flags"].items() if k in DEFAULTS and k not in ("out", "resume", "config", "arm")}
+        flags = LEGACY | {
+            k: v for k, v in config["flags"].items() if k in DEFAULTS and k not in ("out", "resume", "config", "arm")
+        }
         found = given([f"--{key}={value}" for key, value in flags.items()])
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"--{flag} {path}: not the config.json of a run ({type(error).__name__}: {error})") from None
@@ -231,7 +273,9 @@ class _Normalised(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x, weight, bias, u, v, norm):  # (B, inputs), (outputs, inputs), (outputs,), (outputs,), (inputs,), ()
+    def forward(
+        ctx, x, weight, bias, u, v, norm
+    ):  # (B, inputs), (outputs, inputs), (outputs,), (outputs,), (inputs,), ()
         kind = x.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
         ctx.wide = weight.numel() > x.numel()  # then x is divided
@@ -327,7 +371,14 @@ def compact(model, pruner, z, flags):
     state = {key: value.cpu().contiguous() for key, value in state.items()}
     z = z[:, dims].double()
     mean, cov = z.mean(0), torch.cov(z.T, correction=0).reshape(len(dims), len(dims))
-    return dict(flags=flags, shape=list(model.shape), dims=dims.tolist(), mean=mean.float().cpu(), cov=cov.float().cpu(), state=state)
+    return dict(
+        flags=flags,
+        shape=list(model.shape),
+        dims=dims.tolist(),
+        mean=mean.float().cpu(),
+        cov=cov.float().cpu(),
+        state=state,
+    )
 
 
 # ---- Training -----------------------------------------------------------------------------------------------------------------
@@ -394,7 +445,11 @@ class Trainer:
         args = self.args
         generator = torch.Generator().manual_seed(args.seed * 1_000_003 + epoch)
         steps = len(self.train) // self.batch
-        order = torch.randperm(len(self.train), generator=generator)[: steps * self.batch].view(steps, self.batch).to(self.device)
+        order = (
+            torch.randperm(len(self.train), generator=generator)[: steps * self.batch]
+            .view(steps, self.batch)
+            .to(self.device)
+        )
         lr = args.lr * (0.51 + 0.49 * math.cos(math.pi * epoch / args.n_epochs))  # cosine, down to 2 %
         mirrored = torch.zeros(steps, self.batch, 1, 1, 1, dtype=torch.bool, device=self.device)
         if args.mirror and args.problem == "photonics2d":
@@ -427,7 +482,9 @@ class Trainer:
         active, encoder, decoder = self.pruner.active, self.model.encoder[-1], self.model.decoder[0]
         self.model.eval()
         with self.autocast():
-            z = torch.cat([self.model.encode(x) for x in self.train.split(256)])[:, active].double().cpu()  # not every GPU has float64
+            z = (
+                torch.cat([self.model.encode(x) for x in self.train.split(256)])[:, active].double().cpu()
+            )  # not every GPU has float64
         if not z.isfinite().all():
             return
         mean = z.mean(0)
@@ -490,7 +547,9 @@ class Trainer:
         return copy.deepcopy(dict(model=self.model.state_dict(), pruner=self.pruner.state_dict()))
 
     def state(self, epoch):
-        parts = dict(model=self.model.state_dict(), optimizer=self.optimizer.state_dict(), pruner=self.pruner.state_dict())
+        parts = dict(
+            model=self.model.state_dict(), optimizer=self.optimizer.state_dict(), pruner=self.pruner.state_dict()
+        )
         return dict(**parts, epoch=epoch, best=self.best)
 
     def load_state(self, state):
@@ -538,8 +597,13 @@ def multiplies_bf16(device):
     return device.type == "cpu" and torch.cpu._is_amx_tile_supported()
 
 
-EPOCHS, STEPS = 100, 6000  # a run's length where n_epochs is not given: so many epochs, or as many as make so many steps if those are fewer
-WARM_UP = 400  # steps before the first pruning, where pruning_epoch is not given: photonics2d learns nothing in the first 100
+EPOCHS, STEPS = (
+    100,
+    6000,
+)  # a run's length where n_epochs is not given: so many epochs, or as many as make so many steps if those are fewer
+WARM_UP = (
+    400  # steps before the first pruning, where pruning_epoch is not given: photonics2d learns nothing in the first 100
+)
 
 
 def schedule(args, n_train):
@@ -552,10 +616,16 @@ def schedule(args, n_train):
     if args.polynomial_schedule_n is None:
         args.polynomial_schedule_n = args.pruning_epoch
     if args.strategy != "none" and args.pruning_epoch >= args.n_epochs:
-        print(f"warning: --pruning_epoch {args.pruning_epoch} is not before --n_epochs {args.n_epochs}: never prunes", file=sys.stderr)
+        print(
+            f"warning: --pruning_epoch {args.pruning_epoch} is not before --n_epochs {args.n_epochs}: never prunes",
+            file=sys.stderr,
+        )
     elif args.strategy != "none" and args.pruning_epoch < args.polynomial_schedule_n:
         n = args.polynomial_schedule_n
-        print(f"warning: --pruning_epoch {args.pruning_epoch} comes before w_v is reached (--polynomial_schedule_n {n})", file=sys.stderr)
+        print(
+            f"warning: --pruning_epoch {args.pruning_epoch} comes before w_v is reached (--polynomial_schedule_n {n})",
+            file=sys.stderr,
+        )
 
 
 def settle(args):
@@ -565,7 +635,9 @@ def settle(args):
         if args.device == "auto":
             args.device = "cuda" if available["cuda"] else "cpu"
         device = torch.device(args.device)
-        if not available.get(device.type) or (device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()):
+        if not available.get(device.type) or (
+            device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()
+        ):
             raise RuntimeError
     except RuntimeError:
         usable = ", ".join(["auto", *(name for name, there in available.items() if there)])
@@ -579,13 +651,15 @@ def settle(args):
 
 
 def resolve(argv):
-    """The flags of this start, those of the run that it repeats or continues included. An agent that starts its run again means that run."""
+    """The flags of this start, and those of the run that it repeats or continues. An agent that starts its run again means that run."""
     args, stated = parse(argv), given(argv)
     own = Path(args.out) / os.environ.get("WANDB_RUN_ID", "")
     if "WANDB_RUN_ID" in os.environ and (own / "config.json").exists():
         argv = [*argv, f"--resume={own}"]
     elif args.config and args.resume not in (None, "auto"):
-        raise InputError(f"--config {args.config}: not together with --resume {args.resume}, which has a record of its own")
+        raise InputError(
+            f"--config {args.config}: not together with --resume {args.resume}, which has a record of its own"
+        )
     args = parse(argv)
     if args.resume not in (None, "auto"):
         return parse(argv, read_flags("resume", Path(args.resume) / "config.json"))
@@ -603,7 +677,9 @@ def train(args):
     designs = data.load(args.problem, args.data, args.toy_dims, args.n_train)
     args.data = designs.fingerprint["source"] if args.data == "auto" else args.data
     if args.test and len(designs.test) < 2:
-        raise InputError(f"--test: {len(designs.test)} designs in the test split of --data {args.data}; at least 2 are needed")
+        raise InputError(
+            f"--test: {len(designs.test)} designs in the test split of --data {args.data}; at least 2 are needed"
+        )
     schedule(args, len(designs.train))
     folder, old = record.locate(args, designs.fingerprint)
     device = settle(args)
@@ -623,7 +699,9 @@ def train(args):
     try:
         wandb = record.open_wandb(args, run, config)
         code, cause, epoch = fit(trainer, run, wandb, stop, first)
-        summary = dict(status="diverged" if cause else "finished", cause=cause, id=run.id, name=config["name"], epoch=epoch)
+        summary = dict(
+            status="diverged" if cause else "finished", cause=cause, id=run.id, name=config["name"], epoch=epoch
+        )
         if code in (0, 3):
             if code == 0:
                 summary |= conclude(trainer, designs, run)
@@ -645,12 +723,21 @@ def train(args):
 def fit(trainer, run, wandb, stop, first):
     """The epochs from `first` on. Returns (exit code, why it diverged or None, last epoch)."""
     args = trainer.args
-    bar = tqdm(total=args.n_epochs, initial=first, disable=not sys.stderr.isatty(), bar_format="{percentage:3.0f}%|{bar:20}| {desc}")
+    bar = tqdm(
+        total=args.n_epochs,
+        initial=first,
+        disable=not sys.stderr.isatty(),
+        bar_format="{percentage:3.0f}%|{bar:20}| {desc}",
+    )
     started = saved = time.monotonic()
     for epoch in range(first, args.n_epochs):
         row, proposal = trainer.epoch(epoch)
         if not all(math.isfinite(row[key]) for key in ("rec_loss", "vol_loss", "total_loss", "val_rec")):
-            return 3, f"epoch {epoch}: rec_loss {row['rec_loss']}, vol_loss {row['vol_loss']}, val_rec {row['val_rec']}", epoch
+            return (
+                3,
+                f"epoch {epoch}: rec_loss {row['rec_loss']}, vol_loss {row['vol_loss']}, val_rec {row['val_rec']}",
+                epoch,
+            )
         run.append("metrics.csv", row)
         if proposal:
             run.append("pruning.csv", proposal)
@@ -695,11 +782,15 @@ def conclude(trainer, designs, run):
     dims, pca = int(trainer.pruner.active.sum()), pca_errors(designs.train, designs.val)
     pca = pca[min(dims, len(pca) - 1)].item()
     summary = dict(rec_loss=float(metrics["rec_loss"].iloc[best["epoch"] if best["weights"] else -1]), val_rec=val_rec)
-    summary |= dict(val_vol_loss=val_vol, val_total_loss=val_rec + trainer.w_v(args.n_epochs - 1) * val_vol, active_dims=dims)
+    summary |= dict(
+        val_vol_loss=val_vol, val_total_loss=val_rec + trainer.w_v(args.n_epochs - 1) * val_vol, active_dims=dims
+    )
     summary |= dict(last_val_rec=last_val_rec)
     # Pruned in the very last epoch: no epoch has the dimensions that are left
     found = math.isfinite(best["val_rec"])
-    summary |= dict(best_val_rec=best["val_rec"] if found else val_rec, best_epoch=best["epoch"] if found else args.n_epochs - 1)
+    summary |= dict(
+        best_val_rec=best["val_rec"] if found else val_rec, best_epoch=best["epoch"] if found else args.n_epochs - 1
+    )
     summary |= dict(pca_rec=pca, pca_ratio=val_rec / pca if pca else None, prune_events=trainer.pruner.events)
     summary |= dict(seconds=round(metrics["epoch_seconds"].astype(float).sum(), 1), metrics_sha256=run.metrics_digest())
     if args.test:
@@ -718,7 +809,9 @@ def report(run, summary, dims):
     if summary["status"] == "diverged":
         print(f"diverged: {summary['cause']}; a smaller --lr may help", file=sys.stderr)
         return
-    print(f"\n{summary['name']}: {summary['active_dims']} of {dims} latent dimensions kept, val_rec {summary['val_rec']:.3g}")
+    print(
+        f"\n{summary['name']}: {summary['active_dims']} of {dims} latent dimensions kept, val_rec {summary['val_rec']:.3g}"
+    )
     ratio = f" (ratio {summary['pca_ratio']:.3g})" if summary["pca_ratio"] else ""
     print(f"PCA with as many dimensions: {summary['pca_rec']:.3g}{ratio}")
     print(f"run      {run.folder}\nfigures  {run.folder / 'figures'}")

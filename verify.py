@@ -51,9 +51,17 @@ def again(row):
         folder, flags = Path(out) / row["id"], Path(out) / "flags.json"
         flags.write_text(json.dumps({"flags": {key: row[key] for key in DEFAULTS if row.get(key)}}))
         command = [sys.executable, str(Path(__file__).parent / "train.py"), f"--config={flags}", f"--out={out}"]
-        command += ["--wandb=disabled", "--save_model=False", *(["--device=auto"] if row["device"] != "cpu" else [])]  # there may be no GPU
+        command += [
+            "--wandb=disabled",
+            "--save_model=False",
+            *(["--device=auto"] if row["device"] != "cpu" else []),
+        ]  # there may be no GPU
         done = subprocess.run(
-            command, env={**os.environ, "WANDB_RUN_ID": row["id"]}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+            command,
+            env={**os.environ, "WANDB_RUN_ID": row["id"]},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         summary, config = (read_json(folder / name) or {} for name in ("summary.json", "config.json"))
         return summary or {"cause": done.stderr.strip()}, config.get("data", {})
@@ -65,11 +73,20 @@ def compare(row, rows):
     if "val_rec" not in summary:
         return False, f"did not finish ({summary['cause']})"
     if designs.get("sha256") != row["data_sha256"]:
-        return False, f"other designs ({designs.get('source')} {designs.get('sha256', '')[:12]}, recorded {row['data_sha256'][:12]})"
+        return (
+            False,
+            f"other designs ({designs.get('source')} {designs.get('sha256', '')[:12]}, recorded {row['data_sha256'][:12]})",
+        )
     if summary["metrics_sha256"] == row["metrics_sha256"]:
         return True, f"equal, val_rec {summary['val_rec']:.6g}"
     off, apart = abs(math.log(summary["val_rec"] / float(row["val_rec"]))), spread(row, rows)
-    word = "no other seed to compare with" if math.isnan(apart) else "within the seeds" if off <= apart else "NOT within the seeds"
+    word = (
+        "no other seed to compare with"
+        if math.isnan(apart)
+        else "within the seeds"
+        if off <= apart
+        else "NOT within the seeds"
+    )
     here, made_on = cpu_model(), row.get("cpu")
     elsewhere = f" (made on {made_on}, this is {here})" if made_on and made_on != here else ""
     values = f"val_rec {summary['val_rec']:.6g}, recorded {float(row['val_rec']):.6g}"
@@ -79,10 +96,17 @@ def compare(row, rows):
 def main(argv=None):
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--runs", required=True, help="a results/NN.csv")
-    p.add_argument("--share", type=float, default=0.1, help="share of its finished rows to run again, at least one (0.1)")
+    p.add_argument(
+        "--share", type=float, default=0.1, help="share of its finished rows to run again, at least one (0.1)"
+    )
     p.add_argument("--ids", nargs="+", help="these rows instead")
     p.add_argument("--seed", type=int, default=None, help="of the choice (another one each time)")
-    p.add_argument("--jobs", type=int, default=cores(), help="runs at a time, each with the threads it was recorded with (all cores)")
+    p.add_argument(
+        "--jobs",
+        type=int,
+        default=cores(),
+        help="runs at a time, each with the threads it was recorded with (all cores)",
+    )
     args = p.parse_args(argv)
     try:
         rows = finished_rows(args.runs)
@@ -102,7 +126,9 @@ def main(argv=None):
         chosen = [row for row in rows if row["id"] in args.ids]
     else:
         chosen = random.Random(args.seed).sample(rows, max(1, round(args.share * len(rows))))
-    beside = [row for path in {Path(args.runs), *Path(args.runs).parent.glob("[0-9]*.csv")} for row in finished_rows(path)]
+    beside = [
+        row for path in {Path(args.runs), *Path(args.runs).parent.glob("[0-9]*.csv")} for row in finished_rows(path)
+    ]
     good, pool = 0, ThreadPoolExecutor(args.jobs)
     try:
         for row, (right, said) in zip(chosen, pool.map(lambda row: compare(row, beside), chosen), strict=True):

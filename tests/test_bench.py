@@ -75,9 +75,13 @@ def test_share_outside_the_steps(monkeypatch):
 def test_budget_counts_the_runs_of_the_sweeps(monkeypatch, capsys):
     monkeypatch.setattr(bench, "cores", lambda: 2)
     monkeypatch.setattr(bench, "start", lambda name, threads, problem, **_: problem)
-    monkeypatch.setattr(bench, "result", lambda problem: dict(epoch_s=dict(beams2d=1.0, heatconduction2d=2.0, photonics2d=3.0)[problem]))
+    monkeypatch.setattr(
+        bench, "result", lambda problem: dict(epoch_s=dict(beams2d=1.0, heatconduction2d=2.0, photonics2d=3.0)[problem])
+    )
     bench.budget("cpu")
-    lines = dict(line.strip("| ").split(" | ", 1) for line in capsys.readouterr().out.splitlines() if line.startswith("| 0"))
+    lines = dict(
+        line.strip("| ").split(" | ", 1) for line in capsys.readouterr().out.splitlines() if line.startswith("| 0")
+    )
     assert lines["01 pruning strategies"] == f"36 | 2500 | {36 * 2500 * 2 / 2 / 3600:.1f}"
     assert lines["03 hyperparameter sensitivity"] == f"99 | 2500 | {99 * 2500 * 2 / 2 / 3600:.1f}"
     assert lines["06 photonics2d deep dive"] == f"200 | 3000 | {200 * 3000 * 3 / 2 / 3600:.1f}"

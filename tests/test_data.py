@@ -56,7 +56,9 @@ def test_a_heat_sink_is_made_again():
     conditions = {key: arrays[key][0].item() for key in data.PROBLEMS["heatconduction2d"]["conditions"]}
     design = data.optimise("heatconduction2d", conditions)
     # MMA is chaotic: a rounding difference in one evaluation moves branches. The objective is what is reproduced.
-    assert data.objective("heatconduction2d", conditions, design / 255) == pytest.approx(arrays["objective"][0], rel=0.01)
+    assert data.objective("heatconduction2d", conditions, design / 255) == pytest.approx(
+        arrays["objective"][0], rel=0.01
+    )
 
 
 @pytest.mark.parametrize("problem", BUNDLED)
@@ -64,7 +66,9 @@ def test_the_stored_objective_is_that_of_the_design(problem):
     arrays = bundled(problem)
     for i in (1, len(arrays["designs"]) - 1):
         conditions = {key: arrays[key][i].item() for key in data.PROBLEMS[problem]["conditions"]}
-        assert data.objective(problem, conditions, arrays["designs"][i] / 255) == pytest.approx(arrays["objective"][i], rel=1e-6)
+        assert data.objective(problem, conditions, arrays["designs"][i] / 255) == pytest.approx(
+            arrays["objective"][i], rel=1e-6
+        )
 
 
 def test_fast_beams_are_engibench_beams():
@@ -130,7 +134,12 @@ def test_the_hub_is_read_as_engibench_publishes_it(monkeypatch):
     class Split:
         def __init__(self, n):
             rng = np.random.default_rng(n)
-            self.columns = dict(optimal_design=rng.random((n, 50, 100)), volfrac=rng.random(n), rmin=rng.random(n), forcedist=rng.random(n))
+            self.columns = dict(
+                optimal_design=rng.random((n, 50, 100)),
+                volfrac=rng.random(n),
+                rmin=rng.random(n),
+                forcedist=rng.random(n),
+            )
 
         def with_format(self, name):
             assert name == "numpy"
@@ -206,7 +215,9 @@ def test_files_of_another_problem_pickles_and_broken_archives_are_refused(tmp_pa
 def test_making_designs_from_the_command_line(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     made = []
-    monkeypatch.setattr(data, "optimise", lambda problem, conditions: made.append(conditions) or np.full((50, 100), 60, np.uint8))
+    monkeypatch.setattr(
+        data, "optimise", lambda problem, conditions: made.append(conditions) or np.full((50, 100), 60, np.uint8)
+    )
     monkeypatch.setattr(data, "objective", lambda problem, conditions, design: 1.0)
 
     class InProcess:  # the pool's workers would not see the stand-ins

@@ -111,7 +111,9 @@ def test_a_path_may_hold_what_the_terminal_cannot_show():
 
 
 def test_precedence_flag_over_arm_over_profile_over_default():
-    args = train.parse(["--safeguards=conservative", "--arm=cooldown_epochs=7,k_consecutive=2", "--recon_tol=inf", "--lr=None"])
+    args = train.parse(
+        ["--safeguards=conservative", "--arm=cooldown_epochs=7,k_consecutive=2", "--recon_tol=inf", "--lr=None"]
+    )
     expected = {**PROFILES["conservative"], "cooldown_epochs": 7, "k_consecutive": 2, "recon_tol": math.inf}
     assert {key: getattr(args, key) for key in expected} == expected
     assert args.lr == train.DEFAULTS["lr"]

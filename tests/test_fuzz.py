@@ -19,13 +19,37 @@ import sweep as create
 import train
 from pruning import PROFILES, STRATEGIES
 
-MANY = settings(max_examples=int(os.environ.get("FUZZ", 300)), deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+MANY = settings(
+    max_examples=int(os.environ.get("FUZZ", 300)),
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+    derandomize=True,
+)
 VALUES = st.one_of(
     st.sampled_from(
-        [*["None", "inf", "-inf", "nan", "True", "False", "0", "-1", "1", "0.5", "1e-400", "1e400", "٣", "0x10"], "", " ", "9" * 400]
+        [
+            *["None", "inf", "-inf", "nan", "True", "False", "0", "-1", "1", "0.5", "1e-400", "1e400", "٣", "0x10"],
+            "",
+            " ",
+            "9" * 400,
+        ]
     ),
     st.sampled_from(
-        ["plummet", "toy", "moderate", "cpu", "cuda:99", "cpu:1", "meta", "lr=0.1", "lr=0.1,lr=0.2", "a=b=c", "=", ",", "problem=toy,"]
+        [
+            "plummet",
+            "toy",
+            "moderate",
+            "cpu",
+            "cuda:99",
+            "cpu:1",
+            "meta",
+            "lr=0.1",
+            "lr=0.1,lr=0.2",
+            "a=b=c",
+            "=",
+            ",",
+            "problem=toy,",
+        ]
     ),
     st.integers().map(str),
     st.floats().map(str),
@@ -53,8 +77,36 @@ def test_any_command_line(pairs):
     assert args.min_active_dims <= args.latent_dim
 
 
-PATHS = ("problem", "data", "out", "resume", "config", "arm", "device", "wandb", "wandb_project", "wandb_entity", "latent_dim", "toy_dims")
-EXTREMES = ["0", "1", "2", "1e-320", "1e-30", "1e-9", "0.5", "0.999999", "1e30", "1e308", "inf", "1000000", "2147483648", "9" * 400]
+PATHS = (
+    "problem",
+    "data",
+    "out",
+    "resume",
+    "config",
+    "arm",
+    "device",
+    "wandb",
+    "wandb_project",
+    "wandb_entity",
+    "latent_dim",
+    "toy_dims",
+)
+EXTREMES = [
+    "0",
+    "1",
+    "2",
+    "1e-320",
+    "1e-30",
+    "1e-9",
+    "0.5",
+    "0.999999",
+    "1e30",
+    "1e308",
+    "inf",
+    "1000000",
+    "2147483648",
+    "9" * 400,
+]
 EXTREMES += [*PROFILES, *STRATEGIES, "bf16"]
 
 
@@ -67,7 +119,13 @@ def test_any_flags_that_are_taken_train(tmp_path_factory, chosen, latent_dim):
     """Two epochs of a tiny run: finished, stopped or diverged; a refusal leaves nothing behind."""
     folder = tmp_path_factory.mktemp("fuzz")
     np.save(folder / "own.npy", DESIGNS)
-    argv = [f"--data={folder}/own.npy", f"--out={folder}/runs", f"--latent_dim={latent_dim}", "--n_epochs=2", "--pruning_epoch=0"]
+    argv = [
+        f"--data={folder}/own.npy",
+        f"--out={folder}/runs",
+        f"--latent_dim={latent_dim}",
+        "--n_epochs=2",
+        "--pruning_epoch=0",
+    ]
     argv += ["--problem=custom", "--wandb=disabled", "--threads=1"]
     epochs = iter([None, None])
     with pytest.MonkeyPatch.context() as patch:
@@ -98,7 +156,11 @@ def saved(save, *args, **kwargs):
 
 @pytest.mark.parametrize("name", ["own.npz", "own.npy"])
 def test_any_damaged_design_file(name, tmp_path):
-    whole = saved(np.savez_compressed, designs=DESIGNS, split=data._split(24, 0)) if name.endswith("z") else saved(np.save, DESIGNS)
+    whole = (
+        saved(np.savez_compressed, designs=DESIGNS, split=data._split(24, 0))
+        if name.endswith("z")
+        else saved(np.save, DESIGNS)
+    )
 
     @MANY
     @given(*DAMAGE)
@@ -171,7 +233,9 @@ def test_any_damaged_checkpoint_or_config(tmp_path, monkeypatch):
 def test_any_damaged_sweep_file(number, tmp_path, monkeypatch):
     (path,) = create.FILES.glob(f"{number}_*.yaml")
     whole = b"\n".join(line for line in path.read_bytes().splitlines() if not line.startswith(b"#"))
-    asked = argparse.Namespace(problem=None, seeds=1, epochs=None, strategy=None, set="n_epochs=9", edition=None, project=None, entity=None)
+    asked = argparse.Namespace(
+        problem=None, seeds=1, epochs=None, strategy=None, set="n_epochs=9", edition=None, project=None, entity=None
+    )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(create, "freeze_data", lambda config: {problem: {"sha256": "0"} for problem in data.PROBLEMS})
 
@@ -192,7 +256,11 @@ def test_any_damaged_sweep_file(number, tmp_path, monkeypatch):
 
 @MANY
 @given(
-    st.dictionaries(st.text(max_size=5), st.one_of(st.floats(), st.integers(), st.lists(st.floats(), max_size=3), st.none()), max_size=5)
+    st.dictionaries(
+        st.text(max_size=5),
+        st.one_of(st.floats(), st.integers(), st.lists(st.floats(), max_size=3), st.none()),
+        max_size=5,
+    )
 )
 def test_a_record_is_json_whatever_its_numbers(value):
     json.loads(record.to_json(value), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))

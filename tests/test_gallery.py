@@ -24,7 +24,13 @@ def run(tmp_path_factory):
     conditions = dict(volume=rng.uniform(0.3, 0.6, 40), length=rng.uniform(0, 1, 40))
     np.savez(root / "designs.npz", designs=designs.astype(np.float32), **conditions)
     flags = dict(
-        problem="heatconduction2d", strategy="plummet", data=str(root / "designs.npz"), toy_dims=3, n_epochs=5, latent_dim=9, lipschitz=30.0
+        problem="heatconduction2d",
+        strategy="plummet",
+        data=str(root / "designs.npz"),
+        toy_dims=3,
+        n_epochs=5,
+        latent_dim=9,
+        lipschitz=30.0,
     )
     loaded = data.load("heatconduction2d", flags["data"])
     torch.manual_seed(0)
@@ -34,7 +40,9 @@ def run(tmp_path_factory):
     folder = root / "runs" / "abc"
     folder.mkdir(parents=True)
     torch.save(saved, folder / "model.pt")
-    (folder / "config.json").write_text(json.dumps(dict(id="abc", name="heat-abc", flags=flags, data=loaded.fingerprint)))
+    (folder / "config.json").write_text(
+        json.dumps(dict(id="abc", name="heat-abc", flags=flags, data=loaded.fingerprint))
+    )
     return folder, loaded
 
 
@@ -45,7 +53,11 @@ def test_gallery_of_a_run(run, tmp_path, capsys):
     assert str(page / "index.html") in capsys.readouterr().out
     text = (page / "index.html").read_text()
     titles = ["Reconstructions, best to worst", "Physics", "Latent traversals", "Interpolation", "Samples"]
-    assert re.findall("<h2>(.*?)</h2>", text) == titles and "Each of the 3 kept dimensions" in text and "3 of 9 dims kept" in text
+    assert (
+        re.findall("<h2>(.*?)</h2>", text) == titles
+        and "Each of the 3 kept dimensions" in text
+        and "3 of 9 dims kept" in text
+    )
     assert text.count("<figcaption>") == 6 and not re.search(r'alt=""|aria-label=""', text)
     errors = [float(v) for v in re.search(r"error from ([\d.e−]+) to ([\d.e−]+)", text).groups()]
     assert errors[0] < errors[1]

@@ -23,7 +23,15 @@ def make_flags(**given):
     """Aggressive strategies, so that random spectra are pruned, and no safeguard."""
     rules = dict(plummet_threshold=0.5, cdf_threshold=0.9, percentile=0.45, alpha=0.0, temperature=1.0, midpoint=0.5)
     off = dict(trim_tol=0.0, trim_rec=None, n_epochs=10)
-    return SimpleNamespace(**(dict(strategy="plummet", pruning_epoch=0, beta=0.0, eta=ETA, seed=1) | off | rules | PROFILES["none"] | given))
+    return SimpleNamespace(
+        **(
+            dict(strategy="plummet", pruning_epoch=0, beta=0.0, eta=ETA, seed=1)
+            | off
+            | rules
+            | PROFILES["none"]
+            | given
+        )
+    )
 
 
 def batch(std, mean=0.0):
@@ -72,7 +80,10 @@ def test_plummet_by_hand():
     # sorted 1, .5, .4, .02, .01, .002; ratios of neighbours 2, 1.25, 20, 2, 5: the plummet is .4 -> .02, so ref = .4
     std = [1.0, 0.5, 0.01, 0.4, 0.002, 0.02]
     assert chosen(plummet, std, 0.1) == [2, 4, 5]  # below .04
-    assert chosen(plummet, std, 0.04) == [2, 4]  # below .016; with ref = max it were .04, and 5 too; with ref = .02 none
+    assert chosen(plummet, std, 0.04) == [
+        2,
+        4,
+    ]  # below .016; with ref = max it were .04, and 5 too; with ref = .02 none
     assert chosen(plummet, std, 0.02) == [4]  # below .008
     assert chosen(plummet, std, 0.004) == []  # below .0016
     # eta = 1 flattens the small ones: log of 2, 1.5, 1.4, 1.02, ..: the largest ratio is 1.4 / 1.02 = 1.37 against 2 / 1.5 = 1.33.
@@ -119,7 +130,9 @@ def test_none_proposes_nothing():
     assert play(Pruner(2, make_flags(strategy="none")), [[1.0, 0.0]] * 3) == {}
 
 
-CLIFF = [1.7 * 0.15 ** (i / 44) for i in range(45)] + [0.023 * (1.2 - 0.4 * i / 54) for i in range(55)]  # 45 real dimensions of 100
+CLIFF = [1.7 * 0.15 ** (i / 44) for i in range(45)] + [
+    0.023 * (1.2 - 0.4 * i / 54) for i in range(55)
+]  # 45 real dimensions of 100
 
 
 @pytest.mark.parametrize(
@@ -128,7 +141,10 @@ CLIFF = [1.7 * 0.15 ** (i / 44) for i in range(45)] + [0.023 * (1.2 - 0.4 * i / 
         ("plummet", [{"plummet_threshold": v} for v in (0.01, 0.02, 0.05, 0.1)]),
         ("pca_cdf", [{"cdf_threshold": v} for v in (0.9999, 0.999, 0.99, 0.95)]),
         ("lognorm", [{"percentile": v} for v in (0.1, 0.2, 0.3, 0.4)]),
-        ("probabilistic", [{"temperature": v} for v in (1.0, 0.5, 0.25, 0.1)]),  # on flat ones; real ones the other way round
+        (
+            "probabilistic",
+            [{"temperature": v} for v in (1.0, 0.5, 0.25, 0.1)],
+        ),  # on flat ones; real ones the other way round
     ],
 )
 def test_levels_of_the_study(rule, levels):
@@ -142,7 +158,9 @@ def test_levels_of_the_study(rule, levels):
 
 
 @pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("std", [[0.5], [0.0], [0.0] * 5, [0.3] * 7, [1e-30, 0.0, 0.0], [1e30, 1.0, 0.0], [1e-42, 1e-3, 3e38]])
+@pytest.mark.parametrize(
+    "std", [[0.5], [0.0], [0.0] * 5, [0.3] * 7, [1e-30, 0.0, 0.0], [1e30, 1.0, 0.0], [1e-42, 1e-3, 3e38]]
+)
 def test_odd_spectra(rule, std):
     flags = make_flags(strategy=rule, temperature=1e-9, midpoint=0.02)
     std = torch.tensor(std)
@@ -150,14 +168,18 @@ def test_odd_spectra(rule, std):
         proposed = propose(rule, std, active, std, flags, torch.full((len(std),), 0.5))
         assert proposed.dtype == torch.bool and proposed.shape == std.shape
         assert not (proposed & ~active).any()
-        alike = (std == std[0]).all() and (rule != "pca_cdf" or not std.any() or len(std) == 1)  # pca_cdf: fewer may reach the share
+        alike = (std == std[0]).all() and (
+            rule != "pca_cdf" or not std.any() or len(std) == 1
+        )  # pca_cdf: fewer may reach the share
         assert not alike or not proposed.any()
     pruner = Pruner(len(std), flags)
     play(pruner, [std.tolist()] * 2)
     assert pruner.active.any()
 
 
-spectra = st.lists(st.sampled_from([0.0, 1e-30, 1e-5, 1e-3, 0.01, 0.02, 0.1, 0.5, 0.6, 1.0, 2.0, 2e3]), min_size=1, max_size=9)
+spectra = st.lists(
+    st.sampled_from([0.0, 1e-30, 1e-5, 1e-3, 0.01, 0.02, 0.1, 0.5, 0.6, 1.0, 2.0, 2e3]), min_size=1, max_size=9
+)
 
 
 @quick
@@ -207,7 +229,9 @@ def test_cooldown_to_the_epoch():
 
 
 def test_counts_run_on_under_cooldown_cap_and_recon_tol():
-    assert list(events(play(Pruner(6, make_flags(k_consecutive=2, max_prune_per_epoch=1, cooldown_epochs=2)), [FLAT] * 9))) == [1, 4, 7]
+    assert list(
+        events(play(Pruner(6, make_flags(k_consecutive=2, max_prune_per_epoch=1, cooldown_epochs=2)), [FLAT] * 9))
+    ) == [1, 4, 7]
     assert list(events(play(Pruner(6, make_flags(k_consecutive=3, max_prune_per_epoch=1)), [FLAT] * 9))) == [2, 3, 4]
     assert list(events(play(Pruner(6, make_flags(k_consecutive=2, recon_tol=0.1)), [FLAT] * 3, [1.0, 2.0, 1.0]))) == [2]
 
@@ -239,8 +263,13 @@ def test_the_last_dimension_stays():
 def test_the_reference_is_the_spectrum_at_the_end_of_pruning_epoch():
     # log std at epoch 1: 0, -2, -4, cut at p = .2 by hand above: -3.374. Of epochs 0 or 2 alone, all equal, it were 0 or -5.
     spectra = [[1.0] * 3, [1.0, math.exp(-2), math.exp(-4)], [math.exp(-5)] * 3, [1.0, math.exp(-3.3), math.exp(-3.4)]]
-    rows = play(Pruner(3, make_flags(strategy="lognorm", percentile=0.2, pruning_epoch=1)), spectra, [1.0, 1.0, math.nan, 1.0])
-    assert {epoch: row["proposed"] for epoch, row in rows.items()} == {1: 1, 2: 2}  # at 3 dimension 2 is gone, 1 above the cut
+    rows = play(
+        Pruner(3, make_flags(strategy="lognorm", percentile=0.2, pruning_epoch=1)), spectra, [1.0, 1.0, math.nan, 1.0]
+    )
+    assert {epoch: row["proposed"] for epoch, row in rows.items()} == {
+        1: 1,
+        2: 2,
+    }  # at 3 dimension 2 is gone, 1 above the cut
     assert events(rows) == {1: [2]}
 
 
@@ -252,7 +281,12 @@ def test_row_says_what_held_each_dimension_back():
     rows = play(Pruner(10, flags), [late, flat, flat, flat], [1.0, 1.0, 2.0, 1.0])
     held = {epoch: [row[key] for key in ("proposed", "k_consecutive", "recon_tol", "cooldown", "cap", "floor", "pruned")]
             for epoch, row in rows.items()}  # fmt: skip
-    assert held == {0: [5, 5, 0, 0, 0, 0, 0], 1: [6, 1, 0, 0, 1, 1, 3], 2: [3, 0, 3, 0, 0, 0, 0], 3: [3, 0, 0, 0, 0, 3, 0]}
+    assert held == {
+        0: [5, 5, 0, 0, 0, 0, 0],
+        1: [6, 1, 0, 0, 1, 1, 3],
+        2: [3, 0, 3, 0, 0, 0, 0],
+        3: [3, 0, 0, 0, 0, 3, 0],
+    }
     assert rows[1]["dims"] == [8, 7, 6]
     assert rows[1]["std"] == pytest.approx([0.01, 0.02, 0.03])
     rows = play(Pruner(6, make_flags(max_prune_per_epoch=1, cooldown_epochs=1)), [FLAT] * 2)
@@ -260,8 +294,12 @@ def test_row_says_what_held_each_dimension_back():
 
 
 def test_profiles():
-    assert PROFILES["moderate"] == dict(min_active_dims=5, max_prune_per_epoch=20, cooldown_epochs=10, k_consecutive=3, recon_tol=0.10)
-    assert PROFILES["conservative"] == dict(min_active_dims=10, max_prune_per_epoch=10, cooldown_epochs=20, k_consecutive=5, recon_tol=0.05)
+    assert PROFILES["moderate"] == dict(
+        min_active_dims=5, max_prune_per_epoch=20, cooldown_epochs=10, k_consecutive=3, recon_tol=0.10
+    )
+    assert PROFILES["conservative"] == dict(
+        min_active_dims=10, max_prune_per_epoch=10, cooldown_epochs=20, k_consecutive=5, recon_tol=0.05
+    )
     off = dict(min_active_dims=0, max_prune_per_epoch=INF, cooldown_epochs=0, k_consecutive=1, recon_tol=INF)
     alone = dict(min_dims={"min_active_dims": 10}, max_prune={"max_prune_per_epoch": 20}, cooldown={"cooldown_epochs": 20},
                  consecutive={"k_consecutive": 5}, recon_tol={"recon_tol": 0.05}, none={})  # fmt: skip
@@ -274,7 +312,10 @@ def test_profiles():
 
 def trim(std, val_recs, **given):
     """(epoch, trimmed or restored, dims left) of each change, of a run of 20 epochs whose strategy proposes nothing."""
-    pruner, found = Pruner(len(std), make_flags(**dict(strategy="pca_cdf", cdf_threshold=1.0, n_epochs=20, trim_tol=0.1) | given)), []
+    pruner, found = (
+        Pruner(len(std), make_flags(**dict(strategy="pca_cdf", cdf_threshold=1.0, n_epochs=20, trim_tol=0.1) | given)),
+        [],
+    )
     for epoch, val_rec in enumerate(val_recs):
         pruner.update(batch(std))
         if row := pruner.step(epoch, val_rec):
@@ -294,8 +335,16 @@ def test_trimming_gives_up_the_smallest_while_the_error_allows_it():
 def test_an_error_that_does_not_recover_brings_the_last_ones_back():
     std = [6.0, 5.0, 4.0, 3.0, 2.0, 1.0]
     # 1.1 of the least is allowed. Up at epoch 2: nothing goes at 2. Down at 3 in time (a tenth of 20 epochs): on it goes.
-    assert trim(std, [1.0, 1.0, 1.2, 1.05, 1.0])[:3] == [(0, 1, [0, 1, 2, 3, 4]), (1, 1, [0, 1, 2, 3]), (3, 1, [0, 1, 2])]
-    assert trim(std, [1.0, 1.0, 1.2, 1.2, 1.0, 1.0]) == [(0, 1, [0, 1, 2, 3, 4]), (1, 1, [0, 1, 2, 3]), (3, -1, [0, 1, 2, 3, 4])]
+    assert trim(std, [1.0, 1.0, 1.2, 1.05, 1.0])[:3] == [
+        (0, 1, [0, 1, 2, 3, 4]),
+        (1, 1, [0, 1, 2, 3]),
+        (3, 1, [0, 1, 2]),
+    ]
+    assert trim(std, [1.0, 1.0, 1.2, 1.2, 1.0, 1.0]) == [
+        (0, 1, [0, 1, 2, 3, 4]),
+        (1, 1, [0, 1, 2, 3]),
+        (3, -1, [0, 1, 2, 3, 4]),
+    ]
     assert trim(std, [1.0, 1.0, math.nan, math.nan, 1.2])[2:] == [(4, -1, [0, 1, 2, 3, 4])]  # a NaN says nothing
     # a stated error, whatever the least is
     assert trim(std, [1.0, 1.0, 0.5, 1.4, 1.4, 1.6, 1.6], trim_rec=1.5)[-1] == (6, -1, [0, 1, 2])
@@ -372,7 +421,11 @@ def test_every_rule_on_random_histories(history):
         assert sorted(row["dims"] if row else []) == pruned
 
         # each safeguard in its own words
-        ready = [i for i in range(size) if len(proposals) >= flags.k_consecutive and all(p[i] for p in proposals[-flags.k_consecutive :])]
+        ready = [
+            i
+            for i in range(size)
+            if len(proposals) >= flags.k_consecutive and all(p[i] for p in proposals[-flags.k_consecutive :])
+        ]
         best = min((v for v in val_recs[flags.pruning_epoch : epoch + 1] if math.isfinite(v)), default=INF)
         allowed = val_rec <= (1 + flags.recon_tol) * best and (last is None or epoch - last > flags.cooldown_epochs)
         left = int(pruner.active.sum())
@@ -382,7 +435,9 @@ def test_every_rule_on_random_histories(history):
         kept = [(float(now[i]), i) for i in ready if i not in pruned]
         assert not pruned or not kept or max((float(now[i]), i) for i in pruned) < min(kept)
         # and nothing else holds a dimension back
-        assert not allowed or not kept or len(pruned) == flags.max_prune_per_epoch or left <= max(1, flags.min_active_dims)
+        assert (
+            not allowed or not kept or len(pruned) == flags.max_prune_per_epoch or left <= max(1, flags.min_active_dims)
+        )
 
         if row:
             held = sum(row[key] for key in ("k_consecutive", "recon_tol", "cooldown", "cap", "floor"))

@@ -9,7 +9,6 @@ from conftest import ROOT
 import report
 from record import read_csv
 
-
 READMES = (ROOT / "README.md").read_text(), (ROOT / "sweeps/README.md").read_text()
 
 
@@ -50,7 +49,9 @@ def test_the_models_table_is_that_of_the_rows():
 
 def findings():
     """(sweep, verdict) of each `**Found** (date, NN-first.csv): verdict` of sweeps/README.md."""
-    return re.findall(r"\*\*Found\*\* \(\d{4}-\d\d-\d\d, \[results/(\w+)-first\.csv\]\(\S+\)[^)]*\): \*\*(\w+)\*\*", READMES[1])
+    return re.findall(
+        r"\*\*Found\*\* \(\d{4}-\d\d-\d\d, \[results/(\w+)-first\.csv\]\(\S+\)[^)]*\): \*\*(\w+)\*\*", READMES[1]
+    )
 
 
 @pytest.mark.parametrize("sweep, verdict", findings())
@@ -59,4 +60,6 @@ def test_a_verdict_is_that_of_the_rows(build, sweep, verdict):
 
 
 def test_a_complete_sweep_has_its_finding():
-    assert sorted(sweep for sweep, _ in findings()) == sorted(path.stem.split("-")[0] for path in Path(ROOT, "results").glob("*-first.csv"))
+    assert sorted(sweep for sweep, _ in findings()) == sorted(
+        path.stem.split("-")[0] for path in Path(ROOT, "results").glob("*-first.csv")
+    )

@@ -31,7 +31,9 @@ def start(name, *flags):
 
 
 def reference_rows(name, n):
-    return [{k: v for k, v in row.items() if k != "epoch_seconds"} for row in rows(Path("runs", name, "metrics.csv"))][:n]
+    return [{k: v for k, v in row.items() if k != "epoch_seconds"} for row in rows(Path("runs", name, "metrics.csv"))][
+        :n
+    ]
 
 
 @pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)])
@@ -56,7 +58,9 @@ def test_a_stopped_run_goes_on_bit_for_bit(number, code):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 def test_ctrl_c_while_torch_is_imported_ends_without_a_traceback():
-    process = subprocess.Popen([sys.executable, str(ROOT / "train.py"), *FAST], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), *FAST], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     while "libtorch" not in Path(f"/proc/{process.pid}/maps").read_text():
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
@@ -208,7 +212,9 @@ def test_a_damaged_csv_is_not_continued(name, capsys):
     folder = stopped("a")
     shutil.copytree(folder, "runs/b")
     whole = (folder / name).read_bytes()
-    (folder / name).write_bytes(whole[:-2] + bytes([whole[-2] ^ 1]) + whole[-1:])  # in what the last checkpoint alone knows
+    (folder / name).write_bytes(
+        whole[:-2] + bytes([whole[-2] ^ 1]) + whole[-1:]
+    )  # in what the last checkpoint alone knows
     assert train.main(["--resume", str(folder)]) == 0
     assert f"checkpoint.pt cannot be used ({name} is damaged, or older)" in capsys.readouterr().err
     assert summary(folder)["metrics_sha256"] == summary(run(name="whole"))["metrics_sha256"]
@@ -223,7 +229,10 @@ def test_a_damaged_summary_is_named(capsys):
         (folder / "summary.json").write_text(text)
         capsys.readouterr()
         assert train.main(["--resume", str(folder)]) == 2
-        assert capsys.readouterr().err == f"train.py: --resume {folder}: its summary.json is damaged; delete it to compute the run again\n"
+        assert (
+            capsys.readouterr().err
+            == f"train.py: --resume {folder}: its summary.json is damaged; delete it to compute the run again\n"
+        )
     before = (folder / "metrics.csv").read_bytes()
     assert train.main([*FAST, "--resume=auto"]) == 0  # another run
     assert (folder / "metrics.csv").read_bytes() == before
@@ -236,7 +245,9 @@ def test_a_run_made_longer_says_so_and_is_not_run_again_as_if_it_had_not(capsys)
     assert len(rows(folder / "metrics.csv")) == 8
     assert json.loads(config.read_text())["extended"] == [{"epoch": 4, "n_epochs": 6}]
     assert train.main(["--config", str(config)]) == 2
-    assert capsys.readouterr().err.startswith(f"train.py: --config {config}: was made longer while it ran, and cannot be run again")
+    assert capsys.readouterr().err.startswith(
+        f"train.py: --config {config}: was made longer while it ran, and cannot be run again"
+    )
     assert train.main(["--config", str(config), "--n_epochs=6", "--out=again"]) == 0
     (again,) = Path("again").iterdir()
     assert summary(again)["metrics_sha256"] == summary(run(name="whole"))["metrics_sha256"]

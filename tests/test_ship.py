@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from conftest import ROOT
 
 import data
+import figures
 import lvae
 import ship
-import figures
 import train
 from record import read_csv
 from sweep import record_result
@@ -55,7 +55,10 @@ def test_the_run_with_the_least_val_rec_is_shipped(table, capsys):
 def test_what_cannot_be_shipped_is_one_line(table, capsys):
     text = table.read_text()
     row = min(read_results(table), key=lambda row: float(row["val_rec"]))
-    cases = {"no finished rows": text.splitlines()[0] + "\n", "rows of several problems": text.replace(",toy,", ",beams2d,", 1)}
+    cases = {
+        "no finished rows": text.splitlines()[0] + "\n",
+        "rows of several problems": text.replace(",toy,", ",beams2d,", 1),
+    }
     cases |= {"in its row; allowed: 1% apart": text.replace(row["val_rec"], str(float(row["val_rec"]) / 2))}
     for said, changed in cases.items():
         table.write_text(changed)
@@ -71,7 +74,11 @@ def test_what_cannot_be_shipped_is_one_line(table, capsys):
 @pytest.mark.parametrize("problem", MODELS)
 def test_the_models_in_models_are_those_of_the_rows(problem):
     folder, found = ROOT / "models" / problem, read_results(ROOT / f"results/{MODELS[problem]}-models.csv")
-    assert len(found) == 5 and {row["status"] for row in found} == {"finished"} and len({row["seed"] for row in found}) == 5
+    assert (
+        len(found) == 5
+        and {row["status"] for row in found} == {"finished"}
+        and len({row["seed"] for row in found}) == 5
+    )
     best = min(found, key=lambda row: float(row["val_rec"]))
     config, summary = (json.loads((folder / name).read_text()) for name in ("config.json", "summary.json"))
     assert config["id"] == best["id"] and summary["metrics_sha256"] == best["metrics_sha256"]

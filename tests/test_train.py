@@ -23,8 +23,22 @@ from pruning import STRATEGIES
 
 ROOT, DRAW = Path(__file__).parent.parent, figures.draw
 # A few seconds of the toy problem that do prune: lognorm proposes at once, and no safeguard holds it back.
-FAST = ["--problem=toy", "--n_epochs=6", "--latent_dim=8", "--batch_size=256", "--pruning_epoch=2", "--polynomial_schedule_n=2"]
-FAST += ["--strategy=lognorm", "--percentile=0.4", "--safeguards=none", "--wandb=disabled", "--threads=1", "--data=sample"]
+FAST = [
+    "--problem=toy",
+    "--n_epochs=6",
+    "--latent_dim=8",
+    "--batch_size=256",
+    "--pruning_epoch=2",
+    "--polynomial_schedule_n=2",
+]
+FAST += [
+    "--strategy=lognorm",
+    "--percentile=0.4",
+    "--safeguards=none",
+    "--wandb=disabled",
+    "--threads=1",
+    "--data=sample",
+]
 
 # Ends all that the method has gained since its first edition: what a row, config.json or checkpoint of before lacks
 OFF = [f"--{flag}={value}" for flag, value in train.LEGACY.items()]
@@ -64,7 +78,11 @@ def trainer(*flags):
 
 
 def own_designs(n=30, shape=(16, 16), value=None):
-    designs = np.random.default_rng(0).random((n, *shape), dtype=np.float32) if value is None else np.full((n, *shape), value, np.float32)
+    designs = (
+        np.random.default_rng(0).random((n, *shape), dtype=np.float32)
+        if value is None
+        else np.full((n, *shape), value, np.float32)
+    )
     np.save("own.npy", designs)
     return "own.npy"
 
@@ -87,7 +105,9 @@ def operator_norm(layer):
 @pytest.mark.parametrize("flags, tolerance", [(OFF, 0.01), ([], 0.03)], ids=["first edition", "defaults"])
 def test_the_decoder_holds_its_lipschitz_bound_after_training(flags, tolerance):
     flags = [*flags, "--w_v=0.01"] if flags else flags
-    t = trainer("--problem=custom", f"--data={own_designs(200)}", "--lipschitz=7", "--n_epochs=60", "--batch_size=32", *flags)
+    t = trainer(
+        "--problem=custom", f"--data={own_designs(200)}", "--lipschitz=7", "--n_epochs=60", "--batch_size=32", *flags
+    )
     for epoch in range(60):
         t.epoch(epoch)
     t.model.eval()
@@ -99,7 +119,9 @@ def test_the_decoder_holds_its_lipschitz_bound_after_training(flags, tolerance):
         before = t.model.decoder(t.model.lipschitz * a) - t.model.decoder(t.model.lipschitz * b)
         after = t.model.decode(a) - t.model.decode(b)
     assert (before.view(len(a), -1).norm(dim=1) / (a - b).norm(dim=1)).max() <= 7 * (1 + tolerance)
-    assert (after.flatten(1).norm(dim=1) / (a - b).norm(dim=1)).max() <= 7 * (1 + tolerance) / 4  # the sigmoid's slope is at most 1/4
+    assert (after.flatten(1).norm(dim=1) / (a - b).norm(dim=1)).max() <= 7 * (
+        1 + tolerance
+    ) / 4  # the sigmoid's slope is at most 1/4
 
 
 @pytest.mark.parametrize("rows", [2, 50])  # few: the input is divided by the norm; many: the weight is
@@ -121,7 +143,11 @@ def test_patches_are_convolutions():
     ours = F.linear(patches.reshape(-1, 16), first.weight.flatten(1), first.bias)
     ours = F.linear(ours.reshape(-1, 20), second.weight.permute(0, 2, 3, 1).flatten(1), second.bias)
     torch.testing.assert_close(ours.view(2, 2, 3, 3).movedim(-1, 1), second(first(x)), rtol=1e-4, atol=1e-5)
-    x, first, second = torch.randn(2, 3, 2, 3), torch.nn.ConvTranspose2d(3, 5, 2, 2, bias=False), torch.nn.ConvTranspose2d(5, 1, 4, 4)
+    x, first, second = (
+        torch.randn(2, 3, 2, 3),
+        torch.nn.ConvTranspose2d(3, 5, 2, 2, bias=False),
+        torch.nn.ConvTranspose2d(5, 1, 4, 4),
+    )
     ours = F.linear(x.movedim(1, -1).reshape(-1, 3), first.weight.permute(2, 3, 1, 0).reshape(-1, 3))
     ours = F.linear(ours.view(-1, 5), second.weight.flatten(1).T) + second.bias
     torch.testing.assert_close(lvae.from_patches(ours, (16, 24), strides), second(first(x)), rtol=1e-4, atol=1e-5)
@@ -158,7 +184,9 @@ def test_adam_is_torchs():
 def test_a_start_does_not_import_the_compiler():
     code = "import sys, train; assert train.main(sys.argv[1:]) == 0 and 'torch._dynamo' not in sys.modules"
     command = [sys.executable, "-c", code, "--problem=toy", "--latent_dim=2", "--n_epochs=1", "--wandb=disabled"]
-    subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": str(Path(train.__file__).parent)}, capture_output=True)
+    subprocess.run(
+        command, check=True, env={**os.environ, "PYTHONPATH": str(Path(train.__file__).parent)}, capture_output=True
+    )
 
 
 def test_the_loss_is_rec_plus_weighted_volume():
@@ -166,7 +194,9 @@ def test_the_loss_is_rec_plus_weighted_volume():
     for row in rows(folder / "metrics.csv"):
         rec, vol, total, w_v = (float(row[key]) for key in ("rec_loss", "vol_loss", "total_loss", "w_v"))
         assert total == pytest.approx(rec + w_v * vol, rel=1e-4)
-        assert float(row["val_total_loss"]) == pytest.approx(float(row["val_rec"]) + w_v * float(row["val_vol_loss"]), rel=1e-4)
+        assert float(row["val_total_loss"]) == pytest.approx(
+            float(row["val_rec"]) + w_v * float(row["val_vol_loss"]), rel=1e-4
+        )
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -209,7 +239,9 @@ def test_the_best_weights_are_kept():
     last, best = run(*flags, "--keep=last", name="last"), run(*flags, name="best")
     val_recs = [float(row["val_rec"]) for row in rows(best / "metrics.csv")]
     assert summary(last)["metrics_sha256"] == summary(best)["metrics_sha256"]
-    assert summary(best)["val_rec"] == pytest.approx(min(val_recs)) and summary(best)["best_epoch"] == val_recs.index(min(val_recs))
+    assert summary(best)["val_rec"] == pytest.approx(min(val_recs)) and summary(best)["best_epoch"] == val_recs.index(
+        min(val_recs)
+    )
     assert summary(best)["last_val_rec"] == summary(last)["val_rec"] == pytest.approx(val_recs[-1])
 
 
@@ -219,7 +251,11 @@ def test_a_length_that_is_not_given_follows_the_designs(capsys):
         train.schedule(args, n_train)
         return args.n_epochs, args.pruning_epoch, args.polynomial_schedule_n
 
-    assert lengths(3788) == (51, 5, 5)  # 118 steps an epoch: 6000 steps; pruning after a tenth of them, and at least 400
+    assert lengths(3788) == (
+        51,
+        5,
+        5,
+    )  # 118 steps an epoch: 6000 steps; pruning after a tenth of them, and at least 400
     assert lengths(358) == (100, 37, 37)  # 11 steps an epoch: 100 epochs; 400 steps are 37
     assert lengths(358, "--n_epochs=7", "--pruning_epoch=2", "--polynomial_schedule_n=1") == (7, 2, 1)
     assert capsys.readouterr().err == ""
@@ -266,7 +302,14 @@ def test_bf16_trains_and_keeps_the_bound_in_fp32():
 
 def test_the_record_is_whole_and_the_same_seed_gives_it_again():
     a, b, c = run("--save_model", name="a"), run(name="b"), run("--seed=2", name="c")
-    assert {p.name for p in a.iterdir()} == {"config.json", "lock", "metrics.csv", "pruning.csv", "summary.json", "model.pt"}
+    assert {p.name for p in a.iterdir()} == {
+        "config.json",
+        "lock",
+        "metrics.csv",
+        "pruning.csv",
+        "summary.json",
+        "model.pt",
+    }
     metrics = rows(a / "metrics.csv")
     assert list(metrics[0]) == record.COLUMNS
     assert [int(row["epoch"]) for row in metrics] == list(range(6))
@@ -336,5 +379,11 @@ def test_every_problem_with_every_strategy(problem):
     if not (data.SAMPLES / f"{problem}.npz").exists():
         pytest.skip(f"samples/{problem}.npz has not been made yet")
     for strategy in STRATEGIES:
-        flags = [f"--problem={problem}", f"--strategy={strategy}", "--n_epochs=2", "--pruning_epoch=0", "--latent_dim=6"]
+        flags = [
+            f"--problem={problem}",
+            f"--strategy={strategy}",
+            "--n_epochs=2",
+            "--pruning_epoch=0",
+            "--latent_dim=6",
+        ]
         assert summary(run(*flags, name=strategy))["status"] == "finished"

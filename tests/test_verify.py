@@ -13,9 +13,7 @@ from conftest import ROOT
 import verify
 from sweep import record_result
 
-RUN = (
-    "--problem=toy --latent_dim=6 --batch_size=256 --n_epochs=3 --pruning_epoch=1 --polynomial_schedule_n=1 --min_active_dims=1 --threads=1"
-)
+RUN = "--problem=toy --latent_dim=6 --batch_size=256 --n_epochs=3 --pruning_epoch=1 --polynomial_schedule_n=1 --min_active_dims=1 --threads=1"
 
 
 @pytest.fixture
@@ -49,7 +47,10 @@ def test_rows_come_out_again_or_are_named(table, capsys, monkeypatch):
     assert said.count(": equal, ") == 2 and "2 of 2 rows came out again" in said
     assert sorted(map(str, Path(".").rglob("*"))) == before  # nothing is left behind
 
-    designs = {"source": "toy", "sha256": change(table, 1)[0]["data_sha256"]}  # from here on what comes out is the first row's, unchanged
+    designs = {
+        "source": "toy",
+        "sha256": change(table, 1)[0]["data_sha256"],
+    }  # from here on what comes out is the first row's, unchanged
     came = {"val_rec": float(change(table, 1)[0]["val_rec"]), "metrics_sha256": "of this machine"}
     monkeypatch.setattr(verify, "again", lambda row: (came, designs))
     rows = change(table, 1, metrics_sha256="another machine")
@@ -79,7 +80,9 @@ def test_rows_come_out_again_or_are_named(table, capsys, monkeypatch):
     assert "did not finish (epoch 2: rec_loss nan)" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("flags, says", [(["--share", "0"], "--share"), (["--ids", "nope"], "nope"), (["--jobs", "0"], "--jobs")])
+@pytest.mark.parametrize(
+    "flags, says", [(["--share", "0"], "--share"), (["--ids", "nope"], "nope"), (["--jobs", "0"], "--jobs")]
+)
 def test_bad_input_is_one_line(tmp_path, capsys, flags, says):
     path = tmp_path / "01.csv"
     path.write_text("id,status\na,finished\n")

@@ -16,7 +16,9 @@ ALL = torch.ones(3, dtype=torch.bool)
 
 def test_volume_by_hand():
     # geometric mean of 1, .1 and .01 (eta included) is .1
-    assert float(volume(torch.tensor([0.99, 0.09, 0.0], dtype=torch.float64), ALL, "geometric", 0.01)) == pytest.approx(0.1)
+    assert float(volume(torch.tensor([0.99, 0.09, 0.0], dtype=torch.float64), ALL, "geometric", 0.01)) == pytest.approx(
+        0.1
+    )
     # log 1 + log .1, the last one pruned: it is not in it, and feels no pull
     std = torch.tensor([0.99, 0.09, 0.0], dtype=torch.float64).requires_grad_()
     log = volume(std, torch.tensor([True, True, False]), "log", 0.01)
@@ -35,7 +37,9 @@ def test_a_pruning_event_leaves_the_volume_and_its_gradient(seed, scale):
         raw, sigma = z.clone().requires_grad_(), pruner.std.clone().requires_grad_()
         vol = volume(pruner.batch_std(pruner.mask(raw)), pruner.active, "geometric", ETA)
         (to_z,) = torch.autograd.grad(vol, raw)
-        (to_sigma,) = torch.autograd.grad(volume(torch.where(pruner.active, sigma, pruner.std), pruner.active, "geometric", ETA), sigma)
+        (to_sigma,) = torch.autograd.grad(
+            volume(torch.where(pruner.active, sigma, pruner.std), pruner.active, "geometric", ETA), sigma
+        )
         return vol.detach(), to_z, to_sigma
 
     vol, to_z, to_sigma = vol_and_gradients()
@@ -58,7 +62,9 @@ def test_no_gradient_through_a_pruned_latent():
 
 def test_ema_by_hand_and_pruned_dimensions_ignored():
     pruner = Pruner(2, make_flags(beta=0.9))
-    pruner.update(torch.tensor([[-1.0, 4.0], [1.0, 6.0]], requires_grad=True))  # std 1, 1 (correction 0), mean 0, 5: the start
+    pruner.update(
+        torch.tensor([[-1.0, 4.0], [1.0, 6.0]], requires_grad=True)
+    )  # std 1, 1 (correction 0), mean 0, 5: the start
     assert (pruner.std.tolist(), pruner.mean.tolist()) == ([1.0, 1.0], [0.0, 5.0])
     assert not pruner.std.requires_grad
     pruner.active[1] = False
@@ -93,7 +99,9 @@ def test_probabilistic_prunes_with_its_probabilities():
         play(pruner, [[0.25, 0.5, 0.75, 4.0, 4.0]] * 3)  # three epochs: new draws in each would prune more
         observed[tuple((~pruner.active[:3]).int().tolist())] += 1
     expected = torch.empty(2, 2, 2)
-    for cell in torch.cartesian_prod(*[torch.arange(2)] * 3).tolist():  # independent: one draw for all would fill 4 cells of 8
+    for cell in torch.cartesian_prod(
+        *[torch.arange(2)] * 3
+    ).tolist():  # independent: one draw for all would fill 4 cells of 8
         expected[tuple(cell)] = seeds * torch.where(torch.tensor(cell) == 1, p, 1 - p).prod()
     chi_square = float(((observed - expected) ** 2 / expected).sum())
     assert chi_square < 24.3  # 7 degrees of freedom, one in a thousand

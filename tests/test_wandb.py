@@ -32,7 +32,11 @@ def command(*flags, env):
     """Run train.py as a process; returns its run folder, its stderr and the seconds it took."""
     start = time.monotonic()
     done = subprocess.run(
-        [sys.executable, str(ROOT / "train.py"), *RUN, *flags], env={**CLEAN, **env}, capture_output=True, text=True, timeout=240
+        [sys.executable, str(ROOT / "train.py"), *RUN, *flags],
+        env={**CLEAN, **env},
+        capture_output=True,
+        text=True,
+        timeout=240,
     )
     assert done.returncode == 0, done.stderr
     (folder,) = Path("runs").iterdir()
@@ -40,11 +44,18 @@ def command(*flags, env):
 
 
 def test_online(wandb_server):
-    env = {key: value for key, value in wandb_server.env.items() if key != "WANDB_MODE"}  # logged in: online without being told
+    env = {
+        key: value for key, value in wandb_server.env.items() if key != "WANDB_MODE"
+    }  # logged in: online without being told
     folder, _, _ = command(env={**env, "WANDB_RUN_GROUP": "g", "WANDB_TAGS": "a,b"})
     run = wandb_server.runs[folder.name]
     config, summary = (json.loads((folder / name).read_text()) for name in ("config.json", "summary.json"))
-    assert (run["displayName"], run["state"], run["groupName"], sorted(run["tags"])) == (config["name"], "finished", "g", ["a", "b"])
+    assert (run["displayName"], run["state"], run["groupName"], sorted(run["tags"])) == (
+        config["name"],
+        "finished",
+        "g",
+        ["a", "b"],
+    )
     epochs = [row for row in run["history"] if "val_rec" in row]
     lines = (folder / "metrics.csv").read_text().splitlines()
     assert [f"{row['val_rec']:.9g}" for row in epochs] == [line.split(",")[4] for line in lines[1:]]
@@ -60,7 +71,9 @@ def test_offline():
     assert list(offline.glob("*.wandb"))
     assert not Path("wandb").exists()
     with serve() as server:
-        done = subprocess.run([sys.executable, "-m", "wandb", "sync", str(offline)], env={**CLEAN, **server.env}, capture_output=True)
+        done = subprocess.run(
+            [sys.executable, "-m", "wandb", "sync", str(offline)], env={**CLEAN, **server.env}, capture_output=True
+        )
         assert done.returncode == 0
         assert len([row for row in server.runs[folder.name]["history"] if "val_rec" in row]) == 4
 
