@@ -6,7 +6,7 @@ NLOPT := nlopt==2.11.0
 PSYCOPG := "psycopg[binary]==3.3.9"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-data train test soak lint data ground-truth bench budget agents resume status stop list sync dashboard report verify ship gallery clean distclean
+.PHONY: help setup setup-data train test soak lint data ground-truth width bench budget agents resume status stop list sync dashboard report verify ship gallery clean distclean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9%-]+:.*## / {sub("%", "01", $$1); printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,7 +28,7 @@ setup-data: $(VENV)/.data
 # Any flag of train.py can be added: make train ARGS="--seed 2 --wandb disabled"
 ARGS ?=
 train: setup ## train on the bundled beams: LVAE, pruning, figures; 2.5 minutes on 2 cores
-	$(PY) train.py --problem beams2d --strategy plummet --data sample --latent_dim 100 --n_epochs 300 --pruning_epoch 120 --save_model $(ARGS)
+	$(PY) train.py --problem beams2d --strategy plummet --data sample $(ARGS)
 
 test: setup-data ## run the tests (4 to 10 minutes on 2 cores)
 	$(PY) -m pytest -q -n auto --dist worksteal tests
@@ -46,6 +46,11 @@ data: setup-data ## make designs: PROBLEM=beams2d N=1024 SEED=0 (resumable; writ
 
 ground-truth: setup ## toy designs of known dimension, every strategy, three seeds: the README's table
 	$(PY) groundtruth.py
+
+width: setup ## does the answer depend on latent_dim? runs what results/width.csv lacks; BACKEND=local
+	$(PY) sweep.py create comparisons/width.yaml --backend local
+	$(PY) sweep.py agent --n $(or $(N),2)
+	$(PY) width.py
 
 DEVICE ?= cpu
 bench: setup ## speed against the published network; QUICK=1 for a short look, DEVICE=cuda

@@ -83,7 +83,7 @@ def open_run(folder):
         raise data.InputError(
             f"--run {folder}: no model.pt; train with --save_model=True, or run the record again with it"
         )
-    designs = data.load(problem, wanted, flags.get("toy_dims", 3))
+    designs = data.load(problem, wanted, flags.get("toy_dims", 3), flags.get("n_train", 0))
     if designs.fingerprint["sha256"] != sha256:
         raise data.InputError(
             f"--run {folder}: it was trained on other designs ({source}) than --data {wanted} gives here"
