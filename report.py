@@ -284,8 +284,8 @@ def departures(file, runs):
     """In words: values of the runs that the sweep's file does not have, and values of the file that no run has."""
     other, absent = [], []
     for key, p in file["parameters"].items():
-        asked, found = levels(file, key), values_of(runs, key)
-        if not found or key in ("data", "arm") or "auto" in asked:
+        asked, found = p["values"] if key == "arm" else levels(file, key), values_of(runs, key)
+        if not found or key == "data" or "auto" in asked:
             continue
         if "min" in p and not p["min"] <= found[0] <= found[-1] <= p["max"]:
             other.append(f"{key} {found[0]:g} to {found[-1]:g} (file: {p['min']:g} to {p['max']:g})")
@@ -1079,7 +1079,8 @@ def stops(found, page):
         told = ", ".join(f"{n} after band {b}" for b, n in sorted(at.items()) if b) or "–"
         rows.append([problem, len(mine), (mine["status"] == "finished").sum(), at.total(), told, at[0]])
     page.section("What hyperband stopped")
-    columns = ["problem", "runs", "completed", "stopped", "by the last band they reached", "before the first band"]
+    columns = ["problem", "runs", "completed", "stopped", "by the last band they reached"]
+    columns += ["stopped before the first band"]
     caption = (
         f"Bands are at {some(bands, 5)} logged values of {METRIC}, which begin n_epochs / 10 after pruning_epoch. "
     )
@@ -1334,10 +1335,11 @@ def facts(found, page, states):
     counts = {key: Counter(sorted(map(kind, found.done))) for key, kind in kinds.items()}
     told = {key: "; ".join(f"{v} ({n} runs)" for v, n in count.items()) for key, count in counts.items()}
     page.facts([(key, text or "no finished run") for key, text in told.items()])
-    for key, what in (("Versions", "versions of the libraries"), ("Code", "versions of the code")):
-        if len(counts[key]) > 1:
-            page.caveat(f"The runs come from {len(counts[key])} {what}.")
-    if any(run.git.endswith("+changes") for run in found.done):
+    commits = {run.git for run in found.done}
+    for n, what in ((len(counts["Versions"]), "libraries"), (len(commits), "code")):
+        if n > 1:
+            page.caveat(f"The runs come from {n} versions of the {what}.")
+    if any(commit.endswith("+changes") for commit in commits):
         page.caveat("Some runs come from code with uncommitted changes.")
     if len({str(run.data.get("source")) for run in found.done}) > 1:
         page.caveat("The problems' designs come from different sources.")
