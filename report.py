@@ -41,15 +41,9 @@ from train import DEFAULTS, LEGACY
 # -------------------------------------------------------------------------------------------------- rows: runs as found
 
 LEVEL = dict(plummet="plummet_threshold", pca_cdf="cdf_threshold", lognorm="percentile", probabilistic="temperature")
-HELD = (
-    "k_consecutive",
-    "recon_tol",
-    "cooldown",
-    "cap",
-    "floor",
-    "pruned",
-)  # what comes of a dimension that is proposed
-SUMS = [f"sum_{key}" for key in ("proposed", *HELD)]  # of the columns of pruning.csv over the run
+# What comes of a dimension that is proposed; SUMS: of the columns of pruning.csv over the run
+HELD = ("k_consecutive", "recon_tol", "cooldown", "cap", "floor", "pruned")
+SUMS = [f"sum_{key}" for key in ("proposed", *HELD)]
 RESULT_METRICS = [  # of a row of results/NN.csv, which has every flag and BOOKKEEPING besides
     *("epoch", "rec_loss", "val_rec", "val_vol_loss", "val_total_loss", "active_dims", "best_val_rec", "best_epoch"),
     *("pca_rec", "pca_ratio", "prune_events", "seconds", "test_rec"),
@@ -290,8 +284,8 @@ def departures(file, runs):
     """In words: values of the runs that the sweep's file does not have, and values of the file that no run has."""
     other, absent = [], []
     for key, p in file["parameters"].items():
-        asked, found = levels(file, key), values_of(runs, key)
-        if not found or key in ("data", "arm") or "auto" in asked:
+        asked, found = p["values"] if key == "arm" else levels(file, key), values_of(runs, key)
+        if not found or key == "data" or "auto" in asked:
             continue
         if "min" in p and not p["min"] <= found[0] <= found[-1] <= p["max"]:
             other.append(f"{key} {found[0]:g} to {found[-1]:g} (file: {p['min']:g} to {p['max']:g})")
@@ -334,10 +328,8 @@ class Study:
         told = (words.get(key, "not stated in the YAML") for key in ("question", "hypothesis", "rule"))
         self.question, self.hypothesis, self.rule = told
         level, margin = (re.search(rf"{w} (\d+(?:\.\d+)?) ?%", self.rule) for w in ("(?:two-sided,|below)", "margin"))
-        self.alpha, self.margin = (
-            (float(level[1]) / 100 if level else ALPHA),
-            math.log1p(float((margin or "00")[1]) / 100),
-        )
+        self.alpha = float(level[1]) / 100 if level else ALPHA
+        self.margin = math.log1p(float(margin[1]) / 100) if margin else 0.0
         runs = [run for run in runs if run.owner in ("", name, *lent)]  # the others say that they are another sweep's
         self.spec = as_created(file, [run for run in runs if run.owner == name], self.notes)
         specs = [self.spec, *(header(other)[1] for other in lent)]
@@ -367,10 +359,9 @@ class Study:
         self.problems = sorted(self.table["problem"].unique())
         order = [*LEVEL, "none"] if {arm.split()[0] for arm in self.table["arm"]} & {*LEVEL} else [*PROFILES]
         # the mildest level first: a larger one prunes more, except for the share of the variance that pca_cdf keeps
-        rank = {arm: (s, number(v or 0)) for arm in self.table["arm"] for s, _, v in [arm.partition(" ")]}
-        self.arms = sorted(
-            rank, key=lambda arm: (order.index(rank[arm][0]), rank[arm][1] * (-1) ** (rank[arm][0] == "pca_cdf"))
-        )
+        parts = [(order.index(s), number(v or 0) * (-1) ** (s == "pca_cdf"), arm)
+                 for arm in self.table["arm"].unique() for s, _, v in [arm.partition(" ")]]  # fmt: skip
+        self.arms = [arm for _, _, arm in sorted(parts)]
         self.frame = self.table[self.table["status"] == "finished"]
         self.done = list(self.frame["run"])
         # Runs made for another sweep answer, but are no points of this one. One that names none: by its arm
@@ -551,9 +542,8 @@ def effects(pruning_epoch, w_v, logs, alpha=ALPHA):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         arms = np.nanmean(logs[1] - logs[0], axis=(1, 2)) if len(logs) == 2 else np.full(logs.shape[1], np.nan)
-    found = dict(
-        interaction=fits[..., 5].mean(0), arms=arms, pruning_epoch=fits[..., 1].mean(0), w_v=fits[..., 2].mean(0)
-    )
+    means = fits.mean(0)
+    found = dict(interaction=means[:, 5], arms=arms, pruning_epoch=means[:, 1], w_v=means[:, 2])
     found = {name: d[np.isfinite(d)] for name, d in found.items()}
     return tested([(name, "", d, len(d)) for name, d in found.items()], alpha=alpha)
 
@@ -766,9 +756,8 @@ class Page:
             text[key] = frame[key].map(shown[key]) if callable(shown[key]) else shown[key]
         # a spreadsheet would run a cell that begins like a formula; a number may begin so
         formula = frame.map(lambda v: isinstance(v, str) and v[:1] in tuple("=+-@\t\r") and math.isnan(number(v)))
-        write_atomically(
-            self.folder / "tables" / f"{name}.csv", frame.mask(formula, "'" + frame.astype(str)).to_csv(index=False)
-        )
+        csv = frame.mask(formula, "'" + frame.astype(str)).to_csv(index=False)
+        write_atomically(self.folder / "tables" / f"{name}.csv", csv)
         lines = [columns, ["---"] * len(columns), *text.itertuples(index=False)]
         cells = [[html.escape(str(cell), quote=False).replace("|", "\\|") for cell in line] for line in lines]
         lines = ["| " + " ".join(" | ".join(line).split()) + " |" for line in cells]
@@ -1090,7 +1079,8 @@ def stops(found, page):
         told = ", ".join(f"{n} after band {b}" for b, n in sorted(at.items()) if b) or "–"
         rows.append([problem, len(mine), (mine["status"] == "finished").sum(), at.total(), told, at[0]])
     page.section("What hyperband stopped")
-    columns = ["problem", "runs", "completed", "stopped", "by the last band they reached", "before the first band"]
+    columns = ["problem", "runs", "completed", "stopped", "by the last band they reached"]
+    columns += ["stopped before the first band"]
     caption = (
         f"Bands are at {some(bands, 5)} logged values of {METRIC}, which begin n_epochs / 10 after pruning_epoch. "
     )
@@ -1345,10 +1335,11 @@ def facts(found, page, states):
     counts = {key: Counter(sorted(map(kind, found.done))) for key, kind in kinds.items()}
     told = {key: "; ".join(f"{v} ({n} runs)" for v, n in count.items()) for key, count in counts.items()}
     page.facts([(key, text or "no finished run") for key, text in told.items()])
-    for key, what in (("Versions", "versions of the libraries"), ("Code", "versions of the code")):
-        if len(counts[key]) > 1:
-            page.caveat(f"The runs come from {len(counts[key])} {what}.")
-    if any(run.git.endswith("+changes") for run in found.done):
+    commits = {run.git for run in found.done}
+    for n, what in ((len(counts["Versions"]), "libraries"), (len(commits), "code")):
+        if n > 1:
+            page.caveat(f"The runs come from {n} versions of the {what}.")
+    if any(commit.endswith("+changes") for commit in commits):
         page.caveat("Some runs come from code with uncommitted changes.")
     if len({str(run.data.get("source")) for run in found.done}) > 1:
         page.caveat("The problems' designs come from different sources.")

@@ -15,7 +15,7 @@ COLUMNS = "epoch,rec_loss,vol_loss,total_loss,val_rec,val_vol_loss,val_total_los
 
 
 def write_run(folder, flags, val_rec, dims=40, spike=1.0, epochs=EPOCHS, stop=None, data=None, sweep=None):
-    """One run folder. val_rec: of the last epoch; spike: its largest rise after pruning; stop: epochs of an unfinished run."""
+    """One run folder. val_rec: of the last epoch; spike: its rise after pruning; stop: epochs of an unfinished run."""
     folder.mkdir(parents=True)
     flags, start = dict(flags, n_epochs=epochs), int(flags["pruning_epoch"])
     curve = val_rec * (1 + 3 * np.exp(-np.arange(epochs) / (epochs / 8)))
@@ -58,7 +58,7 @@ def points(name):
 def plant(
     root, name, effect, noise=0.02, seed=0, dims=lambda f: 40, keep=lambda f: True, spike=lambda f: 1.0, **kwargs
 ):
-    """Write points of sweep `name` below root: val_rec = base * exp(effect(flags) + noise of problem and seed + own)."""
+    """Write points of sweep `name` below root: val_rec = base * exp(effect(flags) + shared noise + own)."""
     rng, folders = np.random.default_rng(seed), []
     kwargs = dict(sweep=f"{name}_x-abc123") | kwargs
     for i, flags in enumerate(points(name)):
@@ -79,7 +79,7 @@ def level(flags):
 def plant_search(
     root, runs=33, seed=0, problems=("beams2d", "heatconduction2d", "photonics2d"), strong="w_v", scale=0.8
 ):
-    """A random search in the ranges of 03: `strong` and latent_dim x w_v decide val_rec_pruned; every fifth is stopped."""
+    """A random search in the ranges of 03: `strong` and latent_dim x w_v decide; every fifth is stopped."""
     rng, folders, base = np.random.default_rng(seed), [], next(points("01"))
     for problem, i in itertools.product(problems, range(runs)):
         u = dict(zip(("latent_dim", "lr", "w_v", "pruning_epoch"), rng.uniform(-1, 1, 4), strict=True))

@@ -13,7 +13,7 @@ E, W = np.meshgrid(report.unit(EPOCHS), report.unit(W_V), indexing="ij")
 
 
 def studies(effects, seeds, noise=0.05, problems=3, seed=1):
-    """log val_rec (STUDIES, arms, problems * seeds): effects, what arms share (problem and seed), noise of their own."""
+    """log val_rec (STUDIES, arms, problems * seeds): effects, what arms share, noise of their own."""
     rng = np.random.default_rng(seed)
     shared = rng.normal(0, 0.5, (STUDIES, 1, problems, 1)) + rng.normal(0, 0.1, (STUDIES, 1, problems, seeds))
     own = rng.normal(0, noise, (STUDIES, len(effects), problems, seeds))
