@@ -110,7 +110,9 @@ def trainer(problem, device, precision, seed=1001, **flags):
         wandb="disabled",
     )
     args = train.parse([f"--{key}={value}" for key, value in (settings | flags).items()])
-    return train.Trainer(args, data.load(args.problem, args.data), train.settle(args))
+    designs = data.load(args.problem, args.data)
+    train.schedule(args, len(designs.train))
+    return train.Trainer(args, designs, train.settle(args))
 
 
 def synchronize(device):
@@ -161,7 +163,7 @@ def measure_rate(problem, network, precision, device, seconds):
 def matmul_rate(t):
     """FLOP/s of a large square matrix product in the trainer's precision."""
     n = 2048 if t.device.type == "cpu" else 8192
-    a = torch.randn(n, n, device=t.device, dtype=torch.bfloat16 if t.bf16 else torch.float32)
+    a = torch.randn(n, n, device=t.device, dtype=torch.bfloat16 if t.args.precision == "bf16" else torch.float32)
     best = math.inf
     for _ in range(6):
         synchronize(t.device)

@@ -300,7 +300,10 @@ def _die_with_parent():
 
 
 def generate(problem, n, seed, out, jobs):
-    """Make designs 0..n-1 of a seed, but for those in data/ or in `out` already, then pack all n into `out`."""
+    """Make designs 0..n-1 of a seed, but for those in data/ or in `out` already, then pack all n into `out`.
+
+    What is packed keeps its place and split. What is added to a packed file is training data.
+    """
     from concurrent.futures import ProcessPoolExecutor, as_completed
     from multiprocessing import get_context
 
@@ -310,14 +313,12 @@ def generate(problem, n, seed, out, jobs):
     table = conditions_of(problem, seed, n)
     rows = [{key: values[i].item() for key, values in table.items()} for i in range(n)]
     paths = [folder / f"{i:06d}.npz" for i in range(n)]
-    packed = []
+    packed, old = [], _split(n, seed)
     if Path(out).exists():  # packed before, with fewer designs
         try:
             with np.load(out, allow_pickle=False) as file:
-                packed, theirs = (
-                    list(zip(file["index"], file["designs"], file["objective"], strict=True)),
-                    file["seed"][0],
-                )
+                packed = list(zip(file["index"], file["designs"], file["objective"], strict=True))
+                theirs, old = file["seed"][0], file["split"].astype(str)
         except Exception as error:  # as in _from_file
             raise InputError(
                 f"--out {out}: is there, and not of this program ({first_line(error)}); give another"
@@ -357,7 +358,7 @@ def generate(problem, n, seed, out, jobs):
         np.savez_compressed(
             file,
             designs=np.stack(designs),
-            split=_split(n, seed),
+            split=np.concatenate([old, np.full(n - len(old), "train")]),
             objective=np.array(values),
             seed=np.full(n, seed),
             index=np.arange(n),

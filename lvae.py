@@ -119,6 +119,11 @@ class CompactLVAE(Autoencoder):
         self.register_buffer("mean", mean)
         self.register_buffer("cov", cov)
 
+    @property
+    def std(self):
+        """Standard deviation of each latent over the training designs, (k,)."""
+        return self.cov.diag().sqrt()
+
     def forward(self, x):
         """Designs (N, 1, H, W) -> their reconstructions (N, 1, H, W)."""
         return self.decode(self.encode(x))

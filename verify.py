@@ -26,6 +26,7 @@ from machine import cpu_model
 from record import FREE_FLAGS as FREE
 from record import cores, read_csv, read_json
 from train import DEFAULTS
+
 # Training designs in samples/ before they grew: a row of then has no n_train
 FIRST_TRAINED_ON = dict(beams2d=716, heatconduction2d=716)
 

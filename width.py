@@ -16,7 +16,10 @@ def table(path):
     numbers = ["latent_dim", "active_dims", "val_rec", "pca_ratio"]
     rows[numbers] = rows[numbers].apply(pd.to_numeric)
     groups = rows.groupby(["problem", "latent_dim"])
-    lines = ["| problem | latent_dim | runs | dims kept | val_rec | ratio to PCA |", "| --- | --- | --- | --- | --- | --- |"]
+    lines = [
+        "| problem | latent_dim | runs | dims kept | val_rec | ratio to PCA |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
     for (problem, width), group in groups:
         cells = [problem, str(width), str(len(group))]
         for key, form in ("active_dims", ".1f"), ("val_rec", ".5f"), ("pca_ratio", ".3f"):

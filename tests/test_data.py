@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import ROOT
 
 import data
 from solvers import Heat, fast_engibench
@@ -26,8 +27,19 @@ def test_every_bundled_design_is_in_range_at_its_volume_and_unique(problem):
     assert {"designs", "split", "objective", "seed", "index", *data.PROBLEMS[problem]["conditions"]} == set(arrays)
     for name, values in data.conditions_of(problem, int(arrays["seed"][0]), n).items():
         np.testing.assert_array_equal(arrays[name], values)
+    first = {"beams2d": 1024, "heatconduction2d": 1024, "photonics2d": 512}[
+        problem
+    ]  # what was added since is training data
+    assert (arrays["split"][:first] == data._split(first, 0)).all() and (arrays["split"][first:] == "train").all()
     for name, share in zip(data.SPLITS, (0.7, 0.15, 0.15), strict=True):
-        assert abs((arrays["split"] == name).mean() - share) < 0.01
+        assert abs((arrays["split"][:first] == name).mean() - share) < 0.01
+
+
+@pytest.mark.parametrize("problem", ["beams2d", "heatconduction2d"])
+def test_the_first_edition_of_a_sample_is_still_there(problem):
+    """Its first 716 training designs are those that the rows of the first edition, and models/, were trained on."""
+    with open(ROOT / f"models/{problem}/config.json") as file:
+        assert data.load(problem, "sample", n_train=716).fingerprint == json.load(file)["data"]
 
 
 def test_check_finds_what_is_wrong(tmp_path):
@@ -244,6 +256,7 @@ def test_making_designs_from_the_command_line(tmp_path, monkeypatch, capsys):
     with np.load(tmp_path / "data/beams2d-s7.npz") as file:
         assert file["designs"].shape == (7, 50, 100)
         assert set(file["seed"]) == {7}
+        assert file["split"].tolist() == [*data._split(5, 7), "train", "train"]  # what is added is training data
     Path("other.npz").write_bytes(Path("data/beams2d-s7.npz").read_bytes())
     np.savez("foreign.npz", designs=np.zeros((2, 50, 100)))
     for flags, said in {"6 --seed 7 --out other.npz": "holds 7 designs of seed 7", "8 --out other.npz": "holds 7 designs of seed 7",

@@ -34,9 +34,9 @@ def run(tmp_path_factory):
     )
     loaded = data.load("heatconduction2d", flags["data"])
     torch.manual_seed(0)
-    model = lvae.CompactLVAE(flags, (101, 101), [1, 4, 7], None, None)
+    model = lvae.CompactLVAE(flags, (101, 101), [1, 4, 7], torch.zeros(3), torch.eye(3))
     z = model.encode(loaded.train).detach()
-    saved = dict(flags=flags, shape=[101, 101], dims=[1, 4, 7], std=z.std(0), mean=z.mean(0), state=model.state_dict())
+    saved = dict(flags=flags, shape=[101, 101], dims=[1, 4, 7], cov=z.T.cov(), mean=z.mean(0), state=model.state_dict())
     folder = root / "runs" / "abc"
     folder.mkdir(parents=True)
     torch.save(saved, folder / "model.pt")
