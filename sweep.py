@@ -1005,7 +1005,7 @@ def watch(a, patience=math.inf):
 def silence(folder):
     """(seconds since a run's last epoch, seconds that its epochs take), or (0, 0) before it has one."""
     with contextlib.suppress(OSError, InputError, ValueError):
-        took = [float(cell) for cell in read_csv(folder / "metrics.csv")["epoch_seconds"] if cell]
+        took = [float(cell) for cell in read_csv(folder / "metrics.csv").get("epoch_seconds", []) if cell]
         return time.time() - (folder / "metrics.csv").stat().st_mtime, statistics.median(took)
     return 0, 0
 

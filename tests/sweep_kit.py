@@ -1,9 +1,12 @@
 """What the tests of the sweeps share: sweeps over the stub program, agents as processes, and what became of runs."""
 
 import collections
+import contextlib
 import csv
 import functools
+import io
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -67,9 +70,23 @@ def end(agents, code=0):
     return said
 
 
+def says(*arguments, code=0):
+    """sweep.py in this process, which has imported its libraries already; returns all that it said."""
+    out, handlers = io.StringIO(), {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+            found = sweep.main(list(arguments))
+    finally:
+        for signum, handler in handlers.items():
+            signal.signal(signum, handler)
+        sweep.CRASHED.clear()
+    assert found == code, out.getvalue()
+    return out.getvalue()
+
+
 def work(*flags, code=0, **env):
-    """Let agents work until they are done; returns what they said."""
-    return end(start_agents(*flags, **env), code)
+    """Let agents work until they are done; returns what they said. Several are processes of their own."""
+    return end(start_agents(*flags, **env), code) if env or "--n" in flags else says("agent", *flags, code=code)
 
 
 def rows(name="quick"):

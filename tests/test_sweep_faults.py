@@ -18,6 +18,7 @@ from sweep_kit import (
     end,
     points,
     rows,
+    says,
     start_agents,
     starts,
     states,
@@ -32,13 +33,6 @@ from lvae import InputError
 
 pytestmark = pytest.mark.usefixtures("here")
 SWEEP = [sys.executable, str(ROOT / "sweep.py")]
-
-
-def says(*arguments, code=0):
-    """Run sweep.py; returns its output, which has no traceback."""
-    done = subprocess.run([*SWEEP, *arguments], capture_output=True, text=True, timeout=300)
-    assert done.returncode == code and "Traceback" not in done.stderr, done.stdout + done.stderr
-    return done.stdout + done.stderr
 
 
 def test_a_run_on_other_designs_is_not_recorded():

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from sweep_kit import checkpoints, create, end, rows, start_agents, starts, states, trials, wait_until, work
+from sweep_kit import checkpoints, create, end, rows, says, start_agents, starts, states, trials, wait_until, work
 
 import sweep
 from sweep import TrialState
@@ -219,8 +219,7 @@ def test_status_stop_and_resume(capsys):
     assert states(made) == {"COMPLETE": 1, "WAITING": 2}
     work()
     assert states(made) == {"COMPLETE": 1, "WAITING": 2}
-    command = [sys.executable, str(ROOT / "sweep.py"), "resume", "--count", "1"]
-    assert "2/3 over" in subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "2/3 over" in says("resume", "--count", "1")
     assert states(made) == {"COMPLETE": 2, "WAITING": 1}
     assert "3/3 over (3 finished, 0 stopped early, 0 diverged, 0 failed), 0 running, 0 left, best val_rec" in work()
 
