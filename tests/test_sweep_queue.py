@@ -44,6 +44,8 @@ def killed_agents(n):
     victims = trials(made, TrialState.RUNNING)[:2]
     for trial in victims:
         os.kill(trial.user_attrs["held"]["pid"], signal.SIGKILL)
+        run = Path("runs") / trial.user_attrs["run"]["id"]
+        wait_until(lambda run=run: not sweep.is_locked(run))  # the program dies with its agent
     Path("go").touch()
     assert end(agents, 1).count("was killed (signal 9; out of memory?)") == 2
     killed = {t.user_attrs["run"]["id"] for t in victims}
