@@ -27,7 +27,7 @@ setup-data: $(VENV)/.data
 
 # Any flag of train.py can be added: make train ARGS="--seed 2 --wandb disabled"
 ARGS ?=
-train: setup ## train on the bundled beams: LVAE, pruning, figures; 2.5 minutes on 2 cores
+train: setup ## train on the bundled beams: LVAE, pruning, figures
 	$(PY) train.py --problem beams2d --strategy plummet --data sample $(ARGS)
 
 test: setup-data ## run the tests (4 to 10 minutes on 2 cores)
@@ -101,8 +101,8 @@ gallery: setup ## what a model draws, and its physics: RUN=runs/<id>, trained wi
 	@test -n "$(RUN)" || { echo "gallery: say which run: make gallery RUN=runs/<id>" >&2; exit 2; }
 	$(PY) gallery.py --run $(RUN)
 
-clean: ## remove caches and records (runs/, wandb/, report/), not designs and not .venv
-	rm -rf runs wandb report .pytest_cache .hypothesis .ruff_cache __pycache__ tests/__pycache__
+clean: ## remove caches and pages (report/): what can be made again, never a run
+	rm -rf report .pytest_cache .hypothesis .ruff_cache __pycache__ tests/__pycache__
 
 distclean: clean ## also remove .venv, the designs in data/ and the sweeps' state
 	rm -rf $(VENV) data .sweeps

@@ -229,6 +229,8 @@ def choose_strategy(parameters, strategy, defaults):
 def resolve(points, program):
     """The flags of each point as the program resolves them: every point must be a command line that it takes."""
     flags = []
+    if len(points) > 1000:
+        say(f"checking {len(points):,} points")
     for point in points:
         try:
             flags.append(vars(program.parse(command_line(point))))
@@ -255,27 +257,38 @@ def check_epochs(epochs, flags):
 
 
 def freeze_data(config):
-    """Resolve `data: auto` for the whole sweep, and fingerprint its designs: {problem: {source, toy_dims, sha256}}."""
+    """Resolve `data: auto` for the whole sweep, and fingerprint its designs: {key: {source, toy_dims, sha256}}.
+
+    The key is the problem, or problem/n where training is on the first n designs alone (--n_train).
+    """
     from data import load
 
-    parameters, problems = config["parameters"], levels(config["parameters"]["problem"])
-    source = str(levels(parameters.get("data", {"value": "auto"}))[0])
-    toy_dims = parameters.get("toy_dims", {}).get("value", 3)
-    found = {p: load(p, source, toy_dims).fingerprint for p in problems}
+    parameters = config["parameters"]
+    source, dims = (str(levels(parameters.get(k, {"value": v}))[0]) for k, v in (("data", "auto"), ("toy_dims", 3)))
+    designs = itertools.product(levels(parameters["problem"]), levels(parameters.get("n_train", {"value": 0})))
+    found = {(p, n): load(p, source, int(dims), n).fingerprint for p, n in designs}
     if source == "auto":
         source = "hub" if all(f["source"] == "hub" for f in found.values()) else "sample"
-        found = {p: f if f["source"] == source else load(p, source, toy_dims).fingerprint for p, f in found.items()}
+        found |= {k: load(k[0], source, int(dims), k[1]).fingerprint for k, f in found.items() if f["source"] != source}
     parameters["data"] = {"value": source}
-    return {p: {"source": source, "toy_dims": toy_dims, "sha256": f["sha256"]} for p, f in found.items()}
+    frozen = {"source": source, "toy_dims": int(dims)}
+    return {f"{p}/{n}" if n else p: frozen | {"sha256": f["sha256"]} for (p, n), f in found.items()}
+
+
+def sha256_of(sweep, flags):
+    """The fingerprint of the designs that a run with these flags has in a sweep; None if it has none for them."""
+    n = flags.get("n_train") or 0
+    return sweep["data"].get(f"{flags['problem']}/{n}" if n else flags["problem"], {}).get("sha256")
 
 
 def check_data(sweep):
     """Refuse to work on a sweep whose designs are not the ones it was created with."""
     from data import load
 
-    for problem, then in sweep["data"].items():
-        now = load(problem, then["source"], then["toy_dims"]).fingerprint["sha256"]
-        other = f"{problem} from {then['source']} is {now[:12]} here, but was {then['sha256'][:12]} when it was created"
+    for key, then in sweep["data"].items():
+        problem, _, n = key.partition("/")
+        now = load(problem, then["source"], then["toy_dims"], int(n or 0)).fingerprint["sha256"]
+        other = f"{key} from {then['source']} is {now[:12]} here, but was {then['sha256'][:12]} when it was created"
         advice = "its runs must not mix two data sets: get the same designs, or create the sweep anew"
         need(now == then["sha256"], f"sweep {sweep['id']}: {other}; {advice}")
 
@@ -363,13 +376,7 @@ def create(args):
         else:
             sweep |= {"id": f"{sweep['name']}-{secrets.token_hex(3)}", "storage": args.storage}
             Queue(sweep, create=True).fill(points, known)
-        for other in () if args.storage else known_sweeps():  # with work left in it, by this name
-            if other.get("name") == sweep["name"] and backend == other["backend"] == "local" and not other["storage"]:
-                mine = {tuple(command_line(p)) for p in points}
-                open_ = Queue(other).trials(TrialState.WAITING, TrialState.RUNNING)
-                twice = sum(tuple(command_line(t.user_attrs["run"]["point"])) in mine for t in open_)
-                note = f"{twice} of these points are also left in {other['id']}: finish one, or each gets two rows"
-                print(f"warning: {note}" if twice else "", end="\n" * (twice > 0))
+        warn_of_twins(sweep, points)
         save(sweep)
         created.append(sweep["id"])
         sources = ", ".join(f"{p} from {d['source']} ({d['sha256'][:12]})" for p, d in sweep["data"].items())
@@ -405,6 +412,18 @@ def create_on_wandb(sweep, points, args):
     sweep |= {"path": f"{entity}/{project}/{sweep_id}", "id": f"{sweep['name']}-{sweep_id}"}
 
 
+def warn_of_twins(sweep, points):
+    """Say where points of a new local sweep are also left in an older one of its name, in this folder."""
+    mine = {tuple(command_line(point)) for point in points}
+    for other in known_sweeps():
+        with contextlib.suppress(InputError, KeyError):  # what is damaged is in nobody's way
+            if mine and other["name"] == sweep["name"] and other["backend"] == "local" and not other["storage"]:
+                left = Queue(other).trials(TrialState.WAITING, TrialState.RUNNING)
+                if twice := sum(tuple(command_line(t.user_attrs["run"]["point"])) in mine for t in left):
+                    note = f"{twice} of these points are also left in {other['id']}: finish one, or each gets two rows"
+                    print(f"warning: {note}")
+
+
 def save(sweep):
     """Write a sweep's sweep.json, which may hold the password of its database: for its user alone."""
     (STATE / sweep["id"]).mkdir(parents=True, exist_ok=True)
@@ -423,7 +442,7 @@ def is_of(row, flags, sweep, program):
     """
     legacy = getattr(program, "LEGACY", {})
     mine = {k: row.get(k) or str(legacy.get(k, "")) for k in flags if k not in NOT_COMPARED}
-    return mine == {k: str(flags[k]) for k in mine} and row["data_sha256"] == sweep["data"][flags["problem"]]["sha256"]
+    return mine == {k: str(flags[k]) for k in mine} and row["data_sha256"] == sha256_of(sweep, flags)
 
 
 def skip_done(sweep, points, program):
@@ -1036,7 +1055,7 @@ def settle(a):
     if a.code in (130, 143) and not stop_level() and isinstance(queue, WandbQueue) and "early_terminate" in config:
         a.stopped_early = True  # the server told the program itself
     status = summary.get("status") or ("stopped early" if a.stopped_early else None)
-    then = queue.sweep["data"].get(a.point.get("problem"), {}).get("sha256")
+    then = sha256_of(queue.sweep, a.point)
     now = (read_json(a.folder / "config.json") or {}).get("data", {}).get("sha256")
     if status and then and now and now != then:  # the designs were replaced while agents were at work
         kept, status, a.code = queue.folder / f"{a.id}.other-designs", None, 2
@@ -1215,12 +1234,14 @@ def agent(args):
             signal.signal(signum, lambda signum, frame: stops.append(signum))
     how = {"count": args.count, "patience": args.patience, "leave": args.leave}
     jobs = [lambda k=k: work(sweeps, surroundings(k, args.n), f"agent {k + 1}", **how) for k in range(args.n)]
+    if "wandb" in sys.modules:
+        sys.modules["wandb"].teardown()  # its client's connection must not be shared with the agents
     # W&B has handed the same point to agents that asked at the same moment
     code = launch(jobs, 1 if sweeps[0]["backend"] == "wandb" else 0.1) if args.n > 1 else jobs[0]()
     for sweep in sweeps:
         rebuild_rows(sweep)
-    failed = report_status(sweeps)
-    return code or failed
+    status(args)
+    return code or args.failures > 0
 
 
 def rebuild_rows(sweep):
@@ -1272,10 +1293,10 @@ def outcomes(sweep):
     return found
 
 
-def report_status(sweeps):
-    """One line a sweep, and one for each run that is at work or failed. Returns whether one failed."""
+def status(args):
+    """One line a sweep: done / running / failed / left, best so far, time to go; one for each run at work or failed."""
     failed = 0
-    for sweep in sweeps:
+    for sweep in asked(args):
         runs, metric, total = outcomes(sweep), sweep["config"]["metric"], sweep["runs"]
         n = {kind: sum(run["kind"] == kind for run in runs.values()) for kind in (*OVER, "running", "interrupted")}
         over, failed = sum(n[kind] for kind in OVER), failed + n["failed"]
@@ -1300,12 +1321,7 @@ def report_status(sweeps):
             mark = f", {quiet / usual:.0f} times its usual: does it hang?" if usual and quiet > 10 * usual else ""
             print(f"  running: {k}, last epoch {quiet:.0f} s ago{mark}\n" if usual else "", end="")
             print(f"  failed: {k} {run['cause']}\n" if run["kind"] in ("failed", "diverged") else "", end="")
-    return failed > 0
-
-
-def status(args):
-    """One line a sweep: done / running / failed / left, best so far, time to go; one for each run at work or failed."""
-    report_status(asked(args))
+    args.failures = failed  # the exit code of agents
 
 
 def list_sweeps(args):

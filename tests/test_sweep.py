@@ -48,7 +48,8 @@ def test_yaml_states_what_it_asks_and_every_scientific_flag(name):
     assert set(config["parameters"]) <= flags
     safeguards = {"k_consecutive", "recon_tol", "cooldown_epochs", "max_prune_per_epoch", "min_active_dims"}
     chosen = {"plummet_threshold", "cdf_threshold", "percentile", "temperature"} if arms else set()
-    assert flags - stated - safeguards - chosen - {"arm", "toy_dims"} <= sweep.NOT_COMPARED
+    off = {"arm", "toy_dims", "trim_rec", "n_train"}
+    assert flags - stated - safeguards - chosen - off <= sweep.NOT_COMPARED
     for key, p in config["parameters"].items():  # YAML 1.1 reads 1e-4 as a string
         for value in sweep.levels(p):
             numeric = isinstance(value, str) and value.replace(".", "").replace("e-", "").isdigit()
@@ -272,3 +273,13 @@ def test_agents_refuse_other_designs(here):
     data.load.cache_clear()
     with pytest.raises(data.InputError, match="must not mix two data sets"):
         sweep.check_data(made)
+
+
+def test_the_first_so_many_designs_have_a_fingerprint_of_their_own(here):
+    Path("train.py").symlink_to(ROOT / "train.py")
+    short = "n_epochs=1 pruning_epoch=0 polynomial_schedule_n=0 latent_dim=4 strategy=none wandb=disabled seed=1"
+    create_it = ["create", "01", "--backend", "local", "--problem", "toy", "--set", f"{short} n_train=100,200"]
+    assert sweep.main(create_it) == 0 and list(current()["data"]) == ["toy/100", "toy/200"]
+    assert "2/2 over (2 finished" in work()
+    assert len({row["data_sha256"] for row in rows("01-trial")}) == 2
+    assert sweep.main(create_it) == 0 and current()["runs"] == 2  # nothing is left: the old one is the current one

@@ -204,7 +204,7 @@ def test_launcher_passes_signals_on_and_leaves_nobody_behind():
     launcher.communicate()
     assert states(made) == {"COMPLETE": 2, "WAITING": 2}
     launcher = start_agents("--n", "2")
-    wait_until(lambda: len(trials(made, TrialState.RUNNING)) == 2)
+    wait_until(lambda: sum(starts().values()) == 6)
     os.kill(trials(made, TrialState.RUNNING)[0].user_attrs["held"]["pid"], signal.SIGKILL)
     said = end(launcher, 1)
     assert states(made) == {"COMPLETE": 4} and said.count(" continued: seed=") == 3 and " started: " not in said

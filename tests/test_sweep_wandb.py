@@ -81,7 +81,10 @@ def test_agents_on_wandb(wandb_server):
 def test_what_crashes_is_tried_again_and_counted(wandb_server):
     write(end=["crash"], seed=[1])
     command("create", "quick.yaml", env=wandb_server.env)
-    said = command("agent", "--n", "2", env=wandb_server.env, code=1)
+    Path(".sweeps").rename("elsewhere")  # as from another machine
+    (on_server,) = wandb_server.sweeps.values()
+    path = f"stub/{on_server['project']}/{on_server['name']}"
+    said = command("agent", "--n", "2", "--sweep", path, env=wandb_server.env, code=1)
     assert "1/1 over (0 finished, 0 stopped early, 0 diverged, 1 failed)" in said and list(starts().values()) == [3]
 
 
