@@ -203,8 +203,8 @@ def test_launcher_passes_signals_on_and_leaves_nobody_behind():
     wait_until(lambda: not any(queue.is_alive(t) for t in running))
     launcher.communicate()
     assert states(made) == {"COMPLETE": 2, "WAITING": 2}
-    launcher = start_agents("--n", "2")
-    wait_until(lambda: sum(starts().values()) == 6)
+    before, launcher = sum(starts().values()), start_agents("--n", "2")
+    wait_until(lambda: sum(starts().values()) == before + 2)
     os.kill(trials(made, TrialState.RUNNING)[0].user_attrs["held"]["pid"], signal.SIGKILL)
     said = end(launcher, 1)
     assert states(made) == {"COMPLETE": 4} and said.count(" continued: seed=") == 3 and " started: " not in said
