@@ -6,7 +6,7 @@ NLOPT := nlopt==2.11.0
 PSYCOPG := "psycopg[binary]==3.3.9"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-data train test soak lint data ground-truth width bench budget agents resume status stop list sync dashboard report verify ship gallery clean distclean
+.PHONY: help setup setup-data train test soak lint data ground-truth width bench budget agents resume status stop rebuild list sync dashboard report verify ship gallery clean distclean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9%-]+:.*## / {sub("%", "01", $$1); printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -60,23 +60,28 @@ budget: setup ## hours of the six sweeps on this machine, measured: a minute; DE
 	$(PY) bench.py --device $(DEVICE) --budget
 
 # make sweep-01 [PROBLEM= SEEDS= EPOCHS= STRATEGY= SET="a=1 b=2,3" EDITION= BACKEND=wandb|local PROJECT= ENTITY= STORAGE=]
-where = $(if $(SWEEP),--sweep "$(SWEEP)") $(if $(STORAGE),--storage "$(STORAGE)")
+where = $(if $(SWEEP),--sweep "$(SWEEP)")
+how = --n $(or $(N),1) $(if $(COUNT),--count "$(COUNT)") $(if $(PATIENCE),--patience "$(PATIENCE)") $(if $(LEAVE),--leave) $(if $(CHANGED),--changed)
+export STORAGE # sweep.py reads it: a password must stand on no command line
 sweep-%: setup ## create a sweep (01 01b 02 03 04 05 06) and make it the current one
 	$(strip $(PY) sweep.py create $* $(if $(PROBLEM),--problem "$(PROBLEM)") $(if $(SEEDS),--seeds "$(SEEDS)") $(if $(EPOCHS),--epochs "$(EPOCHS)") \
 	  $(if $(STRATEGY),--strategy "$(STRATEGY)") $(if $(SET),--set "$(SET)") $(if $(EDITION),--edition "$(EDITION)") $(if $(BACKEND),--backend "$(BACKEND)") \
-	  $(if $(PROJECT),--project "$(PROJECT)") $(if $(ENTITY),--entity "$(ENTITY)") $(if $(STORAGE),--storage "$(STORAGE)"))
+	  $(if $(PROJECT),--project "$(PROJECT)") $(if $(ENTITY),--entity "$(ENTITY)"))
 
-agents: setup ## work on the current sweep: N=5 agents, COUNT= runs each, SWEEP="01 02" for others
-	$(strip $(PY) sweep.py agent --n $(or $(N),1) $(if $(COUNT),--count "$(COUNT)") $(where))
+agents: setup ## work on the current sweep: N=5 agents, COUNT= runs each, SWEEP="01 02" for others (also PATIENCE= LEAVE=1 CHANGED=1)
+	$(strip $(PY) sweep.py agent $(how) $(where))
 
-resume: setup ## go on after a stop or a reboot: N=5 agents
-	$(strip $(PY) sweep.py resume --n $(or $(N),1) $(if $(COUNT),--count "$(COUNT)") $(where))
+resume: setup ## go on after a stop or a reboot: N=5 agents; FAILED=1 tries again what failed
+	$(strip $(PY) sweep.py resume $(how) $(if $(FAILED),--failed) $(where))
 
 status: setup ## done, running, failed, left, best so far, time to go
 	@$(PY) sweep.py status $(where)
 
 stop: setup ## hand out no new runs; those that run are finished
 	@$(PY) sweep.py stop $(where)
+
+rebuild: setup ## make rows of results/NN.csv that were lost again, from runs/: SWEEP=id
+	@$(PY) sweep.py rebuild $(where)
 
 list: setup ## all sweeps; * marks the current ones
 	@$(PY) sweep.py list

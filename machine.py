@@ -10,6 +10,9 @@ from pathlib import Path
 
 import torch
 
+# On a cluster: which job, on which node, after how many restarts
+SLURM = ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURMD_NODENAME", "SLURM_RESTART_COUNT")
+
 
 def _git_commit():
     with contextlib.suppress(OSError, subprocess.SubprocessError):
@@ -48,6 +51,7 @@ def describe_machine(device):
             versions[package] = importlib.metadata.version(package)
     machine = {"host": platform.node(), "system": platform.platform(), "cpu": cpu_model()}
     machine |= {"cores": os.cpu_count(), "device": str(device)}
+    machine |= {k.lower(): v for k, v in os.environ.items() if k in SLURM}
     if device.type == "cuda":
         machine["gpu"] = torch.cuda.get_device_name(device)
     return {"git": _git_commit(), "versions": versions, "machine": machine}

@@ -178,6 +178,7 @@ class Run:
             for file, (size, _) in state["positions"].items():
                 os.truncate(self.folder / file, size)
             self.config["extended"] = state["extended"]
+            self.config["continued"] = changes(self.config, state["epoch"] + 1, describe_machine(device))
             if state["flags"]["n_epochs"] < self.config["flags"]["n_epochs"]:
                 self.config["extended"] = [
                     *state["extended"],
@@ -216,8 +217,8 @@ def tidy(folder):
 
 def _read_config(path):
     """A run's config.json, or None where it is missing or damaged."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        config = json.loads(path.read_text())
+    with contextlib.suppress(KeyError, TypeError):
+        config = read_json(path)
         needed = [
             config["name"],
             config["data"]["sha256"],
@@ -229,21 +230,19 @@ def _read_config(path):
 
 def status(folder):
     """None while a run is unfinished, else what its summary says: finished or diverged; damaged if it says neither."""
-    try:
-        found = json.loads((folder / "summary.json").read_text())["status"]
-    except FileNotFoundError:
+    if not (folder / "summary.json").exists():
         return None
-    except (OSError, ValueError, TypeError, KeyError):
-        found = None
+    summary = read_json(folder / "summary.json")
+    found = summary.get("status") if isinstance(summary, dict) else None
     return found if found in ("finished", "diverged") else "damaged"
 
 
 def locate(args, fingerprint):
     """The folder to work in, and the config of the run that is in it already, or None. Flags left to `auto` take that run's values."""
-    folder, old = Path(args.out) / (os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4)), None
+    folder, old = Path(args.out) / (run_id() or secrets.token_hex(4)), None
     if args.resume == "auto":
         # an agent's run has its id, and is none of those that another sweep's agents left or work on
-        others = [] if "WANDB_RUN_ID" in os.environ else Path(args.out).glob("*/config.json")
+        others = [] if run_id() else Path(args.out).glob("*/config.json")
         for path in sorted(others, key=lambda p: -p.stat().st_mtime):
             config = _read_config(path)
             if (
@@ -286,6 +285,27 @@ def locate(args, fingerprint):
     for flag in AUTO if old else ():
         setattr(args, flag, old["flags"][flag])
     return folder, old
+
+
+def changes(config, epoch, now):
+    """config["continued"]: where a run went on with another commit, version or CPU, which is said on stderr, too."""
+    earlier = [entry for entry in config.get("continued", []) if entry["epoch"] < epoch]  # later ones are lost
+    then = earlier[-1] if earlier else config
+
+    def what(entry):
+        versions = {f"{k} version": v for k, v in entry.get("versions", {}).items()}
+        return {"commit": entry.get("git"), "cpu": entry.get("machine", {}).get("cpu")} | versions
+
+    other = [f"{k} {what(then).get(k)} -> {v}" for k, v in what(now).items() if what(then).get(k) != v]
+    if other:
+        print(f"warning: from epoch {epoch + 1} on, this run is made by others: {'; '.join(other)}", file=sys.stderr)
+    return [*earlier, {"epoch": epoch, "changed": other} | now] if other else earlier
+
+
+def made_by(config):
+    """The commit that made a run; where it was continued by others, those, too, with what changed."""
+    later = [f"from epoch {entry['epoch'] + 1}: {', '.join(entry['changed'])}" for entry in config.get("continued", [])]
+    return "; ".join([str(config.get("git")), *later])
 
 
 def open_run(folder, old, args, fingerprint, device):
@@ -453,11 +473,27 @@ def open_wandb(args, run, config):
 # ---- What others need, once ---------------------------------------------------------------------------------------------------
 
 
+def read_text(path):
+    """The text of a file. OSError for what is none: a pipe or a device may never end."""
+    path = Path(path)
+    if path.exists() and not path.is_file():
+        raise OSError(f"{path} is not a file")
+    return path.read_text()
+
+
 def read_json(path):
     """The value in a JSON file; None where it is missing, damaged or nested too deep."""
     with contextlib.suppress(OSError, ValueError, RecursionError):
-        return json.loads(Path(path).read_text())
+        return json.loads(read_text(path))
     return None
+
+
+def run_id():
+    """The id that an agent gave this run, or None. It names a folder, so that a path is refused."""
+    given = os.environ.get("WANDB_RUN_ID")
+    if given and slug(given) != given:
+        raise InputError(f"WANDB_RUN_ID {given}: allowed: letters, digits, and . _ - inside it, as it names a folder")
+    return given or None
 
 
 def is_locked(folder):

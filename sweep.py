@@ -45,7 +45,19 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.trial import TrialState, create_trial
 
 from lvae import InputError, first_line
-from record import FREE_FLAGS, cores, is_locked, logged_in, read_csv, read_json, slug, write_atomically
+from record import (
+    FREE_FLAGS,
+    cores,
+    is_locked,
+    logged_in,
+    made_by,
+    read_csv,
+    read_json,
+    read_text,
+    slug,
+    write_atomically,
+)
+from record import status as status_of
 
 STATE, FILES, NOW = Path(".sweeps"), Path(__file__).parent / "sweeps", "%Y-%m-%d %H:%M:%S"
 STUDY = ("beams2d", "heatconduction2d", "photonics2d")
@@ -99,7 +111,7 @@ def read_yaml(name):
     need(name in files or Path(name).suffix, f"sweep {name}: unknown; allowed: {', '.join(files)}, or a .yaml file")
     path = files.get(name, Path(name))
     try:
-        config = yaml.load(path.read_text(), Loader)
+        config = yaml.load(read_text(path), Loader)
         kinds = {"method": str, "metric": dict, "parameters": dict, "program": str, "name": str}
         config = {"name": path.stem, **config} if isinstance(config, dict) else {}
         bad = [k for k, kind in kinds.items() if not isinstance(config.get(k), kind)]
@@ -509,7 +521,7 @@ def record_result(sweep, folder, status):
         row |= {"objective": repr(objective(search, values))}
         row |= {"reports": " ".join(f"{step}:{values[step - 1]!r}" for step in steps)}
     row |= {f"data_{key}": config.get("data", {}).get(key) for key in ("source", "sha256")}
-    row |= {"metrics_sha256": summary.get("metrics_sha256"), "git": config.get("git")}
+    row |= {"metrics_sha256": summary.get("metrics_sha256"), "git": made_by(config)}
     row |= {key: config.get("machine", {}).get(key) for key in ("host", "cpu")}
     row |= {"recorded": time.strftime("%Y-%m-%dT%H:%M:%S")}
     table = pandas.DataFrame([{k: "" if v is None else str(v) for k, v in row.items()}])
@@ -1265,9 +1277,19 @@ def rebuild_rows(sweep):
 
 
 def rebuild(args):
-    """Make the rows of results/NN.csv that are missing again, from the folders in runs/."""
-    for sweep in asked(args):
-        rebuild_rows(sweep) or print(f"{sweep['results']}: has all rows of {sweep['id']}")
+    """Make the rows of results/NN.csv that are missing again, from the folders in runs/, of which .sweeps may be gone."""
+    known = {sweep["id"] for sweep in known_sweeps()}
+    if not args.sweep or any(name.startswith(args.sweep) for name in known):
+        for sweep in asked(args):
+            rebuild_rows(sweep) or print(f"{sweep['results']}: has all rows of {sweep['id']}")
+        return
+    folders = {path.parent: (read_json(path) or {}).get("sweep") or "" for path in Path("runs").glob("*/config.json")}
+    over = {f: name for f, name in folders.items() if name.startswith(args.sweep) and status_of(f) in OVER}
+    need(over, f"SWEEP {args.sweep}: unknown, and no finished run in runs/ is of it")
+    for folder, name in sorted(over.items()):
+        results = f"results/{name.rpartition('-')[0].split('_')[0]}.csv"
+        record_result({"id": name, "results": results}, folder, status_of(folder))
+        print(f"{results}: {folder.name}, {status_of(folder)}")
 
 
 def outcomes(sweep):
@@ -1429,9 +1451,8 @@ def main(argv=None):
         if function not in (create, list_sweeps, sync):
             sub.add_argument("--sweep", help=which)
         if function not in (list_sweeps, sync):
-            sub.add_argument(
-                "--storage", help="postgresql+psycopg://... where there is no common disk (a file journal)"
-            )
+            place = "postgresql+psycopg://... where there is no common disk ($STORAGE; else a file journal)"
+            sub.add_argument("--storage", default=os.environ.get("STORAGE"), help=place)
         return sub.add_argument
 
     add = command(create)

@@ -17,7 +17,6 @@ import difflib
 import io
 import json
 import math
-import os
 import signal
 import sys
 import time
@@ -250,7 +249,7 @@ def parse(argv, recorded=None):
 def read_flags(flag, path):
     """The flags in a run's config.json, through the flags' own types. Its arm and profile stand in the flags they set."""
     try:
-        config = json.loads(Path(path).read_text())
+        config = json.loads(record.read_text(path))
         flags = LEGACY | {
             k: v for k, v in config["flags"].items() if k in DEFAULTS and k not in ("out", "resume", "config", "arm")
         }
@@ -653,8 +652,8 @@ def settle(args):
 def resolve(argv):
     """The flags of this start, and those of the run that it repeats or continues. An agent that starts its run again means that run."""
     args, stated = parse(argv), given(argv)
-    own = Path(args.out) / os.environ.get("WANDB_RUN_ID", "")
-    if "WANDB_RUN_ID" in os.environ and (own / "config.json").exists():
+    own = Path(args.out) / (record.run_id() or "")
+    if record.run_id() and (own / "config.json").exists():
         argv = [*argv, f"--resume={own}"]
     elif args.config and args.resume not in (None, "auto"):
         raise InputError(

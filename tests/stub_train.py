@@ -87,7 +87,10 @@ def main():
         os.truncate(metrics, size)
     else:
         data = {"source": args.data, "sha256": os.environ.get("STUB_SHA", "")}
-        write(folder / "config.json", {"id": folder.name, "flags": vars(args), "data": data})
+        write(
+            folder / "config.json",
+            {"id": folder.name, "flags": vars(args), "data": data, "sweep": os.environ.get("WANDB_RUN_GROUP")},
+        )
         metrics.write_text("epoch,val_rec,active_dims,val_rec_pruned,epoch_seconds\n")
     online = args.wandb == "auto" and "WANDB_SWEEP_ID" in os.environ
     if online or args.wandb == "offline":

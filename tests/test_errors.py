@@ -75,6 +75,18 @@ def test_bad_input_gets_one_line_and_nothing_is_written(flags, message, capsys):
     assert list(Path().iterdir()) == []
 
 
+def test_a_record_is_a_file_and_a_run_id_is_a_plain_name(capsys, monkeypatch):
+    os.mkfifo("pipe")
+    Path("deep").write_text("[" * 100_000)
+    for path in ("pipe", "/dev/zero", "deep"):  # the first two never end
+        assert train.main([f"--config={path}", "--wandb=disabled"]) == 2
+        assert f"--config {path}: not the config.json of a run" in capsys.readouterr().err
+    monkeypatch.setenv("WANDB_RUN_ID", "../elsewhere")
+    assert train.main([*FAST, "--wandb=disabled"]) == 2
+    assert "WANDB_RUN_ID ../elsewhere: allowed: letters, digits" in capsys.readouterr().err
+    assert not Path("runs").exists() and not Path("../elsewhere").exists()
+
+
 def test_a_test_without_test_designs_is_refused(capsys, tmp_path):
     np.savez(tmp_path / "own.npz", designs=np.zeros((9, 16, 24), np.uint8), split=["train"] * 6 + ["val"] * 3)
     assert train.main(["--problem=custom", f"--data={tmp_path / 'own.npz'}", "--test", "--wandb=disabled"]) == 2

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from test_train import FAST, ROOT, in_an_empty_folder, rows, run, summary  # noqa: F401  a fixture
 
 import data
@@ -54,6 +55,19 @@ def test_a_stopped_run_goes_on_bit_for_bit(number, code):
         patch.setattr(train, "Stop", stopping_after(done + 4))
         run("--n_epochs=2000", name="whole", code=143)
     assert resumed == reference_rows("whole", done + 4)
+
+
+def test_a_run_that_other_code_continues_says_so(capsys, monkeypatch):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "Stop", stopping_after(3))
+        run("--n_epochs=6", name="a", code=143)
+    here = record.describe_machine(torch.device("cpu"))
+    monkeypatch.setattr(record, "describe_machine", lambda device: here | {"git": "another"})
+    run("--n_epochs=6", name="a")
+    said = f"commit {here['git']} -> another"
+    assert f"from epoch 4 on, this run is made by others: {said}" in capsys.readouterr().err
+    config = json.loads(Path("runs/a/config.json").read_text())
+    assert config["git"] == here["git"] and record.made_by(config) == f"{here['git']}; from epoch 4: {said}"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")

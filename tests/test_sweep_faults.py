@@ -132,6 +132,13 @@ def test_rows_that_were_lost_are_made_again():
     assert {row["id"]: row | {"recorded": ""} for row in rows()} == before and states(made)["COMPLETE"] == 2
     Path("results/quick.csv").write_text("")
     assert "4 rows were not there" in work() and len(rows()) == 4 and "has all rows" in says("rebuild")
+    shutil.rmtree(".sweeps")
+    Path("results/quick.csv").unlink()
+    assert says("rebuild", "--sweep", made["id"]).count("results/quick.csv: ") == 4
+    assert {(row["id"], row["status"], row["val_rec"]) for row in rows()} == {
+        (key, row["status"], row["val_rec"]) for key, row in before.items()
+    }
+    assert "no finished run in runs/ is of it" in says("rebuild", "--sweep", "other", code=2)
 
 
 def test_grids_are_counted_first_and_their_journal_grows_linearly(capsys):
