@@ -148,8 +148,8 @@ class Pruner:
         "trimming",
     )
 
-    def __init__(self, latent_dim, flags, device="cpu"):
-        self.flags = flags
+    def __init__(self, latent_dim, flags, device="cpu", variance=0.0):
+        self.flags, self.variance = flags, variance  # variance: of the validation designs' pixels, for trim_tol
         self.active = torch.ones(latent_dim, dtype=torch.bool, device=device)
         self.std = torch.zeros(latent_dim, device=device)
         self.mean = torch.zeros(latent_dim, device=device)
@@ -243,6 +243,8 @@ class Pruner:
     def _trim(self, epoch, val_rec, std):
         """Give up the smallest active dimensions while val_rec stays within trim_tol or trim_rec. Returns (dims that went, that came back).
 
+        trim_tol allows val_rec that share more than its least. To the least it adds a twentieth of the variance: where the error is next
+        to nothing, so would be any share of it, and dimensions would be kept for differences that nobody sees.
         Their number follows latent_dim ** (1 - t), t from 0 to 1 between pruning_epoch and half of what is left of the run then, at most
         a fifth of them at a time. While val_rec is above what is allowed, nothing goes. If it is still there a tenth of the run after
         the last ones went, those come back, with the weights they had, and no more are trimmed.
@@ -250,7 +252,8 @@ class Pruner:
         flags, start, end = self.flags, self.flags.pruning_epoch, (self.flags.pruning_epoch + self.flags.n_epochs) // 2
         if not self.trimming or not math.isfinite(val_rec) or not torch.isfinite(std).all():
             return [], []
-        if val_rec > (flags.trim_rec or (1 + flags.trim_tol) * self.least):
+        allowed = self.least + flags.trim_tol * (self.least + self.variance / 20)
+        if val_rec > (flags.trim_rec or allowed):
             back = self.trimmed if self.trimmed and epoch - self.trim_epoch >= max(1, flags.n_epochs // 10) else []
             self.active[back] = True
             self.trimming = not back

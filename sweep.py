@@ -461,7 +461,7 @@ def skip_done(sweep, points, program):
     """The points without those that are in results/NN.csv already, finished or diverged."""
     rows = read_csv(Path(sweep["results"])).to_dict("records")
     have = [row for row in rows if row["status"] in ("finished", "diverged")]
-    pairs = zip(points, resolve(points, program), strict=True)
+    pairs = zip(points, resolve(points, program) if have else [{}] * len(points), strict=True)
     return [point for point, flags in pairs if not any(is_of(row, flags, sweep, program) for row in have)]
 
 

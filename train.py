@@ -14,6 +14,7 @@ import contextlib
 import copy
 import datetime
 import difflib
+import functools
 import io
 import json
 import math
@@ -89,7 +90,7 @@ FLAGS = {
         strategy=(one_of(*STRATEGIES), "plummet", "which flat dimensions to prune; none: never prune nor trim"),
         data=(str, "auto", "where designs come from: auto | hub | sample | a path to .npz or .npy"),
         latent_dim=(number(int, 1, 10000), 100, "latent dimensions to start with"),
-        trim_tol=(NOT_NEGATIVE, 0.15, "trim while val_rec <= (1 + tol) * its best; off: 0"),
+        trim_tol=(NOT_NEGATIVE, 0.1, "trim while val_rec <= best + tol * (best + variance / 20); off: 0"),
         trim_rec=(POSITIVE, None, "trim while val_rec <= this error instead; off: None"),
         n_epochs=(AT_LEAST_ONE, None, "epochs to train; None: 100, or as many as make 6000 steps"),
         seed=(number(int, 0, 2**31), 1, "seed of weights, batches and draws"),
@@ -197,6 +198,7 @@ class Parser(argparse.ArgumentParser):
         raise InputError(message.removeprefix("argument "))
 
 
+@functools.cache
 def parser():
     """All flags. Those not given are absent from the Namespace: parse() fills them in."""
     about = __doc__.split("\n\n")
@@ -420,7 +422,8 @@ class Trainer:
         self.args, self.device = args, device
         self.train, self.val = designs.train.to(device), designs.val.to(device)
         self.model = LVAE(self.train.shape[2:], args.latent_dim, args.lipschitz).to(device)
-        self.pruner = Pruner(args.latent_dim, args, device)
+        variance = F.mse_loss(self.val, self.train.mean(0).expand_as(self.val)).item()
+        self.pruner = Pruner(args.latent_dim, args, device, variance)
         self.optimizer = Adam(self.model.parameters())
         self.batch = min(args.batch_size, len(self.train))
         self.best = dict(val_rec=INF, epoch=-1, weights=None)  # since the last pruning; weights: with --keep best
