@@ -31,7 +31,8 @@ Written by `make soak` (tests/test_faults.py), a row by each kind of fault; it i
 for real into `train.py`, as a process of its own, training toy designs for {kit.EPOCHS} epochs. Each run was then
 continued to its end and compared with an undisturbed run of the same flags: every column of metrics.csv but
 `epoch_seconds`, pruning.csv, every number of summary.json, every weight of model.pt, and the names of the files, bit
-for bit; with W&B, every epoch's val_rec on the server, too.
+for bit; with W&B, every epoch's val_rec on the server, too. The rows of a sweep are the tests of
+tests/test_sweep_faults.py: agents work on runs of a stub, and what became of runs and rows is compared.
 
 | fault | times | the process ended with | lost | day | seed |
 | --- | --- | --- | --- | --- | --- |
@@ -123,6 +124,12 @@ def test_nothing_is_lost(text, ending, few, many, inject, arguments, folder, mon
     times = max(1, round(many * SCALE)) if SCALE else few
     lost = inject(times, *arguments)
     said = f"{len(lost)} differences" if lost else "nothing"
+    write_row(text, times, ending, said)
+    assert lost == []
+
+
+def write_row(text, times, ending, said):
+    """A row of results/faults.md; what it said of this fault before goes."""
     line = f"| {text} | {times} | {ending} | {said} | {date.today()} | {SEED} |"
     if SCALE >= 1:
         old = [row for row in TABLE.read_text().splitlines() if row.startswith("| ")][2:] if TABLE.exists() else []
@@ -130,7 +137,6 @@ def test_nothing_is_lost(text, ending, few, many, inject, arguments, folder, mon
         record.write_atomically(TABLE, HEADER + "\n".join(rows.values()) + "\n")
     elif SCALE:
         print(line)
-    assert lost == []
 
 
 def test_a_full_disk_that_holds_the_log_too(folder, monkeypatch):

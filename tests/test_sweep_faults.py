@@ -1,4 +1,4 @@
-"""What must not go wrong quietly in a sweep: each test injects a fault and looks at what is said and left."""
+"""What must not go wrong quietly in a sweep: a test a fault. Its docstring, fault | ending, is a row of results/faults.md."""
 
 import os
 import shutil
@@ -36,6 +36,7 @@ SWEEP = [sys.executable, str(ROOT / "sweep.py")]
 
 
 def test_a_run_on_other_designs_is_not_recorded():
+    """a sweep's designs are replaced while agents work | 2, the run is set aside, no row"""
     made = create(seed=[1, 2])
     said = work(code=2, STUB_SHA="b" * 64)
     assert "bbbbbbbbbbbb, the sweep's" in said and "not recorded" in said and not Path("results").exists()
@@ -45,6 +46,7 @@ def test_a_run_on_other_designs_is_not_recorded():
 
 
 def test_a_change_of_the_code_is_refused_unless_told_otherwise():
+    """a sweep's program changes between its runs, and while an agent works | 2"""
     shutil.copy(STUB, "program.py")
     made = create(seed=[1, 2, 3], program="program.py")
     work("--count", "1")
@@ -61,6 +63,7 @@ def test_a_change_of_the_code_is_refused_unless_told_otherwise():
 
 
 def test_what_breaks_every_run_burns_no_point_and_what_failed_can_be_tried_again():
+    """every run crashes before its first epoch, two after their first | 2, then 0; 1, then 0 with `--failed`"""
     made = create(end=["crash"], end_epoch=[0], seed=[1, 2, 3, 4])
     assert "two points have crashed alike" in work(code=2) and states(made) == {"WAITING": 4}
     Path("mended").touch()
@@ -76,6 +79,7 @@ def test_what_breaks_every_run_burns_no_point_and_what_failed_can_be_tried_again
 
 
 def test_a_damaged_run_ends_its_own_try_and_no_agent():
+    """a run's metrics.csv gets a line `77`, or NUL bytes | 0, mended; 1, that run alone"""
     made = create(nap=[0.05], seed=[1, 2])
     agent = start_agents()
     wait_until(checkpoints)
@@ -94,6 +98,7 @@ def test_a_damaged_run_ends_its_own_try_and_no_agent():
 
 
 def test_damaged_state_is_named_and_in_nobodys_way():
+    """sweep.json, journal, current or results/NN.csv damaged, emptied or gone | 2, the file is named"""
     old, made = create(seed=[1]), create(seed=[2, 3])
     Path(f".sweeps/{old['id']}/sweep.json").write_text("{")
     assert "sweep.json: is damaged" in says("list") and "0/2 over" in says("status")
@@ -117,6 +122,7 @@ def test_damaged_state_is_named_and_in_nobodys_way():
 
 
 def test_a_hanging_run_is_shown_and_ended_where_asked():
+    """a run hangs after an epoch | shown by `status`; 1 with `--patience`"""
     made = create(nap=[0.02], end=["hang"], seed=[1])
     agent = start_agents("--patience", "99", SWEEP_BEAT="1")
     wait_until(lambda: "does it hang?" in says("status"))
@@ -124,6 +130,7 @@ def test_a_hanging_run_is_shown_and_ended_where_asked():
 
 
 def test_rows_that_were_lost_are_made_again():
+    """results/NN.csv deleted, emptied, or .sweeps deleted with it | 0, all rows made again"""
     made = create(end=["finish", "diverge"], seed=[1, 2])
     work()
     before = {row["id"]: row | {"recorded": ""} for row in rows()}
@@ -142,6 +149,7 @@ def test_rows_that_were_lost_are_made_again():
 
 
 def test_grids_are_counted_first_and_their_journal_grows_linearly(capsys):
+    """a grid of 10^8 points; one of 100 and of 400 levels | 2; journal grows linearly"""
     write(**{key: [float(k) for k in range(1, 101)] for key in ("lr", "w_v", "plummet_threshold", "percentile")})
     assert "the grid has 100,000,000 points; allowed: at most 100,000" in says("create", "quick.yaml", code=2)
     sizes = []
@@ -153,6 +161,7 @@ def test_grids_are_counted_first_and_their_journal_grows_linearly(capsys):
 
 
 def test_a_file_that_says_something_twice_or_names_no_file_is_refused():
+    """a sweep's file with a value or key twice, aliases, 2,000 brackets, a name that is a path | 2"""
     text = (
         "program: {}\nmethod: grid\nmetric: {{name: val_rec}}\nname: {}\nparameters:\n  problem: {{value: toy}}\n  {}\n"
     )
@@ -173,6 +182,7 @@ def test_a_file_that_says_something_twice_or_names_no_file_is_refused():
 
 
 def test_no_password_is_told_and_a_sweep_is_its_users_own(capsys):
+    """a database's URL with a password, refused | 2, no password said; sweep.json has mode 600"""
     url = "postgresql+psycopg://me:secret@nowhere.invalid/db?password=secret"
     for storage in (url, "mysql://me:secret@nowhere/db"):
         assert sweep.main(["create", "01", "--backend", "local", "--storage", storage]) == 2
@@ -182,7 +192,7 @@ def test_no_password_is_told_and_a_sweep_is_its_users_own(capsys):
 
 
 def test_a_database_that_is_away_is_waited_for(monkeypatch, capsys):
-    """Its coming back after seconds, and its not coming back; with a real one: soak_sweep.py."""
+    """a database is away for three tries, and for good | goes on; 4"""
     queue, naps, answers = sweep.Queue(create(seed=[1])), [], [ConnectionError("gone")] * 3 + ["a run"]
     queue.away = (ConnectionError,)
     monkeypatch.setattr(time, "sleep", naps.append)
@@ -200,6 +210,7 @@ def test_a_database_that_is_away_is_waited_for(monkeypatch, capsys):
 
 
 def test_disks_pipes_and_early_signals_end_in_one_line():
+    """`status` into a closed pipe, Ctrl-C while agents start, `results` is a file | no traceback; 4"""
     create(seed=[1])
     done = subprocess.run(" ".join([*SWEEP, "status | head -0"]), shell=True, capture_output=True, text=True)
     assert done.stderr == ""
