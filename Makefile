@@ -42,22 +42,22 @@ lint: setup ## ruff: check and format
 	$(VENV)/bin/ruff format --check .
 
 data: setup-data ## make designs: PROBLEM=beams2d N=1024 SEED=0 (resumable; writes data/PROBLEM-sSEED.npz)
-	$(PY) data.py --problem $(or $(PROBLEM),beams2d) --n $(or $(N),16) --seed $(or $(SEED),0)
+	$(PY) -m tools.designs --problem $(or $(PROBLEM),beams2d) --n $(or $(N),16) --seed $(or $(SEED),0)
 
 ground-truth: setup ## toy designs of known dimension, every strategy, three seeds: the README's table
-	$(PY) groundtruth.py
+	$(PY) -m tools.groundtruth
 
 width: setup ## does the answer depend on latent_dim? runs what results/width.csv lacks; BACKEND=local
 	$(PY) sweep.py create comparisons/width.yaml --backend local
 	$(PY) sweep.py agent --n $(or $(N),2)
-	$(PY) width.py
+	$(PY) -m tools.width
 
 DEVICE ?= cpu
 bench: setup ## speed against the published network; QUICK=1 for a short look, DEVICE=cuda
-	$(PY) bench.py --device $(DEVICE) $(if $(QUICK),--quick)
+	$(PY) -m tools.bench --device $(DEVICE) $(if $(QUICK),--quick)
 
 budget: setup ## hours of the six sweeps on this machine, measured: a minute; DEVICE=cuda
-	$(PY) bench.py --device $(DEVICE) --budget
+	$(PY) -m tools.bench --device $(DEVICE) --budget
 
 # make sweep-01 [PROBLEM= SEEDS= EPOCHS= STRATEGY= SET="a=1 b=2,3" EDITION= BACKEND=wandb|local PROJECT= ENTITY= STORAGE=]
 where = $(if $(SWEEP),--sweep "$(SWEEP)")
@@ -97,14 +97,14 @@ report: setup ## the page that answers a sweep's question: SWEEP=02 (RUNS=folder
 
 verify: setup ## do its rows come out again? a random tenth: RUNS=results/01-first.csv, ARGS="--ids a b"
 	@test -n "$(RUNS)" || { echo "verify: say which rows: make verify RUNS=results/01-first.csv" >&2; exit 2; }
-	$(PY) verify.py --runs $(RUNS) $(ARGS)
+	$(PY) -m tools.verify --runs $(RUNS) $(ARGS)
 
 ship: setup ## the best run of each final setting into models/: RUNS="results/NN-models.csv ..."
-	$(PY) ship.py --runs $(or $(RUNS),$(wildcard results/*-models.csv))
+	$(PY) -m tools.ship --runs $(or $(RUNS),$(wildcard results/*-models.csv))
 
 gallery: setup ## what a model draws, and its physics: RUN=runs/<id>, trained with --save_model
 	@test -n "$(RUN)" || { echo "gallery: say which run: make gallery RUN=runs/<id>" >&2; exit 2; }
-	$(PY) gallery.py --run $(RUN)
+	$(PY) -m tools.gallery --run $(RUN)
 
 clean: ## remove caches and pages (report/): what can be made again, never a run
 	rm -rf report .pytest_cache .hypothesis .ruff_cache __pycache__ tests/__pycache__

@@ -768,7 +768,7 @@ def fit(trainer, run, wandb, stop, first):
 
 
 def draw(trainer, folder):
-    import figures
+    from tools import figures
 
     figures.draw(trainer, folder)
 

@@ -4,12 +4,13 @@ import dataclasses
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 import wandb
 
-import bench
+from tools import bench
 
 COMMON = dict(problem="photonics2d", precision="fp32", device="cpu")
 
@@ -118,5 +119,6 @@ def test_the_whole_table(monkeypatch):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there():
-    failed = subprocess.run([sys.executable, bench.__file__, "--device", "cuda"], capture_output=True, text=True)
+    command, root = [sys.executable, "-m", "tools.bench", "--device", "cuda"], Path(bench.__file__).parent.parent
+    failed = subprocess.run(command, cwd=root, capture_output=True, text=True)
     assert failed.returncode == 2 and "no GPU" in failed.stderr

@@ -9,7 +9,8 @@ import pytest
 from conftest import ROOT
 
 import data
-from solvers import Heat, fast_engibench
+from tools import designs as designs_tool
+from tools.solvers import Heat, fast_engibench
 
 BUNDLED = [p for p in ("beams2d", "heatconduction2d", "photonics2d") if (data.SAMPLES / f"{p}.npz").exists()]
 
@@ -21,11 +22,11 @@ def bundled(problem):
 
 @pytest.mark.parametrize("problem", BUNDLED)
 def test_every_bundled_design_is_in_range_at_its_volume_and_unique(problem):
-    assert data.check(data.SAMPLES / f"{problem}.npz", problem) == []
+    assert designs_tool.check(data.SAMPLES / f"{problem}.npz", problem) == []
     arrays = bundled(problem)
     n = len(arrays["designs"])
     assert {"designs", "split", "objective", "seed", "index", *data.PROBLEMS[problem]["conditions"]} == set(arrays)
-    for name, values in data.conditions_of(problem, int(arrays["seed"][0]), n).items():
+    for name, values in designs_tool.conditions_of(problem, int(arrays["seed"][0]), n).items():
         np.testing.assert_array_equal(arrays[name], values)
     first = {"beams2d": 1024, "heatconduction2d": 1024, "photonics2d": 512}[
         problem
@@ -47,7 +48,7 @@ def test_check_finds_what_is_wrong(tmp_path):
     designs, volfrac = arrays["designs"][:40].copy(), arrays["volfrac"][:40].copy()
     designs[7], volfrac[3] = designs[0], volfrac[3] + 0.02
     np.savez(tmp_path / "bad.npz", designs=designs, split=arrays["split"][:40], volfrac=volfrac)
-    found = data.check(tmp_path / "bad.npz", "beams2d")
+    found = designs_tool.check(tmp_path / "bad.npz", "beams2d")
     assert any(line.startswith("design 3: volume off by 0.0") for line in found)
     assert "design 7: a duplicate" in found
 
@@ -56,19 +57,21 @@ def test_a_beam_is_made_again_to_the_byte():
     arrays = bundled("beams2d")
     i = int(np.argmin(np.abs(arrays["rmin"] - 1.6) + np.abs(arrays["volfrac"] - 0.4)))
     conditions = {key: arrays[key][i].item() for key in data.PROBLEMS["beams2d"]["conditions"]}
-    design = data.optimise("beams2d", conditions)
+    design = designs_tool.optimise("beams2d", conditions)
     # Another processor may round another way, and an optimiser may amplify that; on the machine that made the sample they are equal.
     assert np.abs(design.astype(int) - arrays["designs"][i]).mean() < 2
-    assert data.objective("beams2d", conditions, design / 255) == pytest.approx(arrays["objective"][i], rel=0.01)
+    assert designs_tool.objective("beams2d", conditions, design / 255) == pytest.approx(
+        arrays["objective"][i], rel=0.01
+    )
 
 
 def test_a_heat_sink_is_made_again():
     pytest.importorskip("nlopt", reason="nlopt is not installed; `make data` and `make test` install it")
     arrays = bundled("heatconduction2d")
     conditions = {key: arrays[key][0].item() for key in data.PROBLEMS["heatconduction2d"]["conditions"]}
-    design = data.optimise("heatconduction2d", conditions)
+    design = designs_tool.optimise("heatconduction2d", conditions)
     # MMA is chaotic: a rounding difference in one evaluation moves branches. The objective is what is reproduced.
-    assert data.objective("heatconduction2d", conditions, design / 255) == pytest.approx(
+    assert designs_tool.objective("heatconduction2d", conditions, design / 255) == pytest.approx(
         arrays["objective"][0], rel=0.01
     )
 
@@ -78,7 +81,7 @@ def test_the_stored_objective_is_that_of_the_design(problem):
     arrays = bundled(problem)
     for i in (1, len(arrays["designs"]) - 1):
         conditions = {key: arrays[key][i].item() for key in data.PROBLEMS[problem]["conditions"]}
-        assert data.objective(problem, conditions, arrays["designs"][i] / 255) == pytest.approx(
+        assert designs_tool.objective(problem, conditions, arrays["designs"][i] / 255) == pytest.approx(
             arrays["objective"][i], rel=1e-6
         )
 
@@ -95,7 +98,7 @@ def test_fast_beams_are_engibench_beams():
 
 
 def test_the_load_of_every_beam_is_downward_on_the_top_edge():
-    forcedist = data.conditions_of("beams2d", 5, 2000)["forcedist"]
+    forcedist = designs_tool.conditions_of("beams2d", 5, 2000)["forcedist"]
     loaded = np.array([int(1 + (2 * f * 100) * 51) for f in forcedist])  # as EngiBench computes it
     assert (loaded % 102 == 1).all()
     assert len(set(loaded)) == 101
@@ -125,7 +128,7 @@ def test_toy_has_exactly_its_factors():
 
 def test_splits_do_not_move_when_designs_are_added():
     assert (data._split(100, 3) == data._split(1000, 3)[:100]).all()
-    first, more = data.conditions_of("photonics2d", 0, 10), data.conditions_of("photonics2d", 0, 99)
+    first, more = designs_tool.conditions_of("photonics2d", 0, 10), designs_tool.conditions_of("photonics2d", 0, 99)
     assert all((first[key] == more[key][:10]).all() for key in first)
 
 
@@ -228,9 +231,11 @@ def test_making_designs_from_the_command_line(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     made = []
     monkeypatch.setattr(
-        data, "optimise", lambda problem, conditions: made.append(conditions) or np.full((50, 100), 60, np.uint8)
+        designs_tool,
+        "optimise",
+        lambda problem, conditions: made.append(conditions) or np.full((50, 100), 60, np.uint8),
     )
-    monkeypatch.setattr(data, "objective", lambda problem, conditions, design: 1.0)
+    monkeypatch.setattr(designs_tool, "objective", lambda problem, conditions, design: 1.0)
 
     class InProcess:  # the pool's workers would not see the stand-ins
         def __init__(self, *args, **kwargs): ...
@@ -243,15 +248,15 @@ def test_making_designs_from_the_command_line(tmp_path, monkeypatch, capsys):
             return future
 
     monkeypatch.setattr("concurrent.futures.ProcessPoolExecutor", InProcess)
-    monkeypatch.setattr("sys.argv", ["data.py", "--n", "5", "--problem", "beams2d", "--seed", "7"])
-    data.main()
+    monkeypatch.setattr("sys.argv", ["designs.py", "--n", "5", "--problem", "beams2d", "--seed", "7"])
+    designs_tool.main()
     (tmp_path / "data/beams2d-s7/000003.npz").unlink()
     (tmp_path / "data/beams2d-s7.npz").unlink()
-    data.main()  # goes on where it was: one design is missing
+    designs_tool.main()  # goes on where it was: one design is missing
     assert len(made) == 6
     shutil.rmtree(tmp_path / "data/beams2d-s7")
-    monkeypatch.setattr("sys.argv", ["data.py", "--n", "7", "--problem", "beams2d", "--seed", "7"])
-    data.main()  # the packed file holds the first five
+    monkeypatch.setattr("sys.argv", ["designs.py", "--n", "7", "--problem", "beams2d", "--seed", "7"])
+    designs_tool.main()  # the packed file holds the first five
     assert len(made) == 8
     with np.load(tmp_path / "data/beams2d-s7.npz") as file:
         assert file["designs"].shape == (7, 50, 100)
@@ -262,15 +267,15 @@ def test_making_designs_from_the_command_line(tmp_path, monkeypatch, capsys):
     for flags, said in {"6 --seed 7 --out other.npz": "holds 7 designs of seed 7", "8 --out other.npz": "holds 7 designs of seed 7",
                         "8 --seed 7 --out foreign.npz": "not of this program"}.items():  # fmt: skip
         capsys.readouterr()  # the progress bars
-        monkeypatch.setattr("sys.argv", ["data.py", "--problem", "beams2d", "--n", *flags.split()])
+        monkeypatch.setattr("sys.argv", ["designs.py", "--problem", "beams2d", "--n", *flags.split()])
         with pytest.raises(SystemExit, match="2"):
-            data.main()
+            designs_tool.main()
         assert said in capsys.readouterr().err
     assert not Path("data/beams2d-s0").exists()  # what was refused left nothing
-    monkeypatch.setattr("sys.argv", ["data.py", "--n", "0", "--problem", "beams2d"])
+    monkeypatch.setattr("sys.argv", ["designs.py", "--n", "0", "--problem", "beams2d"])
     with pytest.raises(SystemExit, match="2"):
-        data.main()
-    assert capsys.readouterr().err == "data.py: --n 0: must be at least 1\n"
+        designs_tool.main()
+    assert capsys.readouterr().err == "tools.designs: --n 0: must be at least 1\n"
 
 
 def test_fingerprints_are_json():

@@ -12,12 +12,12 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import data
-import figures
 import lvae
 import record
 import sweep as create
 import train
 from pruning import PROFILES, STRATEGIES
+from tools import figures
 
 MANY = settings(
     max_examples=int(os.environ.get("FUZZ", 300)),

@@ -3,15 +3,16 @@
 import csv
 import json
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 
 import data
-import gallery
 import lvae
+from tools import designs as designs_tool
+from tools import gallery
 
 
 @pytest.fixture(scope="module")
@@ -67,14 +68,14 @@ def test_gallery_of_a_run(run, tmp_path, capsys):
     for row in rows:  # the original's objective is that of its own conditions
         i = int(row["validation design"])
         conditions = {name: values[i].item() for name, values in designs.conditions["val"].items()}
-        expected = data.objective("heatconduction2d", conditions, designs.val[i, 0].numpy().astype(float))
+        expected = designs_tool.objective("heatconduction2d", conditions, designs.val[i, 0].numpy().astype(float))
         assert float(row["objective of the original"]) == pytest.approx(expected, rel=1e-9)
         assert float(row["volume of the original"]) == pytest.approx(float(designs.val[i].mean()))
 
 
 def test_the_readmes_code_runs(capsys, monkeypatch):
-    monkeypatch.chdir(Path(gallery.__file__).parent)
-    blocks = re.findall("```python\n(.*?)```", Path(gallery.__file__).with_name("README.md").read_text(), re.DOTALL)
+    monkeypatch.chdir(ROOT)
+    blocks = re.findall("```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert len(blocks) == 2
     for block in blocks:
         exec(block, {})

@@ -9,12 +9,11 @@ import torch.nn.functional as F
 from conftest import ROOT
 
 import data
-import figures
 import lvae
-import ship
 import train
 from record import read_csv
 from sweep import record_result
+from tools import figures, ship
 
 
 def read_results(path):

@@ -15,11 +15,11 @@ import torch
 import torch.nn.functional as F
 
 import data
-import figures
 import lvae
 import record
 import train
 from pruning import STRATEGIES
+from tools import figures
 
 ROOT, DRAW = Path(__file__).parent.parent, figures.draw
 # A few seconds of the toy problem that do prune: lognorm proposes at once, and no safeguard holds it back.

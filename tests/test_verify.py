@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-import verify
 from sweep import record_result
+from tools import verify
 
 RUN = "--problem=toy --latent_dim=6 --batch_size=256 --n_epochs=3 --pruning_epoch=1 --polynomial_schedule_n=1"
 RUN += " --min_active_dims=1 --threads=1"

@@ -1,9 +1,9 @@
 """What a finished run's model can draw: latent traversals, reconstructions best to worst, interpolations, samples, and their physics.
 
-    python gallery.py --run runs/<id>              # make gallery RUN=runs/<id>; the run needs model.pt (train with --save_model)
+    python -m tools.gallery --run runs/<id>              # make gallery RUN=runs/<id>; the run needs model.pt (train with --save_model)
 
 Expect report/gallery-<id>/index.html in about a minute on a CPU: most of it is the physics, one simulation a design (--physics 0: none).
-A pixel error is not what an engineer cares about, so designs are also scored with EngiBench's objective (heatconduction2d: solvers.py).
+A pixel error is not what an engineer cares about, so designs are also scored with EngiBench's objective.
 """
 
 import argparse
@@ -18,9 +18,10 @@ from matplotlib.figure import Figure
 import data
 from lvae import load
 from report import COLOURS, Page, change, log_axis, num, panel
+from tools.designs import objective
 
 STEPS = 7  # of a traversal and of an interpolation
-OBJECTIVE = {  # name, what is better, what else to look at; all dimensionless (data.objective)
+OBJECTIVE = {  # name, what is better, what else to look at; all dimensionless (tools/designs.py)
     "beams2d": ("compliance", "lower", "More material makes it better by itself: look at the volume, too."),
     "heatconduction2d": (
         "thermal compliance",
@@ -180,7 +181,7 @@ def physics(page, problem, designs, x, y, model, count):
     name, better, advice = OBJECTIVE[problem]
 
     def score(i, design):
-        return data.objective(
+        return objective(
             problem, {name: v[i].item() for name, v in conditions.items()}, np.asarray(design, dtype=float).clip(0, 1)
         )
 
@@ -288,10 +289,10 @@ def main(argv=None):
         draw(page, config, model.eval(), designs, args.designs, args.physics)
         path = page.write()
     except data.InputError as error:
-        print(f"gallery.py: {error}", file=sys.stderr)
+        print(f"tools.gallery: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"gallery.py: --out {args.out}: cannot write ({error.strerror or error})", file=sys.stderr)
+        print(f"tools.gallery: --out {args.out}: cannot write ({error.strerror or error})", file=sys.stderr)
         return 4
     print(path)
     return 0

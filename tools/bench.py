@@ -31,8 +31,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import data
 import train
-from machine import cpu_model
-from record import cores
+from record import cores, cpu_model
 from sweep import expand, levels, read_yaml
 
 PROBLEMS = ("beams2d", "heatconduction2d", "photonics2d")
@@ -252,15 +251,15 @@ def measure_epoch(problem, device, seconds):
 
 def start(name, threads, **arguments):
     """Start a measurement in a process of its own with so many threads."""
-    env = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    command = [sys.executable, __file__, "--measure", name, "--arguments", json.dumps(arguments)]
+    env = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(Path(__file__).parent.parent)}
+    command = [sys.executable, "-m", "tools.bench", "--measure", name, "--arguments", json.dumps(arguments)]
     return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def result(process):
     out, errors = process.communicate()
     if process.returncode:
-        sys.exit(f"bench.py: a measurement failed: {' '.join(process.args[2:])}\n{errors[-2000:]}")
+        sys.exit(f"tools.bench: a measurement failed: {' '.join(process.args[2:])}\n{errors[-2000:]}")
     return json.loads(out.splitlines()[-1])
 
 
@@ -391,7 +390,7 @@ def budget(device):
         together = [start("epoch", 1, problem=problem, device=device, seconds=15) for _ in range(agents)]
         rates[problem] = statistics.mean(result(process)["epoch_s"] for process in together)
     rows, total = [], 0.0
-    for path in sorted((Path(__file__).parent / "sweeps").glob("*.yaml")):
+    for path in sorted((Path(__file__).parent.parent / "sweeps").glob("*.yaml")):
         _, config = read_yaml(str(path))
         parameters = config["parameters"]
         if config["method"] == "grid":

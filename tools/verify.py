@@ -1,7 +1,7 @@
 """Do the rows of a results/NN.csv come out again? Runs a random share of them from their recorded flags, and compares.
 
     make verify RUNS=results/01-first.csv                    # a random tenth of the rows
-    python verify.py --runs results/01-first.csv --ids c6a4a0db ea3b9a67
+    python -m tools.verify --runs results/01-first.csv --ids c6a4a0db ea3b9a67
 
 A row is `equal` if every number of its metrics.csv is, bit for bit (metrics_sha256): expected on the type of CPU that made it. It is
 `within the seeds` if log val_rec is no further off than the rows of other seeds with the same flags lie apart, or where no other seed was
@@ -22,9 +22,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from lvae import InputError
-from machine import cpu_model
 from record import FREE_FLAGS as FREE
-from record import cores, read_csv, read_json
+from record import cores, cpu_model, read_csv, read_json
 from train import DEFAULTS
 
 # Training designs in samples/ before they grew: a row of then has no n_train
@@ -56,7 +55,7 @@ def again(row):
         if "n_train" not in row and row["data"] == "sample":
             known["n_train"] = FIRST_TRAINED_ON.get(row["problem"], 0)
         flags.write_text(json.dumps({"flags": known}))
-        command = [sys.executable, str(Path(__file__).parent / "train.py"), f"--config={flags}", f"--out={out}"]
+        command = [sys.executable, str(Path(__file__).parent.parent / "train.py"), f"--config={flags}", f"--out={out}"]
         command += [
             "--wandb=disabled",
             "--save_model=False",
@@ -126,7 +125,7 @@ def main(argv=None):
         if args.jobs < 1:
             raise InputError(f"--jobs {args.jobs}: allowed: at least 1")
     except InputError as error:
-        print(f"verify.py: {error}", file=sys.stderr)
+        print(f"tools.verify: {error}", file=sys.stderr)
         return 2
     if args.ids:
         chosen = [row for row in rows if row["id"] in args.ids]
@@ -141,7 +140,7 @@ def main(argv=None):
             good += right
             print(f"{row['name']}: {said}", flush=True)
     except KeyboardInterrupt:  # the runs have got it, too, and stop
-        print("verify.py: interrupted", file=sys.stderr)
+        print("tools.verify: interrupted", file=sys.stderr)
         return 130
     finally:
         pool.shutdown(cancel_futures=True)

@@ -1,7 +1,7 @@
 """Does pruning find a dimension that is known? Toy designs with k = 1..5 independent factors, every strategy, three seeds.
 
     make ground-truth                                       # the README's table
-    python groundtruth.py --seeds 7 8 9 --strategies plummet
+    python -m tools.groundtruth --seeds 7 8 9 --strategies plummet
 
 A curved k-dimensional set embeds smoothly in at most 2k + 1 flat dimensions (Whitney), so k to 2k + 1 is right, and k the goal. Beside
 the dimensions kept stands how many PCA needs for the same error. Runs go to runs/ground-truth/; those that are finished are not run again.
@@ -33,7 +33,7 @@ def run(job):
     folder = Path("runs/ground-truth") / name
     command = [
         sys.executable,
-        str(Path(__file__).parent / "train.py"),
+        str(Path(__file__).parent.parent / "train.py"),
         *SETTING.split(),
         "--wandb=disabled",
         f"--toy_dims={k}",

@@ -30,4 +30,4 @@ def table(path):
 
 
 if __name__ == "__main__":
-    print(table(Path(__file__).parent / "results/width.csv"))
+    print(table(Path(__file__).parent.parent / "results/width.csv"))

@@ -1,6 +1,6 @@
 """Put the best of several runs of a problem's final setting into models/: its record, and its model in 8 bits, small enough to commit.
 
-    python ship.py --runs results/04-models.csv results/05-models.csv results/06-models.csv      # make ship
+    python -m tools.ship --runs results/04-models.csv results/05-models.csv results/06-models.csv      # make ship
 
 The best is the one with the least val_rec; the test error takes no part. The run's folder must still be there, with its model.pt
 (SET=save_model=True). models/<problem>/ is then a run's folder, too: for gallery.py --run, and for train.py --config.
@@ -84,10 +84,10 @@ def main(argv=None):
         for row in [best(path) for path in args.runs]:
             print(ship(row, args.folder, args.out), flush=True)
     except data.InputError as error:
-        print(f"ship.py: {error}", file=sys.stderr)
+        print(f"tools.ship: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"ship.py: cannot write ({error})", file=sys.stderr)
+        print(f"tools.ship: cannot write ({error})", file=sys.stderr)
         return 4
     return 0
 
