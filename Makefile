@@ -44,13 +44,12 @@ lint: setup ## ruff: check and format
 data: setup-data ## make designs: PROBLEM=beams2d N=1024 SEED=0 (resumable; writes data/PROBLEM-sSEED.npz)
 	$(PY) -m tools.designs --problem $(or $(PROBLEM),beams2d) --n $(or $(N),16) --seed $(or $(SEED),0)
 
-ground-truth: setup ## toy designs of known dimension, every strategy, three seeds: the README's table
-	$(PY) -m tools.groundtruth
-
-width: setup ## does the answer depend on latent_dim? runs what results/width.csv lacks; BACKEND=local
-	$(PY) sweep.py create comparisons/width.yaml --backend local
+ground-truth: ## does pruning find a known dimension? runs what results/ground-truth.csv lacks, N=2 at a time
+width: ## does the answer depend on latent_dim? runs what results/width.csv lacks, N=2 at a time
+ground-truth width: setup
+	$(PY) sweep.py create comparisons/$@.yaml --backend local
 	$(PY) sweep.py agent --n $(or $(N),2)
-	$(PY) -m tools.width
+	$(PY) -m tools.comparison $@
 
 DEVICE ?= cpu
 bench: setup ## speed against the published network; QUICK=1 for a short look, DEVICE=cuda

@@ -269,28 +269,32 @@ def check_epochs(epochs, flags):
 
 
 def freeze_data(config):
-    """Resolve `data: auto` for the whole sweep, and fingerprint its designs: {key: {source, toy_dims, sha256}}.
-
-    The key is the problem, or problem/n where training is on the first n designs alone (--n_train).
-    """
+    """Resolve `data: auto` for the whole sweep, and fingerprint its designs: {data_key(): {source, toy_dims, sha256}}."""
     from data import load
 
     parameters = config["parameters"]
-    source, dims = (str(levels(parameters.get(k, {"value": v}))[0]) for k, v in (("data", "auto"), ("toy_dims", 3)))
-    designs = itertools.product(levels(parameters["problem"]), levels(parameters.get("n_train", {"value": 0})))
-    found = {(p, n): load(p, source, int(dims), n).fingerprint for p, n in designs}
+    source = str(levels(parameters.get("data", {"value": "auto"}))[0])
+    lists = (levels(parameters.get(k, {"value": v})) for k, v in (("problem", None), ("n_train", 0), ("toy_dims", 3)))
+    designs = {data_key(p, n, k): (p, n, k) for p, n, k in itertools.product(*lists)}
+    found = {key: load(p, source, k, n).fingerprint for key, (p, n, k) in designs.items()}
     if source == "auto":
         source = "hub" if all(f["source"] == "hub" for f in found.values()) else "sample"
-        found |= {k: load(k[0], source, int(dims), k[1]).fingerprint for k, f in found.items() if f["source"] != source}
+        other = {key: what for key, what in designs.items() if found[key]["source"] != source}
+        found |= {key: load(p, source, k, n).fingerprint for key, (p, n, k) in other.items()}
     parameters["data"] = {"value": source}
-    frozen = {"source": source, "toy_dims": int(dims)}
-    return {f"{p}/{n}" if n else p: frozen | {"sha256": f["sha256"]} for (p, n), f in found.items()}
+    return {k: {"source": source, "toy_dims": designs[k][2], "sha256": f["sha256"]} for k, f in found.items()}
+
+
+def data_key(problem, n_train, toy_dims):
+    """A name for designs: the problem, with /n where training is on the first n alone, and the factors of toy designs."""
+    factors = f"/k{toy_dims}" if problem == "toy" and int(toy_dims) != 3 else ""
+    return f"{problem}{factors}" + (f"/{n_train}" if int(n_train) else "")
 
 
 def sha256_of(sweep, flags):
     """The fingerprint of the designs that a run with these flags has in a sweep; None if it has none for them."""
-    n = flags.get("n_train") or 0
-    return sweep["data"].get(f"{flags['problem']}/{n}" if n else flags["problem"], {}).get("sha256")
+    key = data_key(flags["problem"], flags.get("n_train") or 0, flags.get("toy_dims") or 3)
+    return sweep["data"].get(key, {}).get("sha256")
 
 
 def check_data(sweep):
@@ -298,8 +302,9 @@ def check_data(sweep):
     from data import load
 
     for key, then in sweep["data"].items():
-        problem, _, n = key.partition("/")
-        now = load(problem, then["source"], then["toy_dims"], int(n or 0)).fingerprint["sha256"]
+        problem, *rest = key.split("/")
+        n = int(next((part for part in rest if part.isdigit()), 0))
+        now = load(problem, then["source"], then["toy_dims"], n).fingerprint["sha256"]
         other = f"{key} from {then['source']} is {now[:12]} here, but was {then['sha256'][:12]} when it was created"
         advice = "its runs must not mix two data sets: get the same designs, or create the sweep anew"
         need(now == then["sha256"], f"sweep {sweep['id']}: {other}; {advice}")

@@ -1,0 +1,47 @@
+"""tools/comparison.py: its tables, from rows that are planted; and a sweep over toy designs of several dimensions."""
+
+import os
+
+import pandas as pd
+import pytest
+import sweep_kit
+
+import sweep
+from tools import comparison
+
+
+def plant(path, **columns):
+    frame = pd.DataFrame(columns).assign(status="finished", pca_ratio=0.5)
+    frame.to_csv(path, index=False)
+
+
+def test_the_table_of_widths(tmp_path):
+    common = {"problem": "beams2d", "toy_dims": 3, "latent_dim": [50, 50, 100], "seed": [1, 2, 1]}
+    plant(tmp_path / "w.csv", **common, active_dims=[6, 8, 7], val_rec=[0.001, 0.003, 0.002])
+    lines = comparison.table("width", tmp_path / "w.csv").splitlines()
+    assert lines[2] == "| beams2d | 50 | 2 | 7.0 ± 1.0 | 0.00200 ± 0.00100 | 0.500 ± 0.000 |"
+    assert lines[3] == "| beams2d | 100 | 1 | 7.0 | 0.00200 | 0.500 |"
+
+
+def test_the_table_of_known_dimensions(tmp_path, capsys, monkeypatch):
+    common = {"problem": "toy", "toy_dims": 2, "latent_dim": 20, "seed": [1, 2, 3, 4]}
+    plant(tmp_path / "g.csv", **common, active_dims=[2, 5, 6, 2], val_rec=[1e-5, 1e-5, 1e-5, 6e-4])
+    lines = comparison.table("ground-truth", tmp_path / "g.csv").splitlines()
+    assert lines[2] == "| 2 | 20 | 2, 5, 6, 2 | 1.0e-05, 1.0e-05, 1.0e-05, 6.0e-04 | 2 of 4 | 2 of 4 |"
+    assert lines[3] == "| all |  |  |  | 2 of 4 | 2 of 4 |"
+    monkeypatch.setattr(comparison, "ROOT", tmp_path)
+    assert comparison.main(["width"]) == 2
+    assert capsys.readouterr().err.endswith("has no finished run; make width makes them\n")
+
+
+@pytest.mark.usefixtures("here")
+def test_toy_designs_of_several_dimensions_are_told_apart():
+    os.symlink(comparison.ROOT / "train.py", "train.py")
+    file = comparison.ROOT / "comparisons/ground-truth.yaml"
+    assert sweep.main(["create", str(file), "--backend", "local"]) == 0
+    made = sweep_kit.current()
+    assert len(sweep_kit.points(made)) == 45 and made["results"] == "results/ground-truth.csv"
+    assert set(made["data"]) == {"toy", "toy/k1", "toy/k2", "toy/k4", "toy/k5"}
+    assert len({entry["sha256"] for entry in made["data"].values()}) == 5
+    sweep.check_data(made)
+    assert len(sweep.expand(sweep.read_yaml(str(comparison.ROOT / "comparisons/width.yaml"))[1])) == 36

@@ -1,0 +1,86 @@
+"""The tables of the comparisons that are no part of the study: results/NAME.csv as Markdown, into results/NAME.md.
+
+    make width            # does the answer depend on the width that training starts from? (comparisons/width.yaml)
+    make ground-truth     # does pruning find a dimension that is known? (comparisons/ground-truth.yaml)
+
+Both run what their CSV lacks, on the local engine, and then make the table anew.
+"""
+
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+from lvae import InputError
+from record import read_csv, write_atomically
+
+ROOT = Path(__file__).parent.parent
+TITLES = {
+    "width": "Does the answer depend on the width that training starts from?",
+    "ground-truth": "Does pruning find a dimension that is known?",
+}
+
+
+def markdown(header, rows):
+    """A table of strings."""
+    return "\n".join("| " + " | ".join(row) + " |" for row in [header, ["---"] * len(header), *rows])
+
+
+def mean(values, form):
+    """Mean and its standard error, as text."""
+    error = f" ± {values.sem():{form}}" if len(values) > 1 else ""
+    return f"{values.mean():{form}}{error}"
+
+
+def width(rows):
+    """A row a problem and width: runs, and mean and standard error of dimensions, val_rec and its ratio to PCA's error."""
+    cells = []
+    for (problem, latent_dim), group in rows.groupby(["problem", "latent_dim"]):
+        numbers = [
+            mean(group[key], form) for key, form in (("active_dims", ".1f"), ("val_rec", ".5f"), ("pca_ratio", ".3f"))
+        ]
+        cells.append([problem, str(latent_dim), str(len(group)), *numbers])
+    return markdown(["problem", "latent_dim", "runs", "dims kept", "val_rec", "ratio to PCA"], cells)
+
+
+def ground_truth(rows):
+    """A row a number of factors k and width: what was kept, the errors, and how many runs kept k..2k+1, and exactly k."""
+    k, dims = rows["toy_dims"], rows["active_dims"]
+    rows = rows.assign(right=(k <= dims) & (dims <= 2 * k + 1) & (rows["val_rec"] < 5e-4), exact=dims == k)
+    cells = []
+    for (k, latent_dim), group in rows.groupby(["toy_dims", "latent_dim"]):
+        lists = [
+            ", ".join(format(v, form) for v in group[key]) for key, form in (("active_dims", "d"), ("val_rec", ".1e"))
+        ]
+        counts = [f"{group[key].sum()} of {len(group)}" for key in ("right", "exact")]
+        cells.append([str(k), str(latent_dim), *lists, *counts])
+    cells.append(["all", "", "", "", *(f"{rows[key].sum()} of {len(rows)}" for key in ("right", "exact"))])
+    return markdown(["k", "latent_dim", "dims kept", "val_rec", "k..2k+1, val_rec < 5e-4", "exactly k"], cells)
+
+
+def table(name, path):
+    """The table of a comparison from its rows. Raises InputError where there are none."""
+    rows = read_csv(path)
+    rows = rows[rows["status"] == "finished"] if len(rows) else rows
+    if not len(rows):
+        raise InputError(f"{path}: has no finished run; make {name} makes them")
+    numbers = ["toy_dims", "latent_dim", "active_dims", "val_rec", "pca_ratio"]
+    rows = rows.assign(**{key: pd.to_numeric(rows[key]) for key in numbers}).sort_values("seed")
+    return {"width": width, "ground-truth": ground_truth}[name](rows)
+
+
+def main(argv=None):
+    name = (sys.argv[1:] if argv is None else argv)[0]
+    try:
+        text = table(name, ROOT / f"results/{name}.csv")
+    except InputError as error:
+        print(f"tools.comparison: {error}", file=sys.stderr)
+        return 2
+    made = f"`make {name}` goes on from the rows of [{name}.csv]({name}.csv) and makes this page."
+    write_atomically(ROOT / f"results/{name}.md", f"# {TITLES[name]}\n\n{made}\n\n{text}\n")
+    print(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
