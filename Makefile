@@ -6,7 +6,7 @@ NLOPT := nlopt==2.11.0
 PSYCOPG := "psycopg[binary]==3.3.9"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-data train test soak lint data ground-truth width bench budget agents resume status stop rebuild list sync dashboard report verify ship gallery clean distclean
+.PHONY: help setup setup-data train test soak lint data ground-truth width baselines bench budget agents resume status stop rebuild list sync dashboard report verify ship gallery clean distclean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9%-]+:.*## / {sub("%", "01", $$1); printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,7 +46,8 @@ data: setup-data ## make designs: PROBLEM=beams2d N=1024 SEED=0 (resumable; writ
 
 ground-truth: ## does pruning find a known dimension? runs what results/ground-truth.csv lacks, N=2 at a time
 width: ## does the answer depend on latent_dim? runs what results/width.csv lacks, N=2 at a time
-ground-truth width: setup
+baselines: ## the fronts of dimensions against error; runs what results/baselines.csv lacks, N=2 at a time
+ground-truth width baselines: setup
 	$(PY) sweep.py create comparisons/$@.yaml --backend local
 	$(PY) sweep.py agent --n $(or $(N),2)
 	$(PY) -m tools.comparison $@

@@ -23,6 +23,23 @@ def test_the_table_of_widths(tmp_path):
     assert lines[3] == "| beams2d | 100 | 1 | 7.0 | 0.00200 | 0.500 |"
 
 
+def test_the_table_of_baselines(tmp_path):
+    common = {"problem": "beams2d", "toy_dims": 3, "latent_dim": 100, "seed": 1, "val_rec": 0.001}
+    arms = {
+        "strategy": ["plummet", "none", "plummet", "plummet"],
+        "trim_tol": [0.1, 0.1, 0, 0],
+        "rotate_every": [5, 0, 5, 0],
+    }
+    plant(tmp_path / "b.csv", **common, **arms, active_dims=[6, 16, 30, 40])
+    lines = comparison.table("baselines", tmp_path / "b.csv").splitlines()[2:]
+    assert [line.split(" | ")[1:4] for line in lines] == [
+        ["least volume, pruned", "1", "30.0"],
+        ["least volume, pruned and trimmed", "1", "6.0"],
+        ["least volume, pruned, not rotated", "1", "40.0"],
+        ["plain autoencoder of 16", "1", "16.0"],
+    ]
+
+
 def test_the_table_of_known_dimensions(tmp_path, capsys, monkeypatch):
     common = {"problem": "toy", "toy_dims": 2, "latent_dim": 20, "seed": [1, 2, 3, 4]}
     plant(tmp_path / "g.csv", **common, active_dims=[2, 5, 6, 2], val_rec=[1e-5, 1e-5, 1e-5, 6e-4])

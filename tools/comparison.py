@@ -2,8 +2,9 @@
 
     make width            # does the answer depend on the width that training starts from? (comparisons/width.yaml)
     make ground-truth     # does pruning find a dimension that is known? (comparisons/ground-truth.yaml)
+    make baselines        # what do pruning and least volume buy over a plain autoencoder? (comparisons/baselines.yaml)
 
-Both run what their CSV lacks, on the local engine, and then make the table anew.
+Each runs what its CSV lacks, on the local engine, and then makes the table anew.
 """
 
 import sys
@@ -18,6 +19,7 @@ ROOT = Path(__file__).parent.parent
 TITLES = {
     "width": "Does the answer depend on the width that training starts from?",
     "ground-truth": "Does pruning find a dimension that is known?",
+    "baselines": "What do pruning and least volume buy over a plain autoencoder?",
 }
 
 
@@ -32,14 +34,16 @@ def mean(values, form):
     return f"{values.mean():{form}}{error}"
 
 
+def numbers_of(group):
+    """Mean and standard error of dimensions, val_rec and its ratio to PCA's error, as text."""
+    return [mean(group[key], form) for key, form in (("active_dims", ".1f"), ("val_rec", ".5f"), ("pca_ratio", ".3f"))]
+
+
 def width(rows):
     """A row a problem and width: runs, and mean and standard error of dimensions, val_rec and its ratio to PCA's error."""
     cells = []
     for (problem, latent_dim), group in rows.groupby(["problem", "latent_dim"]):
-        numbers = [
-            mean(group[key], form) for key, form in (("active_dims", ".1f"), ("val_rec", ".5f"), ("pca_ratio", ".3f"))
-        ]
-        cells.append([problem, str(latent_dim), str(len(group)), *numbers])
+        cells.append([problem, str(latent_dim), str(len(group)), *numbers_of(group)])
     return markdown(["problem", "latent_dim", "runs", "dims kept", "val_rec", "ratio to PCA"], cells)
 
 
@@ -58,6 +62,20 @@ def ground_truth(rows):
     return markdown(["k", "latent_dim", "dims kept", "val_rec", "k..2k+1, val_rec < 5e-4", "exactly k"], cells)
 
 
+def baselines(rows):
+    """A row a problem and method: runs, and mean and standard error of dimensions, val_rec and its ratio to PCA's error."""
+    plain, trims = rows["strategy"] == "none", pd.to_numeric(rows["trim_tol"]) > 0
+    rotates = pd.to_numeric(rows["rotate_every"]) > 0
+    methods = rows["active_dims"].map("plain autoencoder of {}".format).where(plain, "least volume, pruned and trimmed")
+    methods = methods.mask(~plain & ~trims & rotates, "least volume, pruned").mask(
+        ~plain & ~rotates, "least volume, pruned, not rotated"
+    )
+    cells = []
+    for (problem, method), group in rows.assign(method=methods).groupby(["problem", "method"]):
+        cells.append([problem, method, str(len(group)), *numbers_of(group)])
+    return markdown(["problem", "method", "runs", "dims kept", "val_rec", "ratio to PCA"], cells)
+
+
 def table(name, path):
     """The table of a comparison from its rows. Raises InputError where there are none."""
     rows = read_csv(path)
@@ -66,7 +84,7 @@ def table(name, path):
         raise InputError(f"{path}: has no finished run; make {name} makes them")
     numbers = ["toy_dims", "latent_dim", "active_dims", "val_rec", "pca_ratio"]
     rows = rows.assign(**{key: pd.to_numeric(rows[key]) for key in numbers}).sort_values("seed")
-    return {"width": width, "ground-truth": ground_truth}[name](rows)
+    return {"width": width, "ground-truth": ground_truth, "baselines": baselines}[name](rows)
 
 
 def main(argv=None):
