@@ -675,6 +675,7 @@ def resolve(argv):
 def train(args):
     """Train a run to its end, or until it is stopped. Returns the exit code."""
     designs = data.load(args.problem, args.data, args.toy_dims, args.n_train)
+    print(f"data: {designs.about}", flush=True)
     args.data = designs.fingerprint["source"] if args.data == "auto" else args.data
     if args.test and len(designs.test) < 2:
         raise InputError(

@@ -191,9 +191,10 @@ BAD_FILES = {
     "NaN or infinite": dict(designs=np.where(GOOD > 0.99, np.nan, GOOD)),
     "values from": dict(designs=GOOD * 1.5),
     "has shape": dict(designs=GOOD[:, 0]),
-    "no array named": dict(images=GOOD),
+    "no array named": dict(images=GOOD, masks=GOOD),
     "is of type": dict(designs=GOOD.astype(str)),
-    "designs in the": dict(designs=GOOD[:3]),
+    "designs are too few": dict(designs=GOOD[:3]),
+    "designs in the val": dict(designs=GOOD, split=np.repeat("train", 40)),
     "`split` must name": dict(designs=GOOD, split=np.repeat("other", 40)),
 }
 
