@@ -528,13 +528,15 @@ def check(path, problem):
 
 
 def main():
+    from record import cores  # which imports this module
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--problem", choices=["beams2d", "heatconduction2d", "photonics2d"], help="with --check: from the file's name"
     )
     parser.add_argument("--n", type=int, default=16, help="designs to make (16)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the conditions (0: the bundled samples)")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes (all cores)")
+    parser.add_argument("--jobs", type=int, default=cores(), help="processes (all cores that we may use)")
     parser.add_argument("--out", help="packed file (data/<problem>-s<seed>.npz)")
     parser.add_argument("--check", metavar="NPZ", help="check this file instead of making designs")
     args = parser.parse_args()
