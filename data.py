@@ -15,6 +15,7 @@ import math
 import os
 import re
 import resource
+import subprocess
 import sys
 import threading
 import urllib.error
@@ -37,16 +38,28 @@ TOY_FACTORS = ("centre x", "centre y", "size", "aspect", "rotation", "brightness
 # `volume`: the condition that a design's mean must match, within EngiBench's own tolerance.
 PROBLEMS = {
     "beams2d": dict(
-        shape=(50, 100), volume="volfrac", conditions=dict(volfrac=(0.15, 0.4), rmin=(1.5, 4.0), forcedist=(0.0, 1.0))
+        hub="IDEALLab/beams_2d_50_100_v0",
+        shape=(50, 100),
+        volume="volfrac",
+        conditions=dict(volfrac=(0.15, 0.4), rmin=(1.5, 4.0), forcedist=(0.0, 1.0)),
     ),
-    "heatconduction2d": dict(shape=(101, 101), volume="volume", conditions=dict(volume=(0.3, 0.6), length=(0.0, 1.0))),
+    "heatconduction2d": dict(
+        hub="IDEALLab/heat_conduction_2d_v0",
+        shape=(101, 101),
+        volume="volume",
+        conditions=dict(volume=(0.3, 0.6), length=(0.0, 1.0)),
+    ),
     "photonics2d": dict(
-        shape=(120, 120), volume=None, conditions=dict(lambda1=(0.5, 1.25), lambda2=(0.75, 1.5), blur_radius=(0, 4))
+        hub="IDEALLab/photonics_2d_120_120_v0",
+        shape=(120, 120),
+        volume=None,
+        conditions=dict(lambda1=(0.5, 1.25), lambda2=(0.75, 1.5), blur_radius=(0, 4)),
     ),
     "toy": dict(shape=(32, 32), volume=None, conditions={}),
     "custom": dict(shape=None, volume=None, conditions={}),  # any H x W, from --data PATH
 }
 ALIASES = {"volume": ("volfrac",)}  # other names that files and the hub (heat_conduction_2d_v1) have for a condition
+HUB_SECONDS = 300  # for the hub's designs, all together; $HUB_SECONDS overrides it
 ROUNDING = 1e-3  # how far beyond [0, 1] a design's values may lie: they are clipped
 DARKEST = 16  # whole numbers whose largest is less, and not 1, are labels rather than grey levels
 VOLUME_TOLERANCE = 0.01  # engibench: volume_fraction_bound of beams2d and of heatconduction2d
@@ -54,7 +67,7 @@ VOLUME_TOLERANCE = 0.01  # engibench: volume_fraction_bound of beams2d and of he
 
 @dataclass
 class Designs:
-    """Designs by split, float32 in [0, 1], (N, 1, H, W); conditions by split and name; a fingerprint that pins all of it."""
+    """Designs by split, float32 in [0, 1], (N, 1, H, W); conditions by split and name; a fingerprint that pins them."""
 
     train: torch.Tensor
     val: torch.Tensor
@@ -65,32 +78,29 @@ class Designs:
 
 
 def load(problem, source="auto", toy_dims=3, n_train=0):
-    """Load the designs of `problem` from `source` (auto | hub | sample | a path to .npz or .npy). Raises InputError on bad input."""
+    """Load the designs of `problem`. source: auto | hub | hub:v1 | sample | a path to .npz or .npy. Raises InputError."""
     if problem not in PROBLEMS:
         raise InputError(f"--problem {problem}: unknown; allowed: {', '.join(PROBLEMS)}")
     if problem == "toy":
         if source not in ("auto", "hub", "sample", "toy"):
             raise InputError(f"--data {source}: toy designs are made, not read; your own are --problem custom")
         arrays, source = _toy(toy_dims), "toy"
-    elif problem == "custom" and source in ("auto", "hub", "sample"):
+    elif problem == "custom" and re.fullmatch(r"auto|sample|hub(:v\d+)?", source):
         raise InputError(f"--problem custom: needs your own designs; give --data PATH.npz, not --data {source}")
     elif source == "sample":
         arrays = _from_file(SAMPLES / f"{problem}.npz", problem)
-    elif source == "hub":
+    elif hub := re.fullmatch(r"auto|hub(?::(v\d+))?", source):
         try:
-            arrays = _from_hub(problem)
-        except Exception as error:  # datasets, huggingface_hub, pyarrow and requests raise a dozen types between them
-            raise InputError(
-                f"--data hub: cannot load {problem} ({first_line(error)}); --data sample needs no network"
-            ) from None
-    elif source == "auto":
-        try:
-            arrays, source = _from_hub(problem), "hub"
-        except Exception as error:
-            print(
-                f"data: the bundled sample, since EngiBench's hub gave no {problem} designs ({first_line(error)})",
-                flush=True,
-            )
+            arrays = _from_hub(problem, hub[1])
+            source = "hub" if source == "auto" else source
+        except InputError as error:
+            raise InputError(f"--data {source}: {error}") from None
+        except (OSError, ValueError) as error:
+            if source != "auto":
+                advice = "--data sample needs no network"
+                raise InputError(f"--data {source}: cannot load {problem} ({first_line(error)}); {advice}") from None
+            why = f"since EngiBench's hub gave no {problem} designs ({first_line(error)})"
+            print(f"data: the bundled sample, {why}", flush=True)
             arrays, source = _from_file(SAMPLES / f"{problem}.npz", problem), "sample"
     else:
         arrays = _from_file(Path(source), problem)
@@ -144,7 +154,7 @@ def _unit(designs, where):
 
 
 def free_memory():
-    """Bytes that this process may take: what the machine has free, its container's limit, and the shell's (ulimit -v)."""
+    """Bytes that this process may take: the machine's free ones, its container's limit, the shell's (ulimit -v)."""
     found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), resource.getrlimit(resource.RLIMIT_AS)[0]]
     with contextlib.suppress(OSError, TypeError):
         found.append(int(re.search(r"MemAvailable:\s+(\d+)", Path("/proc/meminfo").read_text())[1]) * 1024)
@@ -292,23 +302,32 @@ def _check_shape(path, problem, key, shape):
     raise InputError(f"--data {path}: `{key}` has shape {shape}; {problem} needs {want}{advice}")
 
 
-def reachable(url, seconds=3):
-    """True if a server answers at url, whatever it says; proxies are honoured. In a thread: a dead DNS server outlasts any timeout."""
+def ask(url, seconds=5):
+    """None where a server answers at url, or why not: its HTTP status, a web page, no answer. Proxies are honoured.
+
+    In a thread, since a dead DNS server outlasts any timeout. A certificate that this Python does not know is an
+    answer: the client may know it (REQUESTS_CA_BUNDLE), and names it otherwise.
+    """
     answer = []
 
     def probe():
         try:
-            urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=seconds).close()
-            answer.append(True)
-        except urllib.error.HTTPError:
-            answer.append(True)
-        except (OSError, ValueError, http.client.HTTPException):
-            pass
+            with urllib.request.urlopen(urllib.request.Request(url), timeout=seconds) as found:
+                answer.append("a web page" if "html" in found.headers.get("Content-Type", "") else None)
+        except urllib.error.HTTPError as error:
+            answer.append(f"HTTP {error.code}")
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            answer.append(None if "CERTIFICATE" in str(error) else f"no answer ({first_line(error)})")
 
     thread = threading.Thread(target=probe, daemon=True)
     thread.start()
     thread.join(seconds + 1)
-    return bool(answer)
+    return answer[0] if answer else f"no answer within {seconds} s"
+
+
+def reachable(url, seconds=3):
+    """True if a server answers at url, whatever it says."""
+    return not str(ask(url, seconds)).startswith("no answer")
 
 
 def _engibench(problem, conditions=None):
@@ -322,28 +341,60 @@ def _engibench(problem, conditions=None):
         return getattr(module, name)(config=conditions) if conditions else getattr(module, name)()
 
 
-def _from_hub(problem):
-    """EngiBench's published dataset. Probes first: an unreachable hub makes `datasets` retry for 23 s."""
-    if not reachable(os.environ.get("HF_ENDPOINT", "https://huggingface.co")):
-        # Cached designs load without the hub; with nothing cached, offline mode fails at once instead of retrying.
-        os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1")
-    dataset = _engibench(problem).dataset
-    designs, split, conditions = [], [], {key: [] for key in PROBLEMS[problem]["conditions"]}
-    for name in SPLITS:
-        part = dataset[name].with_format("numpy")
-        designs.append(np.stack([np.asarray(d, dtype=np.float32) for d in part["optimal_design"]]))
-        split += [name] * len(designs[-1])
-        for key, values in conditions.items():
-            values.append(np.asarray(part[key]))
-    designs = np.concatenate(designs)
-    if designs.shape[1:] != PROBLEMS[problem]["shape"] or not np.isfinite(designs).all():
-        raise ValueError(f"the published designs have shape {designs.shape} or values that are not finite")
-    return dict(
-        designs=designs.clip(0, 1),
-        split=np.array(split),
-        conditions={key: np.concatenate(v) for key, v in conditions.items()},
-        made="values as published",
-    )
+def _from_hub(problem, version=""):
+    """EngiBench's published dataset: from the cache, without a request, if it is there, else from the hub.
+
+    version: "v1" takes that version of the dataset instead of ours. Bounded in time. Raises OSError or ValueError where
+    the hub gives none, and InputError where the cache cannot be used: others who use it would train on other designs.
+    """
+    name = PROBLEMS[problem]["hub"]
+    name = re.sub(r"v\d+$", version, name) if version else name
+    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "huggingface"
+    cache = Path(os.environ.get("HF_DATASETS_CACHE") or Path(home, "datasets")) / name.replace("/", "___")
+    seconds = float(os.environ.get("HUB_SECONDS") or HUB_SECONDS)
+    arrays = None
+    if cache.is_dir():
+        with contextlib.suppress(OSError):  # left unfinished by another
+            arrays = _fetch(name, problem, seconds, HF_HUB_OFFLINE="1")
+    if arrays is None:
+        url = f"{os.environ.get('HF_ENDPOINT', 'https://huggingface.co')}/api/datasets/{name}"
+        said = ask(url)
+        if said and said != "HTTP 401":  # private: the client knows its token
+            raise OSError(f"{said} at {url}")
+        arrays = _fetch(name, problem, seconds)
+    return _published(arrays, problem)
+
+
+def _fetch(name, problem, seconds, **env):
+    """The arrays of a dataset, read by hub.py in a process of its own, which is ended after so many seconds."""
+    conditions = PROBLEMS[problem]["conditions"]
+    columns = ",".join(alias for c in conditions for alias in (c, *ALIASES.get(c, ())))
+    command = [sys.executable, str(Path(__file__).with_name("hub.py")), name, columns]
+    try:
+        done = subprocess.run(command, env={**os.environ, **env}, capture_output=True, timeout=seconds)
+    except subprocess.TimeoutExpired:
+        raise OSError(f"{name} was not there within {seconds:g} s; HUB_SECONDS=1000 waits longer") from None
+    if done.returncode:
+        said = (done.stderr.decode(errors="replace").strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        if done.returncode == 4:
+            advice = "set HF_HOME to a folder that you can write, or say --data sample"
+            raise InputError(f"the cache of EngiBench's designs cannot be used ({said}); {advice}")
+        raise OSError(said)
+    with np.load(io.BytesIO(done.stdout), allow_pickle=False) as file:
+        return dict(file)
+
+
+def _published(arrays, problem):
+    """The arrays of a published dataset as those of _from_file."""
+    designs, conditions = arrays["optimal_design"], PROBLEMS[problem]["conditions"]
+    if designs.shape[1:] != PROBLEMS[problem]["shape"]:
+        raise ValueError(f"the published designs have shape {designs.shape}")
+    designs, made = _unit(designs, "`optimal_design`")
+    names = {c: next((k for k in (c, *ALIASES.get(c, ())) if k in arrays), None) for c in conditions}
+    if missing := [c for c, k in names.items() if k is None]:
+        raise ValueError(f"the published designs have no column {', '.join(missing)}")
+    found = {c: arrays[k] for c, k in names.items()}
+    return dict(designs=designs, split=arrays["split"], conditions=found, made=made)
 
 
 def _toy(k, n=2560, size=32):

@@ -130,7 +130,7 @@ def test_splits_do_not_move_when_designs_are_added():
 
 
 def test_auto_falls_back_to_the_sample_and_says_so(monkeypatch, capsys):
-    def unreachable(problem):
+    def unreachable(problem, version):
         raise ConnectionError("no route")
 
     monkeypatch.setattr(data, "_from_hub", unreachable)
@@ -138,36 +138,6 @@ def test_auto_falls_back_to_the_sample_and_says_so(monkeypatch, capsys):
     assert "the bundled sample" in capsys.readouterr().out
     with pytest.raises(data.InputError, match="--data hub: cannot load beams2d"):
         data.load("beams2d", "hub")
-
-
-def test_the_hub_is_read_as_engibench_publishes_it(monkeypatch):
-    """A stand-in for EngiBench's dataset: the hub cannot be reached from a test."""
-
-    class Split:
-        def __init__(self, n):
-            rng = np.random.default_rng(n)
-            self.columns = dict(
-                optimal_design=rng.random((n, 50, 100)),
-                volfrac=rng.random(n),
-                rmin=rng.random(n),
-                forcedist=rng.random(n),
-            )
-
-        def with_format(self, name):
-            assert name == "numpy"
-            return self.columns
-
-    class Problem:
-        def __init__(self):
-            self.dataset = {"train": Split(12), "val": Split(4), "test": Split(3)}
-
-    monkeypatch.setattr(data, "reachable", lambda url: True)
-    monkeypatch.setattr(data, "_engibench", lambda problem: Problem())
-    designs = data.load("beams2d", "hub")
-    assert (len(designs.train), len(designs.val), len(designs.test)) == (12, 4, 3)
-    assert designs.fingerprint["source"] == "hub"
-    np.testing.assert_allclose(designs.val[:, 0], Split(4).columns["optimal_design"], atol=1e-7)
-    assert (designs.conditions["test"]["rmin"] == Split(3).columns["rmin"]).all()
 
 
 def test_an_unreachable_server_is_noticed_fast():

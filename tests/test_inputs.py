@@ -1,13 +1,19 @@
 """What users bring: designs of every layout and type, files of other tools, broken hubs, and W&B that cannot start."""
 
+import contextlib
+import functools
 import os
 import resource
+import shutil
+import ssl
+import subprocess
 import tracemalloc
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hub_server import serve
 from test_train import FAST, in_an_empty_folder, run  # noqa: F401  a fixture
 
 import data
@@ -153,3 +159,107 @@ def test_the_memory_that_is_free_is_at_most_what_there_is(monkeypatch):
     assert 0 < data.free_memory() <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     monkeypatch.setattr(resource, "getrlimit", lambda what: (12345, -1))
     assert data.free_memory() == 12345
+
+
+# ------------------------------------------------------------------------------------------------------------- the hub
+
+HEAT = "IDEALLab/heat_conduction_2d_v0"
+
+
+def published(n, low=0.0, high=1.0, volume="volume"):
+    rng = np.random.default_rng(n)
+    columns = {volume: rng.random(n), "length": rng.random(n), "structural_compliance": rng.random(n)}
+    return {"optimal_design": (low + (high - low) * rng.random((n, 101, 101))).tolist()} | columns
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """Serves a dataset, or a fault, to the real `datasets` client, with a cache of its own."""
+    with contextlib.ExitStack() as stack:
+
+        def start(fault=None, name=HEAT, **how):
+            splits = {split: published(n, **how) for split, n in zip(data.SPLITS, (6, 3, 2), strict=True)}
+            server = stack.enter_context(serve(name, splits, fault))
+            monkeypatch.setenv("HF_ENDPOINT", server.url)
+            return server
+
+        monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+        monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+        yield start
+
+
+def test_the_hub_is_asked_once_and_then_the_cache(hub):
+    server = hub()
+    designs = data.load("heatconduction2d", "hub")
+    assert (len(designs.train), len(designs.val), len(designs.test)) == (6, 3, 2)
+    np.testing.assert_array_equal(designs.val[:, 0], np.float32(published(3)["optimal_design"]))
+    np.testing.assert_allclose(designs.conditions["test"]["length"], published(2)["length"])
+    assert "11 designs of 101 x 101 (6 train, 3 val, 2 test) from hub; values from" in designs.about
+    server.asked.clear()
+    assert data.load("heatconduction2d", "auto").fingerprint == designs.fingerprint and not server.asked
+
+
+def test_a_later_version_of_a_dataset_may_name_its_columns_otherwise(hub):
+    hub(name="IDEALLab/heat_conduction_2d_v1", volume="volfrac")
+    designs = data.load("heatconduction2d", "hub:v1")
+    np.testing.assert_allclose(designs.conditions["val"]["volume"], published(3, volume="volfrac")["volfrac"])
+    assert designs.fingerprint["source"] == "hub:v1"
+    with pytest.raises(data.InputError, match=r"--data hub: cannot load heatconduction2d \(HTTP 404 at"):
+        data.load("heatconduction2d", "hub")
+
+
+def test_published_designs_beyond_0_and_1_are_refused(hub):
+    hub(high=1.2)
+    with pytest.raises(data.InputError, match=r"--data auto: `optimal_design` has values from .* to 1\.19999; allowed"):
+        data.load("heatconduction2d", "auto")
+
+
+PAGE = b"<html>log in</html>"
+FAULTS = {  # what the hub does with a path: what is said
+    "403": (lambda path: (403, "text/html", PAGE), "HTTP 403 at http"),
+    "503": (lambda path: (503, "text/html", PAGE), "HTTP 503 at http"),
+    "a web page": (lambda path: (200, "text/html", PAGE), "a web page at http"),
+    "files refused": (lambda path: (403, "text/html", PAGE) if "resolve" in path else None, "HTTP 403"),
+    "parquet refused": (lambda path: (403, "text/html", PAGE) if "parquet" in path else None, "HTTP 403"),
+    "the API hangs": (lambda path: 60 if "api" in path else None, "no answer (timed out) at http"),
+    "files hang": (lambda path: 60 if "parquet" in path else None, "was not there within 6 s; HUB_SECONDS=1000"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_hub_that_fails_is_named_and_costs_no_run(fault, hub, monkeypatch, capsys):
+    does, said = FAULTS[fault]
+    hub(does)
+    monkeypatch.setenv("HUB_SECONDS", "6")
+    monkeypatch.setattr(data, "ask", functools.partial(data.ask, seconds=0.5))
+    assert data.load("heatconduction2d", "auto").fingerprint["source"] == "sample"
+    line = capsys.readouterr().out
+    assert line.startswith("data: the bundled sample, since EngiBench's hub gave no heatconduction2d designs")
+    assert said in line and line.count("\n") == 1
+
+
+def test_a_cache_that_cannot_be_written_is_refused(hub, monkeypatch, tmp_path, capsys):
+    hub()
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "file"))
+    assert "cannot be used" in refusal(capsys, "auto", "heatconduction2d")
+
+
+@pytest.mark.skipif(not shutil.which("openssl"), reason="needs openssl")
+def test_a_certificate_that_nobody_knows_is_named(monkeypatch, tmp_path):
+    from huggingface_hub import constants
+
+    import hub
+
+    pem, cert = tmp_path / "server.pem", tmp_path / "cert.pem"
+    made = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost", "-days", "1"]
+    subprocess.run([*made, "-keyout", pem, "-out", cert], check=True, capture_output=True)
+    pem.write_text(pem.read_text() + cert.read_text())
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(pem)
+    with serve(HEAT, {}) as server:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        url = server.url.replace("http:", "https:")
+        assert data.ask(url) is None and data.reachable(url)  # the client may know it
+        monkeypatch.setattr(constants, "ENDPOINT", url)
+        assert "CERTIFICATE_VERIFY_FAILED" in hub.asked_again(HEAT)
