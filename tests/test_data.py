@@ -78,9 +78,20 @@ def test_the_stored_objective_is_that_of_the_design(problem):
     arrays = bundled(problem)
     for i in (1, len(arrays["designs"]) - 1):
         conditions = {key: arrays[key][i].item() for key in data.PROBLEMS[problem]["conditions"]}
-        assert data.objective(problem, conditions, arrays["designs"][i] / 255) == pytest.approx(
-            arrays["objective"][i], rel=1e-6
-        )
+        found = data.objective(problem, conditions, arrays["designs"][i] / 255, version=0)
+        assert found == pytest.approx(arrays["objective"][i], rel=1e-6)
+
+
+def test_photonic_designs_are_scored_as_they_are():
+    """A blur of radius 0 and a projection of what is 0 or 1 change nothing: then both rules agree, and else they do not."""
+    arrays = bundled("photonics2d")
+    radius = arrays["blur_radius"]
+    for i, same in ((int(np.argmin(radius)), True), (int(np.argmax(radius)), False)):
+        conditions = {key: arrays[key][i].item() for key in data.PROBLEMS["photonics2d"]["conditions"]}
+        new = data.objective("photonics2d", conditions, arrays["designs"][i] / 255)
+        assert (new == pytest.approx(arrays["objective"][i], rel=1e-6)) == same
+        blind = data.objective("photonics2d", {**conditions, "blur_radius": 1}, arrays["designs"][i] / 255)
+        assert new == pytest.approx(blind, rel=1e-9)  # whatever the radius
 
 
 def test_fast_beams_are_engibench_beams():
@@ -201,7 +212,7 @@ def test_making_designs_from_the_command_line(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(
         data, "optimise", lambda problem, conditions: made.append(conditions) or np.full((50, 100), 60, np.uint8)
     )
-    monkeypatch.setattr(data, "objective", lambda problem, conditions, design: 1.0)
+    monkeypatch.setattr(data, "objective", lambda problem, conditions, design, version: 1.0)
 
     class InProcess:  # the pool's workers would not see the stand-ins
         def __init__(self, *args, **kwargs): ...
