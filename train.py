@@ -88,7 +88,7 @@ FLAGS = {
     "the most used": dict(
         problem=(one_of(*data.PROBLEMS), "beams2d", "designs to learn"),
         strategy=(one_of(*STRATEGIES), "plummet", "which flat dimensions to prune; none: never prune nor trim"),
-        data=(str, "auto", "where designs come from: auto | hub | sample | a path to .npz or .npy"),
+        data=(str, "auto", "where designs come from: auto | hub | hub:v1 | sample | a path to .npz or .npy"),
         latent_dim=(number(int, 1, 10000), 100, "latent dimensions to start with"),
         trim_tol=(NOT_NEGATIVE, 0.1, "trim while val_rec <= best + tol * (best + variance / 20); off: 0"),
         trim_rec=(POSITIVE, None, "trim while val_rec <= this error instead; off: None"),
@@ -677,6 +677,7 @@ def resolve(argv):
 def train(args):
     """Train a run to its end, or until it is stopped. Returns the exit code."""
     designs = data.load(args.problem, args.data, args.toy_dims, args.n_train)
+    print(f"data: {designs.about}", flush=True)
     args.data = designs.fingerprint["source"] if args.data == "auto" else args.data
     if args.test and len(designs.test) < 2:
         raise InputError(

@@ -81,9 +81,20 @@ def test_the_stored_objective_is_that_of_the_design(problem):
     arrays = bundled(problem)
     for i in (1, len(arrays["designs"]) - 1):
         conditions = {key: arrays[key][i].item() for key in data.PROBLEMS[problem]["conditions"]}
-        assert designs_tool.objective(problem, conditions, arrays["designs"][i] / 255) == pytest.approx(
-            arrays["objective"][i], rel=1e-6
-        )
+        found = designs_tool.objective(problem, conditions, arrays["designs"][i] / 255, version=0)
+        assert found == pytest.approx(arrays["objective"][i], rel=1e-6)
+
+
+def test_photonic_designs_are_scored_as_they_are():
+    """A blur of radius 0 and a projection of what is 0 or 1 change nothing: then both rules agree, and else they do not."""
+    arrays = bundled("photonics2d")
+    radius = arrays["blur_radius"]
+    for i, same in ((int(np.argmin(radius)), True), (int(np.argmax(radius)), False)):
+        conditions = {key: arrays[key][i].item() for key in data.PROBLEMS["photonics2d"]["conditions"]}
+        new = designs_tool.objective("photonics2d", conditions, arrays["designs"][i] / 255)
+        assert (new == pytest.approx(arrays["objective"][i], rel=1e-6)) == same
+        blind = designs_tool.objective("photonics2d", {**conditions, "blur_radius": 1}, arrays["designs"][i] / 255)
+        assert new == pytest.approx(blind, rel=1e-9)  # whatever the radius
 
 
 def test_fast_beams_are_engibench_beams():
@@ -133,7 +144,7 @@ def test_splits_do_not_move_when_designs_are_added():
 
 
 def test_auto_falls_back_to_the_sample_and_says_so(monkeypatch, capsys):
-    def unreachable(problem):
+    def unreachable(problem, version):
         raise ConnectionError("no route")
 
     monkeypatch.setattr(data, "_from_hub", unreachable)
@@ -141,36 +152,6 @@ def test_auto_falls_back_to_the_sample_and_says_so(monkeypatch, capsys):
     assert "the bundled sample" in capsys.readouterr().out
     with pytest.raises(data.InputError, match="--data hub: cannot load beams2d"):
         data.load("beams2d", "hub")
-
-
-def test_the_hub_is_read_as_engibench_publishes_it(monkeypatch):
-    """A stand-in for EngiBench's dataset: the hub cannot be reached from a test."""
-
-    class Split:
-        def __init__(self, n):
-            rng = np.random.default_rng(n)
-            self.columns = dict(
-                optimal_design=rng.random((n, 50, 100)),
-                volfrac=rng.random(n),
-                rmin=rng.random(n),
-                forcedist=rng.random(n),
-            )
-
-        def with_format(self, name):
-            assert name == "numpy"
-            return self.columns
-
-    class Problem:
-        def __init__(self):
-            self.dataset = {"train": Split(12), "val": Split(4), "test": Split(3)}
-
-    monkeypatch.setattr(data, "reachable", lambda url: True)
-    monkeypatch.setattr(data, "_engibench", lambda problem: Problem())
-    designs = data.load("beams2d", "hub")
-    assert (len(designs.train), len(designs.val), len(designs.test)) == (12, 4, 3)
-    assert designs.fingerprint["source"] == "hub"
-    np.testing.assert_allclose(designs.val[:, 0], Split(4).columns["optimal_design"], atol=1e-7)
-    assert (designs.conditions["test"]["rmin"] == Split(3).columns["rmin"]).all()
 
 
 def test_an_unreachable_server_is_noticed_fast():
@@ -194,9 +175,10 @@ BAD_FILES = {
     "NaN or infinite": dict(designs=np.where(GOOD > 0.99, np.nan, GOOD)),
     "values from": dict(designs=GOOD * 1.5),
     "has shape": dict(designs=GOOD[:, 0]),
-    "no array named": dict(images=GOOD),
+    "no array named": dict(images=GOOD, masks=GOOD),
     "is of type": dict(designs=GOOD.astype(str)),
-    "designs in the": dict(designs=GOOD[:3]),
+    "designs are too few": dict(designs=GOOD[:3]),
+    "designs in the val": dict(designs=GOOD, split=np.repeat("train", 40)),
     "`split` must name": dict(designs=GOOD, split=np.repeat("other", 40)),
 }
 
@@ -235,7 +217,7 @@ def test_making_designs_from_the_command_line(tmp_path, monkeypatch, capsys):
         "optimise",
         lambda problem, conditions: made.append(conditions) or np.full((50, 100), 60, np.uint8),
     )
-    monkeypatch.setattr(designs_tool, "objective", lambda problem, conditions, design: 1.0)
+    monkeypatch.setattr(designs_tool, "objective", lambda problem, conditions, design, version: 1.0)
 
     class InProcess:  # the pool's workers would not see the stand-ins
         def __init__(self, *args, **kwargs): ...

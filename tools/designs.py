@@ -58,25 +58,30 @@ def optimise(problem, conditions):
     return np.rint(np.clip(design, 0, 1) * 255).astype(np.uint8)
 
 
-def objective(problem, conditions, design):
-    """The problem's objective for a design (H, W) in [0, 1]: compliance (beams2d), thermal compliance (heatconduction2d), both to be
-    minimised, or the product of the two mode overlaps less a material penalty (photonics2d), to be maximised. Dimensionless."""
+def objective(problem, conditions, design, version=1):
+    """The problem's objective for a design (H, W) in [0, 1]. Dimensionless.
+
+    To be minimised: compliance (beams2d), thermal compliance (heatconduction2d). To be maximised: the product of the two
+    mode overlaps less a material penalty (photonics2d). EngiBench's simulate of Photonics2D v0 blurs and projects a
+    finished design once more (its pull request 264). version 1 scores it as it is, as v1 does; 0, as v0.
+    """
     from tools.solvers import Heat, fast_engibench
 
     if problem == "heatconduction2d":
         return Heat(**conditions).objective(design)
+    config = dict(conditions)
+    if problem == "photonics2d" and version:
+        config |= dict(blur_radius=0, num_projections=0)
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(), fast_engibench():
         warnings.simplefilter("ignore")
-        return float(
-            _engibench(problem, conditions).simulate(np.asarray(design, dtype=float), config=conditions).item()
-        )
+        return float(_engibench(problem, conditions).simulate(np.asarray(design, dtype=float), config=config).item())
 
 
 def _make(job):
     """Make one design and store it; a whole file or none, so that a killed generation resumes where it was."""
     problem, conditions, path = job
     design = optimise(problem, conditions)
-    _store(path, design, objective(problem, conditions, design / 255))
+    _store(path, design, objective(problem, conditions, design / 255, version=0))
 
 
 def _store(path, design, value):

@@ -31,7 +31,8 @@ OBJECTIVE = {  # name, what is better, what else to look at; all dimensionless (
     "photonics2d": (
         "mode overlap",
         "higher",
-        "It is the product of the two overlaps less a small penalty on material, and may be negative.",
+        "It is the product of the two overlaps less a small penalty on material, and may be negative. Designs are scored as "
+        "they are, as Photonics2D v1 does: v0 blurs and projects a finished design once more (EngiBench's pull request 264).",
     ),
 }
 PER_PAGE = 20  # rows of a traversal figure
