@@ -247,8 +247,9 @@ def test_a_cache_that_cannot_be_written_is_refused(hub, monkeypatch, tmp_path, c
 
 @pytest.mark.skipif(not shutil.which("openssl"), reason="needs openssl")
 def test_a_certificate_that_nobody_knows_is_named(monkeypatch, tmp_path):
-    import hub
     from huggingface_hub import constants
+
+    from tools import hub
 
     pem, cert = tmp_path / "server.pem", tmp_path / "cert.pem"
     made = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost", "-days", "1"]
