@@ -247,6 +247,9 @@ def _from_file(path, problem):
         if need > free:
             size = f"`{key}`, {shape} of {dtype}, needs {need / 1e9:.3g} GB of memory, and {free / 1e9:.3g} GB are free"
             raise InputError(f"--data {path}: {size}; give fewer designs")
+        if problem == "custom":
+            others = {key, "split", "objective", "seed", "index"}
+            conditions = [k for k, (s, kind) in headers.items() if s == (n,) and kind.kind in "iuf" and k not in others]
         names = {
             c: next((k for k in (c, *ALIASES.get(c, ())) if headers.get(k, [0])[0] == (n,)), None) for c in conditions
         }
@@ -405,8 +408,7 @@ def _toy(k, n=2560, size=32):
     x, y = grid[None, None, :] - x0, grid[None, :, None] - y0
     along, across = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
     images = brightness * np.exp(-0.5 * (along**2 / aspect + across**2 * aspect) / scale**2)
-    conditions = {name: u[:, i] for i, name in enumerate(TOY_FACTORS[:k])}
-    return dict(designs=images.astype(np.float32), split=_split(n, seed=0), conditions=conditions, made="made")
+    return dict(designs=images.astype(np.float32), split=_split(n, seed=0), conditions={}, made="made")
 
 
 def _split(n, seed):

@@ -107,15 +107,23 @@ class Autoencoder(nn.Module):
         return torch.sigmoid(x[..., : self.shape[0], : self.shape[1]].to(z.dtype))
 
 
+def matern(known, values):
+    """Conditions (N, c) -> latents (N, k), by a Gaussian process with a Matern kernel: `known` is tools/design.py's regression()."""
+    x, root = (values - known["low"]) / (known["high"] - known["low"]), math.sqrt(2 * known["nu"])
+    d = root * torch.cdist(x / known["length"], known["points"] / known["length"])
+    factor = {0.5: 1, 1.5: 1 + d, 2.5: 1 + d + d.square() / 3}[known["nu"]]
+    return known["offset"] + factor * d.neg().exp() @ known["weights"]
+
+
 class CompactLVAE(Autoencoder):
     """The trained model on its kept dimensions alone. Same output as the masked model to 1e-5, both in fp32.
 
     flags: those of the run; dims: the kept dimensions' numbers in training; mean (k,), cov (k, k): of the training designs' latents.
     """
 
-    def __init__(self, flags, shape, dims, mean, cov):
+    def __init__(self, flags, shape, dims, mean, cov, known=None):
         super().__init__(shape, len(dims), flags["lipschitz"])
-        self.flags, self.dims = flags, dims
+        self.flags, self.dims, self.known = flags, dims, known  # known: the regression from conditions to latents
         self.register_buffer("mean", mean)
         self.register_buffer("cov", cov)
 
@@ -144,6 +152,23 @@ class CompactLVAE(Autoencoder):
             raise InputError(f"decode: latents have shape {tuple(z.shape)}; this model takes (N, {len(self.dims)})")
         return super().decode(z)
 
+    @torch.no_grad()
+    def design(self, conditions, force=False):
+        """A design (1, 1, H, W) for conditions {name: number}. force: outside of the range that the model was trained on, too."""
+        if not self.known:
+            raise InputError(
+                "design: this model knows no conditions; its training designs had none, or it is an older one"
+            )
+        names = self.known["names"]
+        if set(conditions) != set(names):
+            raise InputError(f"design: conditions are {', '.join(conditions) or 'missing'}; needed: {', '.join(names)}")
+        for name, low, high in zip(names, self.known["low"].tolist(), self.known["high"].tolist(), strict=True):
+            slack = 1e-6 * (high - low)
+            if not (force or low - slack <= conditions[name] <= high + slack):
+                there = f"outside of the training designs' {low:g} to {high:g}"
+                raise InputError(f"design: {name} {conditions[name]:g} is {there}; force=True (FORCE=1) tries it")
+        return self.decode(matern(self.known, torch.tensor([[float(conditions[name]) for name in names]])))
+
     def _tensor(self, x):
         return torch.as_tensor(x, dtype=self.mean.dtype, device=self.mean.device)
 
@@ -166,7 +191,7 @@ def load(path):
         saved = torch.load(path, map_location="cpu", weights_only=True)
         # Models of before 2026-11-26 have the std of each latent and no covariance
         cov = saved["cov"] if "cov" in saved else saved["std"].square().diag()
-        model = CompactLVAE(saved["flags"], saved["shape"], saved["dims"], saved["mean"], cov)
+        model = CompactLVAE(saved["flags"], saved["shape"], saved["dims"], saved["mean"], cov, saved.get("known"))
         state = {
             key: value[0] * value[1] if isinstance(value, tuple) else value for key, value in saved["state"].items()
         }

@@ -349,10 +349,10 @@ def volume(std, active, kind, eta):
     return log.mean().exp() if kind == "geometric" else torch.where(active, log, 0.0).sum()
 
 
-def compact(model, pruner, z, flags):
+def compact(model, pruner, z, flags, conditions=None):
     """What model.pt holds: the lvae.CompactLVAE of a trained LVAE, as plain tensors, numbers and lists.
 
-    z (N, latent_dim): the training designs' latents, whose mean and covariance sample() draws from.
+    z (N, latent_dim): the training designs' latents, whose mean and covariance sample() draws from. conditions {name: (N,)}: theirs.
     """
     dims = pruner.active.nonzero()[:, 0]
     state = {}
@@ -372,10 +372,16 @@ def compact(model, pruner, z, flags):
     state = {key: value.cpu().contiguous() for key, value in state.items()}
     z = z[:, dims].double()
     mean, cov = z.mean(0), torch.cov(z.T, correction=0).reshape(len(dims), len(dims))
+    known = None
+    if conditions:
+        from tools.design import regression
+
+        known = regression(conditions, z.cpu())
     return dict(
         flags=flags,
         shape=list(model.shape),
         dims=dims.tolist(),
+        known=known,
         mean=mean.float().cpu(),
         cov=cov.float().cpu(),
         state=state,
@@ -802,7 +808,8 @@ def conclude(trainer, designs, run):
     if args.save_model:
         z, _ = trainer.reconstruct(trainer.train)
         buffer = io.BytesIO()
-        torch.save(compact(trainer.model, trainer.pruner, z, json.loads(record.to_json(vars(args)))), buffer)
+        flags, conditions = json.loads(record.to_json(vars(args))), designs.conditions["train"]
+        torch.save(compact(trainer.model, trainer.pruner, z, flags, conditions), buffer)
         record.write_atomically(run.folder / "model.pt", buffer.getvalue())
     return summary
 

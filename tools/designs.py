@@ -40,20 +40,24 @@ def conditions_of(problem, seed, n):
     return table
 
 
-def optimise(problem, conditions):
-    """One optimised design, quantised to uint8 (H, W), for a dict of conditions. Same conditions, same design."""
+def optimise(problem, conditions, start=None, steps=None):
+    """One optimised design, quantised to uint8 (H, W), for a dict of conditions. Same conditions, same design.
+
+    start (H, W): the design to begin with; steps: iterations of the problem's optimiser. None: those of the bundled designs.
+    """
     from tools.solvers import Heat, fast_engibench
 
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(), fast_engibench():
         warnings.simplefilter("ignore")
         if problem == "heatconduction2d":
-            design = Heat(**conditions).optimize(evaluations=100)
+            design = Heat(**conditions).optimize(100 if steps is None else steps + 1, start)
         elif problem == "beams2d":
-            design, _ = _engibench(problem, conditions).optimize()
+            more = {} if steps is None else {"max_iter": steps}
+            design, _ = _engibench(problem, conditions | more).optimize(start)
         else:  # EngiBench's random_design needs the hub: start from uniform 0.5; 60 steps reach 97 % of 200 steps' objective
-            start = np.full(PROBLEMS[problem]["shape"], 0.5)
+            start = np.full(PROBLEMS[problem]["shape"], 0.5) if start is None else start
             design, _ = _engibench(problem, conditions).optimize(
-                start, config=dict(conditions, num_optimization_steps=60)
+                start, config=dict(conditions, num_optimization_steps=steps or 60)
             )
     return np.rint(np.clip(design, 0, 1) * 255).astype(np.uint8)
 

@@ -109,11 +109,11 @@ class Heat:
             self.laplacian @ a
         )
 
-    def optimize(self, evaluations=100):
-        """Minimise J from the uniform design with MMA (Svanberg 1987, nlopt's LD_MMA). Returns the design (resolution, resolution)."""
+    def optimize(self, evaluations=100, start=None):
+        """Minimise J from a design, or the uniform one, with MMA (Svanberg 1987, nlopt's LD_MMA). Returns (resolution, resolution)."""
         import nlopt  # needed for this alone: `make data` installs it
 
-        start = np.full(self.mass.size, self.volume)
+        start = np.full(self.mass.size, self.volume) if start is None else np.clip(np.ravel(start), 0.0, 1.0)
         scale = 1 / self.objective(start)  # MMA's tolerances suit values near 1
 
         def objective(a, gradient):

@@ -1,0 +1,190 @@
+"""A design for conditions that nobody optimised: from the conditions to the latents, and through the decoder.
+
+    make design MODEL=models/beams2d CONDITIONS="volfrac=0.3 rmin=2 forcedist=0.4"      # POLISH=5, FORCE=1, OUT=folder
+
+Beside the design stands the training design of the nearest conditions, both with their densities shifted by a constant until the
+volume fits, and both after POLISH iterations of the problem's own optimiser. Writes design.png and design.npy. In Python:
+
+    model = lvae.load("models/beams2d"); x = model.design(dict(volfrac=0.3, rmin=2, forcedist=0.4))
+"""
+
+import argparse
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import data
+from lvae import InputError, load
+from record import slug
+
+SUBSET = 300  # training designs on which the regression's hyperparameters are found
+SMOOTH = (0.5, 1.5, 2.5)  # Matern's nu: continuous, once, twice differentiable
+
+
+def regression(conditions, y):
+    """Gaussian process from conditions {name: (n,)} to y (n, k), as plain tensors and numbers for lvae's CompactLVAE.design.
+
+    A Matern kernel with a length a condition. Lengths and noise maximise the marginal likelihood on a subset of the designs;
+    nu is chosen by cross-validation there. Returns None where no condition varies.
+    """
+    from sklearn.gaussian_process import GaussianProcessRegressor
+    from sklearn.gaussian_process.kernels import Matern, WhiteKernel
+    from sklearn.model_selection import cross_val_score
+
+    columns = {name: np.asarray(values, float) for name, values in conditions.items()}
+    columns = {name: values for name, values in columns.items() if len(values) and np.ptp(values) > 0}
+    if not columns:
+        return None
+    low, high = (np.array([f(values) for values in columns.values()]) for f in (np.min, np.max))
+    x, y = (np.stack(list(columns.values()), 1) - low) / (high - low), np.asarray(y, float)
+    mean, scale = y.mean(0), y.std(0).max() or 1.0
+    some, few = (
+        np.random.default_rng(0).permutation(len(x))[:SUBSET],
+        y.var(0).argsort()[::-1][:8],
+    )  # the widest latents
+    part = ((y[some] - mean) / scale)[:, few]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a length at its bound: a condition that does not matter
+        found = []
+        for nu in SMOOTH:
+            kernel = Matern(np.ones(x.shape[1]), (0.05, 100), nu=nu) + WhiteKernel(0.1, (1e-4, 10))
+            gp = GaussianProcessRegressor(kernel).fit(x[some], part)
+            fixed = GaussianProcessRegressor(gp.kernel_, optimizer=None)
+            folds = min(3, len(some))
+            score = cross_val_score(fixed, x[some], part, cv=folds, scoring="neg_mean_squared_error")
+            found.append((score.mean(), nu, gp.kernel_))
+        _, nu, kernel = max(found, key=lambda entry: entry[0])
+        gp = GaussianProcessRegressor(kernel, optimizer=None).fit(x, (y - mean) / scale)
+    numbers = dict(low=low, high=high, length=np.atleast_1d(kernel.k1.length_scale), points=x)
+    numbers |= dict(weights=gp.alpha_.reshape(y.shape) * scale, offset=mean)
+    return dict(names=list(columns), nu=nu) | {k: torch.tensor(v, dtype=torch.float32) for k, v in numbers.items()}
+
+
+def predict(known, conditions, kind=torch.float32):
+    """What a regression() says for conditions {name: number}: (1, k)."""
+    from lvae import matern
+
+    values = torch.tensor([[float(conditions[name]) for name in known["names"]]])
+    return matern(known, values).to(kind)
+
+
+def shift(design, volume):
+    """A design with a constant added to its densities, clipped to [0, 1], so that its mean is `volume`."""
+    low, high = -1.0, 1.0
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (middle, high) if np.clip(design + middle, 0, 1).mean() < volume else (low, middle)
+    return np.clip(design + low, 0, 1)
+
+
+def fitted(problem, conditions, design):
+    """A design (H, W) with the volume that its conditions ask for; as it is where they ask for none."""
+    name = data.PROBLEMS[problem]["volume"]
+    return shift(design, conditions[name]) if name else design
+
+
+def nearest(designs, conditions):
+    """The training design (H, W) whose conditions are nearest, each counted in units of its range."""
+    theirs = designs.conditions["train"]
+    far = sum(((np.asarray(theirs[k], float) - v) / (np.ptp(theirs[k]) or 1)) ** 2 for k, v in conditions.items())
+    return designs.train[int(np.argmin(far)), 0].double().numpy()
+
+
+def settled(problem, conditions):
+    """(conditions as the simulator takes them, what was changed). EngiBench loads a beam at a node of its top edge only."""
+    if problem == "beams2d" and "forcedist" in conditions:
+        at = round(conditions["forcedist"] * 100) / 100
+        said = f"forcedist {conditions['forcedist']:g} lies between two nodes; moved to {at:g}"
+        moved = "" if abs(at - conditions["forcedist"]) < 1e-9 else said
+        return conditions | dict(forcedist=float(np.nextafter(at, 2))), moved
+    return conditions, ""
+
+
+def read(text):
+    """ "a=1 b=2" -> {"a": 1.0, "b": 2.0}. Raises InputError."""
+    pairs = [part.partition("=") for part in text.split()]
+    try:
+        return {name: float(value) for name, _, value in pairs}
+    except ValueError:
+        raise InputError(f'CONDITIONS "{text}": must be name=number, with blanks between them') from None
+
+
+def draw(path, pictures):
+    """A PNG of named designs, dark is material."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(3 * len(pictures), 2.4), layout="constrained")
+    for axis, (name, picture) in zip(
+        figure.subplots(1, len(pictures), squeeze=False)[0], pictures.items(), strict=True
+    ):
+        axis.imshow(picture, cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
+        axis.set(xticks=[], yticks=[])
+        axis.set_title(name, fontsize=9)
+    figure.savefig(path, dpi=150)
+
+
+def make(model, designs, conditions, polish, force):
+    """{name: design (H, W)} for conditions: the model's, the nearest training design's, and both polished."""
+    problem = model.flags["problem"]
+    with torch.no_grad():
+        found = {"from the latents": model.design(conditions, force)[0, 0].double().numpy()}
+    if designs:
+        found["nearest training design"] = nearest(designs, conditions)
+    found = {name: fitted(problem, conditions, x) for name, x in found.items()}
+    if polish:
+        from tools.designs import optimise
+
+        after = {f"{k}, {polish} iterations": optimise(problem, conditions, x, polish) / 255 for k, x in found.items()}
+        found |= after
+    return found
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="a model.pt or a folder that has one")
+    parser.add_argument("--conditions", required=True, help='"name=number name=number"')
+    parser.add_argument("--polish", type=int, default=0, help="iterations of the problem's own optimiser (0)")
+    parser.add_argument("--force", action="store_true", help="conditions outside of what the model was trained on, too")
+    parser.add_argument("--out", help="folder (report/design-CONDITIONS)")
+    args = parser.parse_args(argv)
+    try:
+        model, conditions = load(args.model), read(args.conditions)
+        problem = model.flags["problem"]
+        simulated = problem in ("beams2d", "heatconduction2d", "photonics2d")
+        if args.polish < 0 or (args.polish and not simulated):
+            raise InputError(
+                f"POLISH {args.polish}: {problem} has no optimiser here" if args.polish > 0 else "POLISH: below 0"
+            )
+        conditions, moved = settled(problem, conditions)
+        try:
+            designs = data.load(problem, model.flags["data"], n_train=model.flags.get("n_train") or 0)
+        except InputError as error:
+            designs, _ = None, print(f"no training design beside it ({error})", file=sys.stderr)
+        found = make(model, designs, conditions, args.polish, args.force)
+        folder = Path(args.out or f"report/design-{slug(args.conditions)}")
+        folder.mkdir(parents=True, exist_ok=True)
+        np.save(folder / "design.npy", list(found.values())[2 if args.polish and designs else -1 if args.polish else 0])
+        draw(folder / "design.png", found)
+    except InputError as error:
+        print(f"tools.design: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"tools.design: cannot write ({error})", file=sys.stderr)
+        return 4
+    print("\n".join([moved] if moved else []), end="\n" if moved else "")
+    for name, x in found.items():
+        score = ""
+        if simulated:
+            from tools.designs import objective
+
+            score = f"objective {objective(problem, conditions, x):.4g}, "
+        print(f"{name + ':':42s} {score}volume {x.mean():.4f}")
+    print(f"{folder}/design.png, design.npy")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
