@@ -6,7 +6,7 @@ NLOPT := nlopt==2.11.0
 PSYCOPG := "psycopg[binary]==3.3.9"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-data train test soak lint data ground-truth width baselines bench budget agents resume status stop rebuild list sync dashboard report verify ship design gallery clean distclean
+.PHONY: help setup setup-data train test soak lint data ground-truth width baselines bench budget agents resume status stop rebuild list sync dashboard report verify ship design design-bench gallery clean distclean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9%-]+:.*## / {sub("%", "01", $$1); printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -99,13 +99,16 @@ verify: setup ## do its rows come out again? a random tenth: RUNS=results/01-fir
 	@test -n "$(RUNS)" || { echo "verify: say which rows: make verify RUNS=results/01-first.csv" >&2; exit 2; }
 	$(PY) -m tools.verify --runs $(RUNS) $(ARGS)
 
-ship: setup ## the best run of each final setting into models/: RUNS="results/NN-models.csv ..."
-	$(PY) -m tools.ship --runs $(or $(RUNS),$(wildcard results/*-models.csv))
+ship: setup ## the best run of each problem into models/: RUNS=results/baselines.csv, of the default's arm
+	$(PY) -m tools.ship $(if $(RUNS),--runs $(RUNS),--runs results/baselines.csv --arm strategy=plummet)
 
 design: setup ## a design for new conditions: MODEL=models/beams2d CONDITIONS="volfrac=0.3 rmin=2 forcedist=0.4" POLISH=5 FORCE=1 OUT=
 	@test -n "$(CONDITIONS)" || { echo 'design: say which conditions: make design CONDITIONS="volfrac=0.3 rmin=2 forcedist=0.4"' >&2; exit 2; }
 	@$(strip $(PY) -m tools.design --model $(or $(MODEL),models/beams2d) --conditions "$(CONDITIONS)" $(if $(POLISH),--polish "$(POLISH)") \
 	  $(if $(FORCE),--force) $(if $(OUT),--out "$(OUT)"))
+
+design-bench: setup-data ## gap to the optimum of designs for fresh conditions: results/design.md; QUICK=1
+	$(PY) -m tools.design_bench $(if $(QUICK),--n 20)
 
 gallery: setup ## what a model draws, and its physics: RUN=runs/<id>, trained with --save_model
 	@test -n "$(RUN)" || { echo "gallery: say which run: make gallery RUN=runs/<id>" >&2; exit 2; }

@@ -1,8 +1,8 @@
 """Put the best of several runs of a problem's final setting into models/: its record, and its model in 8 bits, small enough to commit.
 
-    python -m tools.ship --runs results/04-models.csv results/05-models.csv results/06-models.csv      # make ship
+    python -m tools.ship --runs results/baselines.csv --arm strategy=plummet      # make ship
 
-The best is the one with the least val_rec; the test error takes no part. The run's folder must still be there, with its model.pt
+The best is the one with the least val_rec. The test error takes no part: it is measured once, on what is shipped. The run's folder must still be there, with its model.pt
 (SET=save_model=True). models/<problem>/ is then a run's folder, too: for gallery.py --run, and for train.py --config.
 """
 
@@ -17,7 +17,8 @@ import torch.nn.functional as F
 
 import data
 from lvae import load
-from record import read_csv, write_atomically
+from record import read_csv, read_json, to_json, write_atomically
+from tools.design import regression
 
 LOSS = 0.01  # how much of val_rec the 8 bits may cost, at most
 
@@ -41,35 +42,37 @@ def finished_rows(path):
     return [row for row in read_csv(Path(path)).to_dict("records") if row["status"] == "finished"]
 
 
-def best(path):
-    """The finished row of a results CSV with the least val_rec. Raises InputError."""
-    rows = finished_rows(path)
-    if not rows or len({row["problem"] for row in rows}) > 1:
-        raise data.InputError(
-            f"--runs {path}: {'rows of several problems' if rows else 'no finished rows'}; allowed: finished rows of one"
-        )
-    return min(rows, key=lambda row: float(row["val_rec"]))
+def best(path, arm=None):
+    """The finished row with the least val_rec of each problem in a results CSV, of one arm alone if it is given. Raises InputError."""
+    rows = sorted(finished_rows(path), key=lambda row: -float(row["val_rec"]))
+    found = {row["problem"]: row for row in rows if not arm or row["arm"] == arm}
+    if not found:
+        raise data.InputError(f"--runs {path}: no finished rows" + (f" of --arm {arm}" if arm else ""))
+    return list(found.values())
 
 
 def ship(row, runs, out):
     """Write out/<problem>/ of the run of a row; returns what to say of it. Raises InputError if its model is not that of the row."""
     source, target = runs / row["id"], out / row["problem"]
     load(source / "model.pt")  # or one clear line
-    saved = quantise(torch.load(source / "model.pt", weights_only=True))
+    designs, saved = data.load(row["problem"], row["data"]), torch.load(source / "model.pt", weights_only=True)
+    if not saved.get("known"):  # a run of before models knew the conditions
+        with torch.no_grad():
+            saved["known"] = regression(designs.conditions["train"], load(source).encode(designs.train))
     buffer = io.BytesIO()
-    torch.save(saved, buffer)
-    val = data.load(row["problem"], row["data"]).val
+    torch.save(quantise(saved), buffer)
     model = load(io.BytesIO(buffer.getvalue()))
     with torch.no_grad():
-        val_rec = F.mse_loss(model.decode(model.encode(val)), val).item()
+        val_rec, test_rec = (F.mse_loss(model(x), x).item() for x in (designs.val, designs.test))
     recorded = float(row["val_rec"])
     if abs(val_rec / recorded - 1) > LOSS:
         wrong = f"val_rec {val_rec:.4g} in 8 bits, {recorded:.4g} in its row; allowed: {LOSS:.0%} apart"
         raise data.InputError(f"{source / 'model.pt'}: {wrong}")
     target.mkdir(parents=True, exist_ok=True)
     write_atomically(target / "model.pt", buffer.getvalue())
-    for name in ("config.json", "summary.json"):
-        shutil.copyfile(source / name, target / name)
+    shutil.copyfile(source / "config.json", target / "config.json")
+    summary = (read_json(source / "summary.json") or {}) | dict(shipped_val_rec=val_rec, test_rec=test_rec)
+    write_atomically(target / "summary.json", to_json(summary))
     size = f"{row['active_dims']} dims, {buffer.tell() / 1e6:.1f} MB"
     return f"{target}: {row['name']}, {size}, val_rec {val_rec:.6g} ({recorded:.6g} before the 8 bits)"
 
@@ -77,11 +80,12 @@ def ship(row, runs, out):
 def main(argv=None):
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--runs", required=True, nargs="+", type=Path, help="results CSVs, one a problem")
+    p.add_argument("--arm", help="rows of this arm alone")
     p.add_argument("--folder", default="runs", type=Path, help="where the runs' folders are (runs)")
     p.add_argument("--out", default="models", type=Path, help="where to put them (models)")
     args = p.parse_args(argv)
     try:
-        for row in [best(path) for path in args.runs]:
+        for row in [row for path in args.runs for row in best(path, args.arm)]:
             print(ship(row, args.folder, args.out), flush=True)
     except data.InputError as error:
         print(f"tools.ship: {error}", file=sys.stderr)

@@ -1,0 +1,118 @@
+"""tools/design.py: designs for new conditions, from the regression that a run stores in its model."""
+
+import numpy as np
+import pytest
+import torch
+
+import data
+import lvae
+import train
+from tools import design
+
+
+def own_designs(path, n=60):
+    """Designs (n, 16, 24) that two conditions decide: where a bar lies, and how dark it is; a third says nothing."""
+    rng = np.random.default_rng(0)
+    at, dark, idle = rng.uniform(4, 20, n), rng.uniform(0.3, 1.0, n), np.ones(n)
+    x = np.arange(24)[None, None, :]
+    designs = dark[:, None, None] * np.exp(-0.1 * (x - at[:, None, None]) ** 2) * np.ones((1, 16, 1))
+    np.savez(path, designs=designs.astype(np.float32), at=at, dark=dark, idle=idle)
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A small run on designs with conditions of their own names."""
+    folder = tmp_path_factory.mktemp("design")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("WANDB_RUN_ID", "own")
+        patch.setattr(train, "draw", lambda *args: None)
+        flags = ["--problem=custom", f"--data={own_designs(folder / 'own.npz')}", "--latent_dim=4", "--n_epochs=60"]
+        flags += ["--min_active_dims=1", "--threads=1", "--wandb=disabled", "--batch_size=8", "--pruning_epoch=59"]
+        assert train.main(flags) == 0
+    return folder / "runs" / "own"
+
+
+def test_a_gaussian_process_is_that_of_scikit_learn():
+    from sklearn.gaussian_process import GaussianProcessRegressor
+    from sklearn.gaussian_process.kernels import Matern, WhiteKernel
+
+    rng = np.random.default_rng(0)
+    x = rng.uniform(-2, 3, (80, 2))
+    y = np.stack([np.sin(x[:, 0]), x[:, 0] * x[:, 1]], 1)
+    known = design.regression({"a": x[:, 0], "b": x[:, 1], "constant": np.ones(80)}, y)
+    assert known["names"] == ["a", "b"] and known["nu"] in design.SMOOTH
+    new = rng.uniform(-1, 2, (9, 2))
+    mine = lvae.matern(known, torch.tensor(new, dtype=torch.float32))
+    assert np.abs(mine.numpy() - np.stack([np.sin(new[:, 0]), new[:, 0] * new[:, 1]], 1)).max() < 0.1
+    low, high = x.min(0), x.max(0)
+    for nu in design.SMOOTH:
+        kernel = Matern([0.5, 2.0], nu=nu) + WhiteKernel(0.01)
+        theirs = GaussianProcessRegressor(kernel, optimizer=None).fit((x - low) / (high - low), y)
+        numbers = dict(
+            low=low, high=high, length=[0.5, 2.0], points=theirs.X_train_, weights=theirs.alpha_, offset=[0, 0]
+        )
+        given = {k: torch.tensor(np.array(v), dtype=torch.float64) for k, v in numbers.items()} | dict(nu=nu)
+        assert np.allclose(lvae.matern(given, torch.tensor(new)), theirs.predict((new - low) / (high - low)), atol=1e-9)
+    assert design.regression({"constant": np.ones(80)}, y) is None and design.regression({}, y) is None
+
+
+def test_a_run_designs_for_its_own_conditions(run):
+    model = lvae.load(run)
+    assert model.known["names"] == ["at", "dark"]
+    designs = data.load("custom", model.flags["data"])
+    wanted = {name: designs.conditions["val"][name][0].item() for name in ("at", "dark")}
+    error = (model.design(wanted) - designs.val[:1]).square().mean()
+    assert error < 0.5 * (designs.val[:1] - designs.train.mean(0)).square().mean()
+    for conditions, said in (
+        ({"at": 5}, "conditions are at; needed: at, dark"),
+        ({"at": 5, "dark": 0.5, "idle": 1}, "conditions are at, dark, idle; needed"),
+        ({"at": 99, "dark": 0.5}, "design: at 99 is outside of the training designs' 4"),
+    ):
+        with pytest.raises(lvae.InputError, match=said):
+            model.design(conditions)
+    assert model.design({"at": 99, "dark": 0.5}, force=True).shape == (1, 1, 16, 24)
+    model.known = None
+    with pytest.raises(lvae.InputError, match="knows no conditions"):
+        model.design(wanted)
+
+
+def test_the_command_writes_a_design(run, tmp_path, capsys):
+    at = ["--model", str(run), "--out", str(tmp_path / "out")]
+    assert design.main([*at, "--conditions", "at=10 dark=0.5"]) == 0
+    said = capsys.readouterr().out
+    assert "from the latents:" in said and "nearest training design:" in said and "objective" not in said
+    assert np.load(tmp_path / "out/design.npy").shape == (16, 24) and (tmp_path / "out/design.png").stat().st_size > 999
+    for conditions, *more, said in (
+        ("at=10", "needed: at, dark"),
+        ("at=ten dark=1", 'CONDITIONS "at=ten dark=1": must be name=number'),
+        ("at=99 dark=0.5", "FORCE=1"),
+        ("at=10 dark=0.5", "--polish=2", "POLISH 2: custom has no optimiser here"),
+    ):
+        assert design.main([*at[:2], "--out", str(tmp_path / "none"), "--conditions", conditions, *more]) == 2
+        error = capsys.readouterr().err
+        assert said in error and error.count("\n") == 1 and not (tmp_path / "none").exists()
+
+
+def test_volume_and_load():
+    x = np.random.default_rng(0).random((50, 100))
+    assert design.shift(x, 0.3).mean() == pytest.approx(0.3, abs=1e-6)
+    conditions, said = design.settled("beams2d", dict(volfrac=0.3, rmin=2.0, forcedist=0.404))
+    assert "moved to 0.4" in said and conditions["forcedist"] == pytest.approx(0.4)
+    assert (
+        int(conditions["forcedist"] * 10200) % 102 == 0
+    )  # EngiBench's degree of freedom is a vertical one on the edge
+    assert design.settled("beams2d", dict(forcedist=0.4))[1] == design.settled("custom", dict(forcedist=0.404))[1] == ""
+
+
+@pytest.mark.parametrize("problem", ["beams2d", "heatconduction2d"])
+def test_polishing_starts_from_the_design_and_makes_it_better(problem):
+    from tools.designs import objective, optimise
+
+    designs = data.load(problem, "sample")
+    conditions = {k: v[0].item() for k, v in designs.conditions["val"].items()}
+    start = design.fitted(problem, conditions, design.nearest(designs, conditions))
+    before = objective(problem, conditions, start)
+    after = objective(problem, conditions, optimise(problem, conditions, start, 3) / 255)
+    assert after < 1.001 * before
