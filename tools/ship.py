@@ -1,9 +1,10 @@
-"""Put the best of several runs of a problem's final setting into models/: its record, and its model in 8 bits, small enough to commit.
+"""Put the best run of each problem into models/: its record, and its model in 8 bits, small enough to commit.
 
     python -m tools.ship --runs results/baselines.csv --arm strategy=plummet      # make ship
 
-The best is the one with the least val_rec. The test error takes no part: it is measured once, on what is shipped. The run's folder must still be there, with its model.pt
-(SET=save_model=True). models/<problem>/ is then a run's folder, too: for gallery.py --run, and for train.py --config.
+The best is the one with the least val_rec. The test error takes no part: it is measured once, on what is shipped. The run's
+folder must still be there, with its model.pt. models/<problem>/ is then a run's folder, too: for tools.gallery --run, and for
+train.py --config.
 """
 
 import argparse
