@@ -317,6 +317,48 @@ def open_run(folder, old, args, fingerprint, device):
 # ----------------------------------------------------------------------------------------------------------------------- W&B
 
 
+HUNG = []  # third parties' calls that did not return: their exit hooks would not, either
+
+
+def bounded(function, seconds=30):
+    """function(), in a thread that is waited for so long: the start of W&B's service may never return. TimeoutError."""
+    found = []
+
+    def run():
+        try:
+            found.append((function(), None))
+        except BaseException as error:
+            found.append((None, error))
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if not found:
+        HUNG.append(function)
+        raise TimeoutError(f"no answer within {seconds:g} s")
+    value, error = found[0]
+    if error is not None:
+        raise error
+    return value
+
+
+def leave(code):
+    """End the process with this exit code; at once where an exit hook would wait for what hangs."""
+    if HUNG:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
+def wandb_server():
+    """The address of W&B's server. wandb.setup() says it, too, but starts its service for that."""
+    from wandb.sdk.wandb_setup import singleton
+
+    return singleton().settings.base_url
+
+
 class NoWandb:
     """Stands in for a W&B run when there is none, so that the training loop has no branches."""
 
@@ -428,7 +470,7 @@ def open_wandb(args, run, config):
     try:
         import wandb
 
-        server = wandb.setup().settings.base_url
+        server = wandb_server()
     except Exception as error:  # its settings are checked by pydantic, which raises its own
         print(f"W&B: cannot be used ({first_line(error)}); going on without it", file=sys.stderr, flush=True)
         return NoWandb()
@@ -443,10 +485,22 @@ def open_wandb(args, run, config):
         mode = "offline"
     for attempt in dict.fromkeys((mode, "offline")):
         try:
-            return Wandb(attempt, run, config, args.wandb_project, args.wandb_entity)
+            found = bounded(lambda mode=attempt: Wandb(mode, run, config, args.wandb_project, args.wandb_entity), 60)
+        except TimeoutError as error:
+            print(f"W&B: cannot start ({error}); going on without it", file=sys.stderr, flush=True)
+            break
         except Exception as error:  # wandb.Error, or what the client's service raises
-            print(f"W&B: cannot log {attempt} ({first_line(error)})", file=sys.stderr, flush=True)
-            wandb.teardown()  # or the second attempt finds the run "in use"
+            going = "; going on without it" if attempt == "offline" else ""
+            print(f"W&B: cannot log {attempt} ({first_line(error)}){going}", file=sys.stderr, flush=True)
+            with contextlib.suppress(Exception):
+                bounded(wandb.teardown)  # or the second attempt finds the run "in use"
+            if HUNG:
+                break
+        else:
+            if attempt == "offline":
+                how = "`wandb login` logs online, --wandb disabled not at all"
+                print(f"W&B: logged offline, in {run.folder / 'wandb'}; {how}", flush=True)
+            return found
     return NoWandb()
 
 

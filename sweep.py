@@ -45,7 +45,19 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.trial import TrialState, create_trial
 
 from lvae import InputError, first_line
-from record import FREE_FLAGS, cores, is_locked, logged_in, read_csv, read_json, slug, write_atomically
+from record import (
+    FREE_FLAGS,
+    bounded,
+    cores,
+    is_locked,
+    leave,
+    logged_in,
+    read_csv,
+    read_json,
+    slug,
+    wandb_server,
+    write_atomically,
+)
 
 STATE, FILES, NOW = Path(".sweeps"), Path(__file__).parent / "sweeps", "%Y-%m-%d %H:%M:%S"
 STUDY = ("beams2d", "heatconduction2d", "photonics2d")
@@ -310,13 +322,11 @@ def check_code(sweep):
 
 def choose_backend(asked):
     """wandb or local, and why."""
-    import wandb
-
     if asked:
         return asked, "as BACKEND says"
     if (mode := os.environ.get("WANDB_MODE", "online")) not in ("online", "shared", "run"):
         return "local", f"since WANDB_MODE is {mode}"
-    if logged_in(wandb.setup().settings.base_url):
+    if logged_in(wandb_server()):
         return "wandb", "since you are logged in to W&B; BACKEND=local needs no account"
     return "local", "since you are not logged in to W&B (`wandb login`, then BACKEND=wandb)"
 
@@ -404,8 +414,8 @@ def create_on_wandb(sweep, points, args):
     prints = "; ".join(f"{p} {d['source']} {d['toy_dims']} {d['sha256']}" for p, d in sweep["data"].items())
     config["description"] = f"{config.get('description', '')} [data: {prints}]".strip()
     try:
-        sweep_id = wandb.sweep(config, entity=args.entity, project=project)
-        entity = args.entity or wandb.Api().default_entity
+        sweep_id = bounded(lambda: wandb.sweep(config, entity=args.entity, project=project), 120)
+        entity = args.entity or bounded(lambda: wandb.Api().default_entity)
     except Exception as error:  # wandb raises a dozen types when its server cannot be reached or refuses
         reason = f"W&B: cannot create the sweep ({first_line(error)}); BACKEND=local needs no server"
         raise InputError(reason) from None
@@ -1164,7 +1174,7 @@ def on_wandb(path, read):
     import wandb
 
     try:
-        return read(wandb.Api().sweep(path))
+        return bounded(lambda: read(wandb.Api().sweep(path)), 120)
     except Exception as error:  # wandb raises its own, requests' and ValueError, also while the sweep is read
         raise InputError(f"SWEEP {path}: W&B does not give it ({first_line(error)})") from None
 
@@ -1464,4 +1474,4 @@ def main(argv=None):
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    sys.exit(main())
+    leave(main())

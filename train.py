@@ -577,10 +577,13 @@ def pca_errors(train, x):
 
 
 class Stop:
-    """Turns SIGINT and SIGTERM into a wish that the loop looks at between epochs; a second SIGINT interrupts at once."""
+    """Turns SIGINT and SIGTERM into a wish that the loop looks at between epochs; a second SIGINT interrupts at once.
+
+    Before the loop there is nothing to save, and something may hang: the process ends there and then.
+    """
 
     def __init__(self):
-        self.code = None
+        self.code, self.looping = None, False
         signal.signal(signal.SIGTERM, self._handle)
         signal.signal(signal.SIGINT, self._handle)
 
@@ -588,6 +591,10 @@ class Stop:
         if self.code is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.code = 128 + number
+        if not self.looping:
+            with contextlib.suppress(OSError):
+                os.write(2, b"stopped before the first epoch\n")
+            os._exit(self.code)
 
 
 def multiplies_bf16(device):
@@ -731,6 +738,7 @@ def fit(trainer, run, wandb, stop, first):
         bar_format="{percentage:3.0f}%|{bar:20}| {desc}",
     )
     started = saved = time.monotonic()
+    stop.looping = True
     for epoch in range(first, args.n_epochs):
         row, proposal = trainer.epoch(epoch)
         if not all(math.isfinite(row[key]) for key in ("rec_loss", "vol_loss", "total_loss", "val_rec")):
@@ -836,4 +844,4 @@ def main(argv=None):
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.stdout.reconfigure(errors="backslashreplace")  # a path may hold characters that the terminal's encoding lacks
-    sys.exit(main())
+    record.leave(main())

@@ -5,8 +5,11 @@ import functools
 import os
 import resource
 import shutil
+import signal
 import ssl
 import subprocess
+import sys
+import time
 import tracemalloc
 import zipfile
 from pathlib import Path
@@ -14,11 +17,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from hub_server import serve
-from test_train import FAST, in_an_empty_folder, run  # noqa: F401  a fixture
+from sweep_kit import write
+from test_train import FAST, ROOT, in_an_empty_folder, run  # noqa: F401  a fixture
 
 import data
 import train
 
+PATHED = {**os.environ, "PYTHONPATH": str(ROOT)}
 BLOBS = data._toy(3, n=60, size=24)["designs"]  # (60, 24, 24) in [0, 1], smooth
 MASK = BLOBS > 0.3
 
@@ -263,3 +268,54 @@ def test_a_certificate_that_nobody_knows_is_named(monkeypatch, tmp_path):
         assert data.ask(url) is None and data.reachable(url)  # the client may know it
         monkeypatch.setattr(constants, "ENDPOINT", url)
         assert "CERTIFICATE_VERIFY_FAILED" in hub.asked_again(HEAT)
+
+
+# ------------------------------------------------------------------------------------------------- W&B that cannot start
+
+TINY = ["--problem=toy", "--n_epochs=1", "--latent_dim=4", "--batch_size=512", "--threads=1"]
+
+
+def process(script, *flags, **env):
+    """A script of ours as a process: (exit code, stdout, stderr)."""
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")} | {"NETRC": os.devnull}
+    command = [sys.executable, str(ROOT / script), *flags]
+    done = subprocess.run(command, env=clean | env, capture_output=True, text=True, timeout=120)
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_a_wandb_service_that_cannot_start_costs_no_run():
+    code, out, error = process("train.py", *TINY, WANDB_X_SERVICE_WAIT="0.001")
+    assert (code, error.count("\n")) == (0, 1) and "going on without it" in error and "run      runs/" in out
+    write(seed=[1])
+    code, out, error = process("sweep.py", "create", "quick.yaml", WANDB_X_SERVICE_WAIT="0.001")
+    assert (code, error) == (0, "") and "backend: local, since you are not logged in" in out
+
+
+HANG = "import record, sys, time, train; record.Wandb = lambda *_: (print('hangs', flush=True), time.sleep(99)); "
+
+
+def test_a_wandb_that_hangs_is_left_behind():
+    short = "record.bounded.__defaults__ = (1,); old = record.bounded; record.bounded = lambda f, s=1: old(f, 1); "
+    code = HANG + short + f"record.leave(train.main({TINY}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=PATHED)
+    assert done.returncode == 0 and "W&B: cannot start (no answer within 1 s); going on without it" in done.stderr
+    assert len(list(Path("runs").glob("*/summary.json"))) == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_before_the_first_epoch_ends_at_once(number):
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    child = subprocess.Popen([sys.executable, "-c", HANG + f"record.leave(train.main({TINY}))"], **pipes, env=PATHED)
+    assert "hangs" in [child.stdout.readline().strip() for _ in range(2)]
+    start = time.monotonic()
+    child.send_signal(number)
+    assert child.wait(30) == 128 + number and time.monotonic() - start < 3
+    assert child.stderr.read() == "stopped before the first epoch\n"
+    (folder,) = Path("runs").iterdir()
+    assert train.main([f"--resume={folder}", "--wandb=disabled"]) == 0
+
+
+def test_a_run_that_is_logged_offline_says_where():
+    code, out, error = process("train.py", *TINY)
+    (folder,) = Path("runs").iterdir()
+    assert (code, error) == (0, "") and f"W&B: logged offline, in {folder}/wandb; " in out
