@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import os
+import re
 import resource
 import shutil
 import signal
@@ -18,7 +19,7 @@ import numpy as np
 import pytest
 from hub_server import serve
 from sweep_kit import write
-from test_train import FAST, ROOT, in_an_empty_folder, run  # noqa: F401  a fixture
+from test_train import FAST, ROOT, in_an_empty_folder, run, summary  # noqa: F401  a fixture
 
 import data
 import train
@@ -319,3 +320,31 @@ def test_a_run_that_is_logged_offline_says_where():
     code, out, error = process("train.py", *TINY)
     (folder,) = Path("runs").iterdir()
     assert (code, error) == (0, "") and f"W&B: logged offline, in {folder}/wandb; " in out
+
+
+# ------------------------------------------------------------------------------------------- what the end of a run says
+
+
+def test_the_help_has_no_none():
+    assert "None" not in train.parser().format_help()
+
+
+def test_what_was_proposed_and_held_back_is_said_with_what_to_do(capsys):
+    run("--cooldown_epochs=9", "--max_prune_per_epoch=1", "--trim_tol=0", name="a")
+    out = capsys.readouterr().out
+    assert re.search(r"\n\d more were proposed in the last epoch and held back \(cooldown \d\); more --n_epochs", out)
+
+
+def test_a_result_worse_than_pca_names_the_likely_cause(capsys):
+    run("--n_epochs=1", name="a")
+    out = capsys.readouterr().out
+    assert "worse than PCA; the likely cause: 7 steps are few (a default run takes 6,000 or 100 epochs)" in out
+    assert "epoch     0 (1/1)" in out and "--data sample plays no part" in out  # epochs count as in metrics.csv
+
+
+def test_a_ratio_to_no_error_is_none(capsys, tmp_path):
+    np.save(tmp_path / "own.npy", np.repeat(np.rint(BLOBS[:1] * 255) / 255, 60, axis=0))
+    folder = run("--problem=custom", f"--data={tmp_path / 'own.npy'}", "--n_epochs=1", name="a")
+    said = capsys.readouterr()
+    assert "(ratio n/a: PCA's error is 0 to rounding)" in said.out and summary(folder)["pca_ratio"] is None
+    assert "--batch_size 256 is above the 42 training designs: each step takes all of them" in said.err
