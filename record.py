@@ -99,6 +99,17 @@ def different_flags(old, new):
     return different + (["n_epochs"] if new["n_epochs"] < old.get("n_epochs", 0) else [])
 
 
+def lock(file, how):
+    """fcntl.flock; where a file system has no locks, its OSError names the file and the remedy."""
+    try:
+        fcntl.flock(file, how)
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        said = f"no locks on this file system ({os.strerror(error.errno)}); work in a folder on another disk"
+        raise OSError(error.errno, said, str(file.name)) from None
+
+
 class Run:
     """An open run folder, locked by this process until it ends. Raises InputError if another process has it, OSError if unwritable."""
 
@@ -107,7 +118,7 @@ class Run:
         folder.mkdir(parents=True, exist_ok=True)
         self._lock = open(folder / "lock", "w")  # noqa: SIM115  held for the life of the process
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise InputError(
                 f"--resume {folder}: another process is working on this run; wait for it or stop it"
@@ -518,8 +529,8 @@ def is_locked(folder):
     """True if a process is at work in a run folder: train.py holds an exclusive lock on its file `lock`."""
     with contextlib.suppress(FileNotFoundError), open(folder / "lock") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError:
+            lock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
             return True
     return False
 

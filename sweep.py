@@ -51,6 +51,7 @@ from record import (
     cores,
     is_locked,
     leave,
+    lock,
     logged_in,
     read_csv,
     read_json,
@@ -550,7 +551,7 @@ class FileLock:
 
     def acquire(self):
         file = open(self.path, "a")  # noqa: SIM115  held until release()
-        fcntl.flock(file, fcntl.LOCK_EX)
+        lock(file, fcntl.LOCK_EX)
         self.file = file
         if self.journal and self.journal.stat().st_size:
             with open(self.journal, "rb+") as journal:
@@ -1124,8 +1125,16 @@ def surroundings(slot, agents):
     env = dict(os.environ, PATH=os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", os.defpath)]))
     available = min(cores(), int(env.get("SLURM_CPUS_PER_TASK", cores())))  # where Slurm does not confine its tasks
     env.setdefault("OMP_NUM_THREADS", str(max(1, available // agents)))
-    named = env.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(torch.cuda.device_count())))).split(",")
-    return env | ({"CUDA_VISIBLE_DEVICES": named[slot % len(named)]} if named[0] else {})
+    named = env["CUDA_VISIBLE_DEVICES"].split(",") if "CUDA_VISIBLE_DEVICES" in env else gpus()
+    return env | ({"CUDA_VISIBLE_DEVICES": named[slot % len(named)]} if named and named[0] else {})
+
+
+def gpus():
+    """What CUDA_VISIBLE_DEVICES may name here: MIG slices, of which CUDA shows a process only the first, or numbers."""
+    listed = ""
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30).stdout
+    return re.findall(r"UUID: (MIG-[^)\s]+)", listed) or list(map(str, range(torch.cuda.device_count())))
 
 
 _prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None  # looked up here: after a fork it may not be

@@ -656,8 +656,8 @@ def settle(args):
         raise InputError(f"--device {args.device}: not usable here; allowed: {usable}") from None
     if args.precision == "auto":
         args.precision = "bf16" if multiplies_bf16(device) else "fp32"
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    if args.threads or "OMP_NUM_THREADS" not in os.environ:  # torch does not know of a container's CPU quota
+        torch.set_num_threads(args.threads or min(torch.get_num_threads(), record.cores()))
     args.threads = torch.get_num_threads()
     return device
 

@@ -1,6 +1,7 @@
 """What users bring: designs of every layout and type, files of other tools, broken hubs, and W&B that cannot start."""
 
 import contextlib
+import errno
 import functools
 import os
 import re
@@ -22,6 +23,7 @@ from sweep_kit import write
 from test_train import FAST, ROOT, in_an_empty_folder, run, summary  # noqa: F401  a fixture
 
 import data
+import sweep
 import train
 
 PATHED = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -348,3 +350,39 @@ def test_a_ratio_to_no_error_is_none(capsys, tmp_path):
     said = capsys.readouterr()
     assert "(ratio n/a: PCA's error is 0 to rounding)" in said.out and summary(folder)["pca_ratio"] is None
     assert "--batch_size 256 is above the 42 training designs: each step takes all of them" in said.err
+
+
+# ------------------------------------------------------------------------------------------------------------- machines
+
+MIG = """GPU 0: NVIDIA H100 (UUID: GPU-11)
+  MIG 3g.40gb     Device  0: (UUID: MIG-aa)
+  MIG 3g.40gb     Device  1: (UUID: MIG-bb/1/0)
+"""
+
+
+def test_agents_share_the_slices_of_a_gpu(monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(sweep.subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 0, MIG))
+    given = [sweep.surroundings(slot, 3)["CUDA_VISIBLE_DEVICES"] for slot in range(3)]
+    assert given == ["MIG-aa", "MIG-bb/1/0", "MIG-aa"]
+
+
+def test_a_queue_without_locks_names_the_file(monkeypatch, capsys):
+    def no_locks(*_):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    write(seed=[1])
+    monkeypatch.setattr(sweep.fcntl, "flock", no_locks)
+    assert sweep.main(["create", "quick.yaml", "--backend", "local"]) == 4
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "journal.lock" in said and "no locks on this file system" in said
+
+
+def test_threads_are_those_of_the_quota(monkeypatch):
+    monkeypatch.setattr(train.torch, "get_num_threads", lambda: 64)
+    monkeypatch.setattr(train.record, "cores", lambda: 1)
+    told = []
+    monkeypatch.setattr(train.torch, "set_num_threads", told.append)
+    train.settle(train.parse([]))
+    train.settle(train.parse(["--threads=3"]))
+    assert told == [1, 3]
