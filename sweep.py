@@ -106,6 +106,11 @@ class Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+# YAML 1.1 takes 1e-4, without a dot, for text
+EXPONENT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$")
+Loader.add_implicit_resolver("tag:yaml.org,2002:float", EXPONENT, list("-+0123456789"))
+
+
 def read_yaml(name):
     """A sweep's file, by its path or its number (01, 01b, ...) -> (path, config). Raises InputError."""
     files = {p.stem.split("_")[0]: p for p in sorted(FILES.glob("*_*.yaml"))}
@@ -121,6 +126,8 @@ def read_yaml(name):
         need(plain, f"{path}: name {config['name']!r}: allowed: letters, digits, and . _ - inside it")
         search = config["method"] in ("bayes", "random") and isinstance(config.get("run_cap"), int)
         need(search or config["method"] == "grid", f"{path}: method must be grid, or bayes or random with a run_cap")
+        cap = config.get("run_cap", 1)
+        need(isinstance(cap, int) and cap > 0, f"{path}: run_cap {cap}: must be a number of runs, at least 1")
         for key, p in config["parameters"].items():
             kind, whole = (SCALAR, True) if {"value", "values"} & set(p) else (NUMBER, {"min", "max"} <= set(p))
             plain = whole and isinstance(levels(p), list) and levels(p) and all(isinstance(v, kind) for v in levels(p))
@@ -220,6 +227,15 @@ def narrow(config, args, program):
     need(not unknown, f"parameter {', '.join(unknown)}: no such flag of {config['program']}")
     free = {*FREE_FLAGS, "threads", "precision"} - {"arm"}
     return any(not set(levels(p)) <= set(file.get(k, [])) for k, p in parameters.items() if k not in free)
+
+
+def check_set(text, flags):
+    """Refuse a SET with which a run ends before it may prune."""
+    for f in flags if {"n_epochs", "pruning_epoch"} & {item.partition("=")[0] for item in text.split()} else ():
+        first = f.get("pruning_epoch")
+        late = first is not None and f.get("strategy", "none") != "none" and first >= f["n_epochs"]
+        said = f"SET {text}: pruning would start at epoch {first}, and the run ends at {f['n_epochs']}"
+        need(not late, f"{said}; allowed: more, or EPOCHS=, which scales both")
 
 
 def choose_strategy(parameters, strategy, defaults):
@@ -341,6 +357,7 @@ def plan(path, config, problem, args, program, backend):
     flags = resolve(expand(config) if grid else corners(config), program)
     if args.epochs is not None:
         check_epochs(args.epochs, flags)
+    check_set(args.set or "", flags)
     if flags[0].get("precision") == "auto":  # as this machine would, for all: bf16 and fp32 must not be compared
         settled = argparse.Namespace(**flags[0])
         program.settle(settled)
@@ -352,7 +369,7 @@ def plan(path, config, problem, args, program, backend):
     sweep |= {"config": config, "data": freeze_data(config), "created": time.strftime(NOW)}
     sweep |= {"code": code_of(config["program"])}
     if grid:
-        points = expand(config)
+        points = expand(config)[: config.get("run_cap")]
         left = skip_done(sweep, points, program)
         return sweep | {"runs": len(left), "skipped": len(points) - len(left)}, left, []
     known = known_trials(sweep, program) if backend == "local" else []  # W&B's search takes only runs that are on W&B
@@ -370,7 +387,9 @@ def create(args):
     need(not args.storage or args.storage.startswith("postgresql"), f"{named}: allowed: {allowed}")
     plain = not args.edition or args.edition.replace("-", "").isalnum()
     need(plain, f"EDITION {args.edition}: allowed: letters, digits and -")
-    each = config["method"] != "grid" and "value" in config["parameters"]["problem"] and not args.problem
+    # a search of the study is made for each of its problems; one of your own has the problem that it names
+    ours = path.resolve().parent == FILES.resolve() and "value" in config["parameters"]["problem"]
+    each = config["method"] != "grid" and ours and not args.problem
     copies = [(problem, json.loads(json.dumps(config))) for problem in (STUDY if each else [args.problem])]
     plans = [plan(path, copy, problem, args, program, backend) for problem, copy in copies]  # all, before one exists
     print(f"backend: {backend}, {why}")
@@ -392,7 +411,12 @@ def create(args):
         created.append(sweep["id"])
         sources = ", ".join(f"{p} from {d['source']} ({d['sha256'][:12]})" for p, d in sweep["data"].items())
         precision = sweep["config"]["parameters"].get("precision", {}).get("value")
-        print(f"created {sweep['id']}: {sweep['runs']} runs; {sources}" + (f"; {precision}" if precision else ""))
+        counts = {k: len(levels(p)) for k, p in sweep["config"]["parameters"].items() if len(levels(p)) > 1}
+        product = " x ".join(f"{n} {k}" for k, n in sorted(counts.items(), key=lambda c: c[0] != "problem"))
+        shape = f" = {product}" if points and sweep["runs"] == math.prod(counts.values()) else ""
+        print(
+            f"created {sweep['id']}: {sweep['runs']} runs{shape}; {sources}" + (f"; {precision}" if precision else "")
+        )
         trial = ": EPOCHS or SET gave values that the file does not have (EDITION=name makes them a study of their own)"
         print(f"results go to {sweep['results']}" + (trial if sweep["results"].endswith("-trial.csv") else ""))
     if created:
