@@ -386,3 +386,51 @@ def test_threads_are_those_of_the_quota(monkeypatch):
     train.settle(train.parse([]))
     train.settle(train.parse(["--threads=3"]))
     assert told == [1, 3]
+
+
+# --------------------------------------------------------------------------------------------- pip install, and sweeps
+
+
+def test_pip_installs_lvae_alone(tmp_path):
+    """From a copy, for setuptools leaves build/ behind."""
+    pytest.importorskip("setuptools")
+    (tmp_path / "copy").mkdir()
+    for path in [*ROOT.glob("*.py"), ROOT / "pyproject.toml"]:
+        shutil.copy(path, tmp_path / "copy")
+    command = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-build-isolation", "--no-index", "--quiet"]
+    subprocess.run([*command, "--target", tmp_path / "site", tmp_path / "copy"], check=True, capture_output=True)
+    assert {p.name for p in (tmp_path / "site").iterdir()} <= {"lvae.py", "lvae-0.1.0.dist-info", "__pycache__"}
+    code = f"from lvae import load; print(load({str(ROOT / 'models/beams2d/model.pt')!r}).sample(2).shape)"
+    env = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.stdout == "torch.Size([2, 1, 50, 100])\n", done.stderr
+
+
+def created(capsys, *flags, code=0):
+    assert sweep.main(["create", "quick.yaml", "--backend", "local", *flags]) == code
+    return "".join(capsys.readouterr())
+
+
+def test_create_prints_its_plan_and_holds_run_cap(capsys):
+    write(seed=[1, 2], lr=[0.1, 0.2, 0.3], program=str(ROOT / "train.py"))
+    assert ": 6 runs = 2 seed x 3 lr; toy from sample" in created(capsys)
+    write("quick", run_cap=4, seed=[3, 4], lr=[0.1, 0.2, 0.3], program=str(ROOT / "train.py"))
+    assert ": 4 runs; toy from sample" in created(capsys)
+    write("quick", run_cap=0, seed=[3])
+    assert "run_cap 0: must be a number of runs, at least 1" in created(capsys, code=2)
+
+
+def test_a_search_of_ones_own_keeps_its_problem_and_may_write_1e_4(capsys):
+    write(method="random", run_cap=3, lr={"min": 0.5, "max": 0.25}, program=str(ROOT / "train.py"))
+    text = Path("quick.yaml").read_text().replace("min: 0.5", "min: 1e-4").replace("max: 0.25", "max: 1E-2")
+    Path("quick.yaml").write_text(text)
+    said = created(capsys)
+    assert said.count("created quick-") == 1 and ": 3 runs; toy from sample" in said
+    assert sweep.read_yaml("quick.yaml")[1]["parameters"]["lr"] == {"min": 0.0001, "max": 0.01}
+
+
+def test_a_set_with_which_no_run_can_prune_is_refused(capsys):
+    write(seed=[1], n_epochs=[100], pruning_epoch=[20], program=str(ROOT / "train.py"))
+    said = created(capsys, "--set", "n_epochs=4", code=2)
+    assert said.count("\n") == 1 and "SET n_epochs=4: pruning would start at epoch 20, and the run ends at 4" in said
+    created(capsys, "--set", "n_epochs=40")
