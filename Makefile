@@ -8,11 +8,38 @@ PSYCOPG := "psycopg[binary]==3.3.9"
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-data train test soak lint data ground-truth width baselines bench budget agents resume status stop rebuild list sync dashboard report verify ship design design-bench gallery clean distclean
 
+# A variable that a target does not take starts the wrong work without a word: refuse it. What each target takes:
+USES_train := PROBLEM ARGS
+USES_data := PROBLEM N SEED
+USES_width := N
+USES_baselines := N
+USES_ground-truth := N
+USES_bench := DEVICE QUICK
+USES_budget := DEVICE
+USES_sweep := PROBLEM SEEDS EPOCHS STRATEGY SET EDITION BACKEND PROJECT ENTITY STORAGE
+USES_agents := N COUNT SWEEP STORAGE PATIENCE LEAVE CHANGED
+USES_resume := $(USES_agents) FAILED
+USES_status := SWEEP STORAGE
+USES_stop := $(USES_status)
+USES_rebuild := $(USES_status)
+USES_dashboard := $(USES_status)
+USES_report := SWEEP RUNS WANDB
+USES_verify := RUNS ARGS
+USES_ship := RUNS
+USES_gallery := RUN
+USES_design := MODEL CONDITIONS POLISH FORCE OUT
+USES_design-bench := QUICK
+goals := $(or $(MAKECMDGOALS),help)
+allowed := PYTHON SHELL $(foreach goal,$(goals),$(USES_$(if $(filter sweep-%,$(goal)),sweep,$(goal))))
+given := $(foreach v,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $v))),$v))
+$(foreach v,$(filter-out $(allowed) -%,$(given)),$(error make $(goals): no such variable: $v; allowed: $(sort $(allowed))))
+
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9%-]+:.*## / {sub("%", "01", $$1); printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(VENV)/.done: requirements.txt
-	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; say PYTHON=/path/to/python3.11" if sys.version_info < (3, 11) else 0)'
+	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; good = (3, 11) <= sys.version_info < (3, 14); \
+	  sys.exit(None if good else f"Python 3.11 to 3.13 is needed, not {v}; say PYTHON=/path/to/python3.13")'
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
@@ -27,8 +54,8 @@ setup-data: $(VENV)/.data
 
 # Any flag of train.py can be added: make train ARGS="--seed 2 --wandb disabled"
 ARGS ?=
-train: setup ## train on the bundled beams: LVAE, pruning, figures
-	$(PY) train.py --problem beams2d --strategy plummet --data sample $(ARGS)
+train: setup ## train on the bundled designs: PROBLEM=beams2d; LVAE, pruning, figures
+	$(PY) train.py --problem "$(or $(PROBLEM),beams2d)" --strategy plummet --data sample $(ARGS)
 
 test: setup-data ## run the tests (4 to 10 minutes on 2 cores)
 	$(PY) -m pytest -q -n auto --dist worksteal tests
@@ -61,18 +88,20 @@ budget: setup ## hours of the six sweeps on this machine, measured: a minute; DE
 
 # make sweep-01 [PROBLEM= SEEDS= EPOCHS= STRATEGY= SET="a=1 b=2,3" EDITION= BACKEND=wandb|local PROJECT= ENTITY= STORAGE=]
 where = $(if $(SWEEP),--sweep "$(SWEEP)")
-how = --n $(or $(N),1) $(if $(COUNT),--count "$(COUNT)") $(if $(PATIENCE),--patience "$(PATIENCE)") $(if $(LEAVE),--leave) $(if $(CHANGED),--changed)
+how = --n "$(or $(N),1)" $(if $(COUNT),--count "$(COUNT)") $(if $(PATIENCE),--patience "$(PATIENCE)") $(if $(LEAVE),--leave) $(if $(CHANGED),--changed)
 export STORAGE # sweep.py reads it: a password must stand on no command line
 sweep-%: setup ## create a sweep (01 01b 02 03 04 05 06) and make it the current one
 	$(strip $(PY) sweep.py create $* $(if $(PROBLEM),--problem "$(PROBLEM)") $(if $(SEEDS),--seeds "$(SEEDS)") $(if $(EPOCHS),--epochs "$(EPOCHS)") \
 	  $(if $(STRATEGY),--strategy "$(STRATEGY)") $(if $(SET),--set "$(SET)") $(if $(EDITION),--edition "$(EDITION)") $(if $(BACKEND),--backend "$(BACKEND)") \
 	  $(if $(PROJECT),--project "$(PROJECT)") $(if $(ENTITY),--entity "$(ENTITY)"))
 
+# After a graceful Ctrl-C (exit code 130) all is well: make would call it an error
+gently = trap : INT; $(strip $(1)); code=$$?; [ $$code -eq 130 ] || exit $$code
 agents: setup ## work on the current sweep: N=5 agents, COUNT= runs each, SWEEP="01 02" for others (also PATIENCE= LEAVE=1 CHANGED=1)
-	$(strip $(PY) sweep.py agent $(how) $(where))
+	@$(call gently,$(PY) sweep.py agent $(how) $(where))
 
 resume: setup ## go on after a stop or a reboot: N=5 agents; FAILED=1 tries again what failed
-	$(strip $(PY) sweep.py resume $(how) $(if $(FAILED),--failed) $(where))
+	@$(call gently,$(PY) sweep.py resume $(how) $(if $(FAILED),--failed) $(where))
 
 status: setup ## done, running, failed, left, best so far, time to go
 	@$(PY) sweep.py status $(where)

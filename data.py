@@ -82,7 +82,11 @@ def load(problem, source="auto", toy_dims=3, n_train=0):
     if problem == "toy":
         if source not in ("auto", "hub", "sample", "toy"):
             raise InputError(f"--data {source}: toy designs are made, not read; your own are --problem custom")
-        arrays, source = _toy(toy_dims), "toy"
+        arrays = _toy(toy_dims)
+        arrays["made"] = f"made here, with {toy_dims} factors" + (
+            f"; --data {source} plays no part" if source in ("hub", "sample") else ""
+        )
+        source = "toy"
     elif problem == "custom" and re.fullmatch(r"auto|sample|hub(:v\d+)?", source):
         raise InputError(f"--problem custom: needs your own designs; give --data PATH.npz, not --data {source}")
     elif source == "sample":

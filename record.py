@@ -101,6 +101,17 @@ def different_flags(old, new):
     return different + (["n_epochs"] if new["n_epochs"] < old.get("n_epochs", 0) else [])
 
 
+def lock(file, how):
+    """fcntl.flock; where a file system has no locks, its OSError names the file and the remedy."""
+    try:
+        fcntl.flock(file, how)
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        said = f"no locks on this file system ({os.strerror(error.errno)}); work in a folder on another disk"
+        raise OSError(error.errno, said, str(file.name)) from None
+
+
 class Run:
     """An open run folder, locked by this process until it ends. Raises InputError if another process has it, OSError if unwritable."""
 
@@ -109,7 +120,7 @@ class Run:
         folder.mkdir(parents=True, exist_ok=True)
         self._lock = open(folder / "lock", "w")  # noqa: SIM115  held for the life of the process
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise InputError(
                 f"--resume {folder}: another process is working on this run; wait for it or stop it"
@@ -339,6 +350,48 @@ def open_run(folder, old, args, fingerprint, device):
 # ----------------------------------------------------------------------------------------------------------------------- W&B
 
 
+HUNG = []  # third parties' calls that did not return: their exit hooks would not, either
+
+
+def bounded(function, seconds=30):
+    """function(), in a thread that is waited for so long: the start of W&B's service may never return. TimeoutError."""
+    found = []
+
+    def run():
+        try:
+            found.append((function(), None))
+        except BaseException as error:
+            found.append((None, error))
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if not found:
+        HUNG.append(function)
+        raise TimeoutError(f"no answer within {seconds:g} s")
+    value, error = found[0]
+    if error is not None:
+        raise error
+    return value
+
+
+def leave(code):
+    """End the process with this exit code; at once where an exit hook would wait for what hangs."""
+    if HUNG:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
+def wandb_server():
+    """The address of W&B's server. wandb.setup() says it, too, but starts its service for that."""
+    from wandb.sdk.wandb_setup import singleton
+
+    return singleton().settings.base_url
+
+
 class NoWandb:
     """Stands in for a W&B run when there is none, so that the training loop has no branches."""
 
@@ -450,7 +503,7 @@ def open_wandb(args, run, config):
     try:
         import wandb
 
-        server = wandb.setup().settings.base_url
+        server = wandb_server()
     except Exception as error:  # its settings are checked by pydantic, which raises its own
         print(f"W&B: cannot be used ({first_line(error)}); going on without it", file=sys.stderr, flush=True)
         return NoWandb()
@@ -465,10 +518,22 @@ def open_wandb(args, run, config):
         mode = "offline"
     for attempt in dict.fromkeys((mode, "offline")):
         try:
-            return Wandb(attempt, run, config, args.wandb_project, args.wandb_entity)
+            found = bounded(lambda mode=attempt: Wandb(mode, run, config, args.wandb_project, args.wandb_entity), 60)
+        except TimeoutError as error:
+            print(f"W&B: cannot start ({error}); going on without it", file=sys.stderr, flush=True)
+            break
         except Exception as error:  # wandb.Error, or what the client's service raises
-            print(f"W&B: cannot log {attempt} ({first_line(error)})", file=sys.stderr, flush=True)
-            wandb.teardown()  # or the second attempt finds the run "in use"
+            going = "; going on without it" if attempt == "offline" else ""
+            print(f"W&B: cannot log {attempt} ({first_line(error)}){going}", file=sys.stderr, flush=True)
+            with contextlib.suppress(Exception):
+                bounded(wandb.teardown)  # or the second attempt finds the run "in use"
+            if HUNG:
+                break
+        else:
+            if attempt == "offline":
+                how = "`wandb login` logs online, --wandb disabled not at all"
+                print(f"W&B: logged offline, in {run.folder / 'wandb'}; {how}", flush=True)
+            return found
     return NoWandb()
 
 
@@ -551,8 +616,8 @@ def is_locked(folder):
     """True if a process is at work in a run folder: train.py holds an exclusive lock on its file `lock`."""
     with contextlib.suppress(FileNotFoundError), open(folder / "lock") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError:
+            lock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
             return True
     return False
 

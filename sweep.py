@@ -47,14 +47,18 @@ from optuna.trial import TrialState, create_trial
 from lvae import InputError, first_line
 from record import (
     FREE_FLAGS,
+    bounded,
     cores,
     is_locked,
+    leave,
+    lock,
     logged_in,
     made_by,
     read_csv,
     read_json,
     read_text,
     slug,
+    wandb_server,
     write_atomically,
 )
 from record import status as status_of
@@ -105,6 +109,11 @@ class Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+# YAML 1.1 takes 1e-4, without a dot, for text
+EXPONENT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$")
+Loader.add_implicit_resolver("tag:yaml.org,2002:float", EXPONENT, list("-+0123456789"))
+
+
 def read_yaml(name):
     """A sweep's file, by its path or its number (01, 01b, ...) -> (path, config). Raises InputError."""
     files = {p.stem.split("_")[0]: p for p in sorted(FILES.glob("*_*.yaml"))}
@@ -120,6 +129,8 @@ def read_yaml(name):
         need(plain, f"{path}: name {config['name']!r}: allowed: letters, digits, and . _ - inside it")
         search = config["method"] in ("bayes", "random") and isinstance(config.get("run_cap"), int)
         need(search or config["method"] == "grid", f"{path}: method must be grid, or bayes or random with a run_cap")
+        cap = config.get("run_cap", 1)
+        need(isinstance(cap, int) and cap > 0, f"{path}: run_cap {cap}: must be a number of runs, at least 1")
         for key, p in config["parameters"].items():
             kind, whole = (SCALAR, True) if {"value", "values"} & set(p) else (NUMBER, {"min", "max"} <= set(p))
             plain = whole and isinstance(levels(p), list) and levels(p) and all(isinstance(v, kind) for v in levels(p))
@@ -219,6 +230,15 @@ def narrow(config, args, program):
     need(not unknown, f"parameter {', '.join(unknown)}: no such flag of {config['program']}")
     free = {*FREE_FLAGS, "threads", "precision"} - {"arm"}
     return any(not set(levels(p)) <= set(file.get(k, [])) for k, p in parameters.items() if k not in free)
+
+
+def check_set(text, flags):
+    """Refuse a SET with which a run ends before it may prune."""
+    for f in flags if {"n_epochs", "pruning_epoch"} & {item.partition("=")[0] for item in text.split()} else ():
+        first = f.get("pruning_epoch")
+        late = first is not None and f.get("strategy", "none") != "none" and first >= f["n_epochs"]
+        said = f"SET {text}: pruning would start at epoch {first}, and the run ends at {f['n_epochs']}"
+        need(not late, f"{said}; allowed: more, or EPOCHS=, which scales both")
 
 
 def choose_strategy(parameters, strategy, defaults):
@@ -327,13 +347,11 @@ def check_code(sweep):
 
 def choose_backend(asked):
     """wandb or local, and why."""
-    import wandb
-
     if asked:
         return asked, "as BACKEND says"
     if (mode := os.environ.get("WANDB_MODE", "online")) not in ("online", "shared", "run"):
         return "local", f"since WANDB_MODE is {mode}"
-    if logged_in(wandb.setup().settings.base_url):
+    if logged_in(wandb_server()):
         return "wandb", "since you are logged in to W&B; BACKEND=local needs no account"
     return "local", "since you are not logged in to W&B (`wandb login`, then BACKEND=wandb)"
 
@@ -347,6 +365,7 @@ def plan(path, config, problem, args, program, backend):
     flags = resolve(expand(config) if grid else corners(config), program)
     if args.epochs is not None:
         check_epochs(args.epochs, flags)
+    check_set(args.set or "", flags)
     if flags[0].get("precision") == "auto":  # as this machine would, for all: bf16 and fp32 must not be compared
         settled = argparse.Namespace(**flags[0])
         program.settle(settled)
@@ -358,7 +377,7 @@ def plan(path, config, problem, args, program, backend):
     sweep |= {"config": config, "data": freeze_data(config), "created": time.strftime(NOW)}
     sweep |= {"code": code_of(config["program"])}
     if grid:
-        points = expand(config)
+        points = expand(config)[: config.get("run_cap")]
         left = skip_done(sweep, points, program)
         return sweep | {"runs": len(left), "skipped": len(points) - len(left)}, left, []
     known = known_trials(sweep, program) if backend == "local" else []  # W&B's search takes only runs that are on W&B
@@ -376,7 +395,9 @@ def create(args):
     need(not args.storage or args.storage.startswith("postgresql"), f"{named}: allowed: {allowed}")
     plain = not args.edition or args.edition.replace("-", "").isalnum()
     need(plain, f"EDITION {args.edition}: allowed: letters, digits and -")
-    each = config["method"] != "grid" and "value" in config["parameters"]["problem"] and not args.problem
+    # a search of the study is made for each of its problems; one of your own has the problem that it names
+    ours = path.resolve().parent == FILES.resolve() and "value" in config["parameters"]["problem"]
+    each = config["method"] != "grid" and ours and not args.problem
     copies = [(problem, json.loads(json.dumps(config))) for problem in (STUDY if each else [args.problem])]
     plans = [plan(path, copy, problem, args, program, backend) for problem, copy in copies]  # all, before one exists
     print(f"backend: {backend}, {why}")
@@ -398,7 +419,12 @@ def create(args):
         created.append(sweep["id"])
         sources = ", ".join(f"{p} from {d['source']} ({d['sha256'][:12]})" for p, d in sweep["data"].items())
         precision = sweep["config"]["parameters"].get("precision", {}).get("value")
-        print(f"created {sweep['id']}: {sweep['runs']} runs; {sources}" + (f"; {precision}" if precision else ""))
+        counts = {k: len(levels(p)) for k, p in sweep["config"]["parameters"].items() if len(levels(p)) > 1}
+        product = " x ".join(f"{n} {k}" for k, n in sorted(counts.items(), key=lambda c: c[0] != "problem"))
+        shape = f" = {product}" if points and sweep["runs"] == math.prod(counts.values()) else ""
+        print(
+            f"created {sweep['id']}: {sweep['runs']} runs{shape}; {sources}" + (f"; {precision}" if precision else "")
+        )
         trial = ": EPOCHS or SET gave values that the file does not have (EDITION=name makes them a study of their own)"
         print(f"results go to {sweep['results']}" + (trial if sweep["results"].endswith("-trial.csv") else ""))
     if created:
@@ -421,8 +447,8 @@ def create_on_wandb(sweep, points, args):
     prints = "; ".join(f"{p} {d['source']} {d['toy_dims']} {d['sha256']}" for p, d in sweep["data"].items())
     config["description"] = f"{config.get('description', '')} [data: {prints}]".strip()
     try:
-        sweep_id = wandb.sweep(config, entity=args.entity, project=project)
-        entity = args.entity or wandb.Api().default_entity
+        sweep_id = bounded(lambda: wandb.sweep(config, entity=args.entity, project=project), 120)
+        entity = args.entity or bounded(lambda: wandb.Api().default_entity)
     except Exception as error:  # wandb raises a dozen types when its server cannot be reached or refuses
         reason = f"W&B: cannot create the sweep ({first_line(error)}); BACKEND=local needs no server"
         raise InputError(reason) from None
@@ -557,7 +583,7 @@ class FileLock:
 
     def acquire(self):
         file = open(self.path, "a")  # noqa: SIM115  held until release()
-        fcntl.flock(file, fcntl.LOCK_EX)
+        lock(file, fcntl.LOCK_EX)
         self.file = file
         if self.journal and self.journal.stat().st_size:
             with open(self.journal, "rb+") as journal:
@@ -1131,8 +1157,16 @@ def surroundings(slot, agents):
     env = dict(os.environ, PATH=os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", os.defpath)]))
     available = min(cores(), int(env.get("SLURM_CPUS_PER_TASK", cores())))  # where Slurm does not confine its tasks
     env.setdefault("OMP_NUM_THREADS", str(max(1, available // agents)))
-    named = env.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(torch.cuda.device_count())))).split(",")
-    return env | ({"CUDA_VISIBLE_DEVICES": named[slot % len(named)]} if named[0] else {})
+    named = env["CUDA_VISIBLE_DEVICES"].split(",") if "CUDA_VISIBLE_DEVICES" in env else gpus()
+    return env | ({"CUDA_VISIBLE_DEVICES": named[slot % len(named)]} if named and named[0] else {})
+
+
+def gpus():
+    """What CUDA_VISIBLE_DEVICES may name here: MIG slices, of which CUDA shows a process only the first, or numbers."""
+    listed = ""
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30).stdout
+    return re.findall(r"UUID: (MIG-[^)\s]+)", listed) or list(map(str, range(torch.cuda.device_count())))
 
 
 _prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None  # looked up here: after a fork it may not be
@@ -1181,7 +1215,7 @@ def on_wandb(path, read):
     import wandb
 
     try:
-        return read(wandb.Api().sweep(path))
+        return bounded(lambda: read(wandb.Api().sweep(path)), 120)
     except Exception as error:  # wandb raises its own, requests' and ValueError, also while the sweep is read
         raise InputError(f"SWEEP {path}: W&B does not give it ({first_line(error)})") from None
 
@@ -1490,4 +1524,4 @@ def main(argv=None):
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    sys.exit(main())
+    leave(main())

@@ -18,6 +18,7 @@ import functools
 import io
 import json
 import math
+import os
 import signal
 import sys
 import time
@@ -91,8 +92,8 @@ FLAGS = {
         data=(str, "auto", "where designs come from: auto | hub | hub:v1 | sample | a path to .npz or .npy"),
         latent_dim=(number(int, 1, 10000), 100, "latent dimensions to start with"),
         trim_tol=(NOT_NEGATIVE, 0.1, "trim while val_rec <= best + tol * (best + variance / 20); off: 0"),
-        trim_rec=(POSITIVE, None, "trim while val_rec <= this error instead; off: None"),
-        n_epochs=(AT_LEAST_ONE, None, "epochs to train; None: 100, or as many as make 6000 steps"),
+        trim_rec=(POSITIVE, None, "trim while val_rec <= this error instead; off unless given"),
+        n_epochs=(AT_LEAST_ONE, None, "epochs to train; not given: 100, or as many as make 6000 steps"),
         seed=(number(int, 0, 2**31), 1, "seed of weights, batches and draws"),
         safeguards=(
             one_of(*PROFILES),
@@ -119,11 +120,11 @@ FLAGS = {
         pruning_epoch=(
             COUNT,
             None,
-            "first epoch at whose end dimensions may go; None: after a tenth of n_epochs and 400 steps",
+            "first epoch at whose end dimensions may go; not given: after a tenth of n_epochs and 400 steps",
         ),
         beta=(number(float, 0, 1, open_high=True), 0.9, "momentum of the latent statistics; 0: the last batch alone"),
     ),
-    "safeguards of the strategies (None: the profile's)": dict(
+    "safeguards of the strategies (not given: the profile's)": dict(
         k_consecutive=(AT_LEAST_ONE, None, "prune what was proposed in this many epochs in a row; off: 1"),
         recon_tol=(
             number(float, 0),
@@ -144,7 +145,7 @@ FLAGS = {
         rotate_every=(COUNT, 5, "epochs between rotations of the latents to their principal axes; off: 0"),
         lipschitz=(POSITIVE, 10.0, "Lipschitz bound of the decoder before its sigmoid"),
         eta=(POSITIVE, 1e-4, "added to each std in the volume loss and in the strategies"),
-        polynomial_schedule_n=(COUNT, None, "epochs over which w_v rises from 0; off: 0; None: pruning_epoch"),
+        polynomial_schedule_n=(COUNT, None, "epochs over which w_v rises from 0; off: 0; not given: pruning_epoch"),
         polynomial_schedule_p=(NOT_NEGATIVE, 2.0, "power of that rise"),
     ),
     "optimisation": dict(
@@ -182,7 +183,7 @@ FLAGS = {
         resume=(str, None, "continue this run folder, or `auto`: the unfinished run of these flags, if any"),
         config=(str, None, "run a record again: a run's config.json; flags given as well override it"),
         wandb_project=(str, "lvae-pruning", "W&B project"),
-        wandb_entity=(str, None, "W&B user or team; None: your default"),
+        wandb_entity=(str, None, "W&B user or team; not given: your default"),
     ),
 }
 DEFAULTS = {flag: default for group in FLAGS.values() for flag, (_, default, _) in group.items()}
@@ -210,9 +211,10 @@ def parser():
             # W&B passes null as None: not given
             convert = lambda value, kind=kind: None if value == "None" else kind(value)  # noqa: E731
             choices = f": {' | '.join(kind.choices)}" if hasattr(kind, "choices") else ""
+            shown = "" if default is None else f" ({default})"
             extra = dict(nargs="?", const=True) if kind is boolean else {}
             group.add_argument(
-                f"--{flag}", type=convert, default=None, metavar="", help=f"{text}{choices} ({default})", **extra
+                f"--{flag}", type=convert, default=None, metavar="", help=f"{text}{choices}{shown}", **extra
             )
     return p
 
@@ -585,10 +587,13 @@ def pca_errors(train, x):
 
 
 class Stop:
-    """Turns SIGINT and SIGTERM into a wish that the loop looks at between epochs; a second SIGINT interrupts at once."""
+    """Turns SIGINT and SIGTERM into a wish that the loop looks at between epochs; a second SIGINT interrupts at once.
+
+    Before the loop there is nothing to save, and something may hang: the process ends there and then.
+    """
 
     def __init__(self):
-        self.code = None
+        self.code, self.looping = None, False
         signal.signal(signal.SIGTERM, self._handle)
         signal.signal(signal.SIGINT, self._handle)
 
@@ -596,6 +601,10 @@ class Stop:
         if self.code is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.code = 128 + number
+        if not self.looping:
+            with contextlib.suppress(OSError):
+                os.write(2, b"stopped before the first epoch\n")
+            os._exit(self.code)
 
 
 def multiplies_bf16(device):
@@ -609,6 +618,7 @@ EPOCHS, STEPS = (
     100,
     6000,
 )  # a run's length where n_epochs is not given: so many epochs, or as many as make so many steps if those are fewer
+ROUNDING = 1e-12  # an error of PCA below it is none
 WARM_UP = (
     400  # steps before the first pruning, where pruning_epoch is not given: photonics2d learns nothing in the first 100
 )
@@ -623,6 +633,9 @@ def schedule(args, n_train):
         args.pruning_epoch = min(args.n_epochs // 2, max(args.n_epochs // 10, math.ceil(WARM_UP / steps)))
     if args.polynomial_schedule_n is None:
         args.polynomial_schedule_n = args.pruning_epoch
+    if args.batch_size > n_train:
+        said = f"--batch_size {args.batch_size} is above the {n_train} training designs: each step takes all of them"
+        print(f"warning: {said}", file=sys.stderr)
     if args.strategy != "none" and args.pruning_epoch >= args.n_epochs:
         print(
             f"warning: --pruning_epoch {args.pruning_epoch} is not before --n_epochs {args.n_epochs}: never prunes",
@@ -652,8 +665,8 @@ def settle(args):
         raise InputError(f"--device {args.device}: not usable here; allowed: {usable}") from None
     if args.precision == "auto":
         args.precision = "bf16" if multiplies_bf16(device) else "fp32"
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    if args.threads or "OMP_NUM_THREADS" not in os.environ:  # torch does not know of a container's CPU quota
+        torch.set_num_threads(args.threads or min(torch.get_num_threads(), record.cores()))
     args.threads = torch.get_num_threads()
     return device
 
@@ -703,7 +716,7 @@ def train(args):
     if old and (state := run.restore(device)):
         trainer.load_state(state)
         first = state["epoch"] + 1
-        print(f"{config['name']}: continuing at epoch {first + 1}", flush=True)
+        print(f"{config['name']}: continuing at epoch {first}", flush=True)
     wandb, code = record.NoWandb(), 4
     try:
         wandb = record.open_wandb(args, run, config)
@@ -716,7 +729,7 @@ def train(args):
                 summary |= conclude(trainer, designs, run)
                 wandb.images(run.folder / "figures", epoch)
             run.finish(summary, wandb, code)
-            report(run, summary, args.latent_dim)
+            report(run, summary, args, len(designs.train))
         else:
             print(f"\nstopped; continue with: python train.py --resume {run.folder}", flush=True)
             wandb.finish({}, code)
@@ -739,6 +752,7 @@ def fit(trainer, run, wandb, stop, first):
         bar_format="{percentage:3.0f}%|{bar:20}| {desc}",
     )
     started = saved = time.monotonic()
+    stop.looping = True
     for epoch in range(first, args.n_epochs):
         row, proposal = trainer.epoch(epoch)
         if not all(math.isfinite(row[key]) for key in ("rec_loss", "vol_loss", "total_loss", "val_rec")):
@@ -752,7 +766,9 @@ def fit(trainer, run, wandb, stop, first):
             run.append("pruning.csv", proposal)
         wandb.log(row)
         eta = (time.monotonic() - started) / (epoch - first + 1) * (args.n_epochs - epoch - 1)
-        line = f"epoch {epoch + 1:5d}/{args.n_epochs}  val_rec {row['val_rec']:.6f}  vol {row['vol_loss']:.5f}  "
+        line = (
+            f"epoch {epoch:5d} ({epoch + 1}/{args.n_epochs})  val_rec {row['val_rec']:.6f}  vol {row['vol_loss']:.5f}  "
+        )
         line += f"dims {row['active_dims']:4d}  pruned {row['pruned']:3d}  {row['epoch_seconds']:6.2f} s/epoch  "
         line += f"ETA {datetime.timedelta(seconds=round(eta))}"
         bar.set_description_str(line, refresh=False)
@@ -800,7 +816,9 @@ def conclude(trainer, designs, run):
     summary |= dict(
         best_val_rec=best["val_rec"] if found else val_rec, best_epoch=best["epoch"] if found else args.n_epochs - 1
     )
-    summary |= dict(pca_rec=pca, pca_ratio=val_rec / pca if pca else None, prune_events=trainer.pruner.events)
+    summary |= dict(
+        pca_rec=pca, pca_ratio=val_rec / pca if pca > ROUNDING else None, prune_events=trainer.pruner.events
+    )
     summary |= dict(seconds=round(metrics["epoch_seconds"].astype(float).sum(), 1), metrics_sha256=run.metrics_digest())
     if args.test:
         summary["test_rec"] = trainer.validate(designs.test.to(trainer.device))[0].item()
@@ -814,16 +832,30 @@ def conclude(trainer, designs, run):
     return summary
 
 
-def report(run, summary, dims):
-    """Print what was found, and where it is."""
+def report(run, summary, args, n_train):
+    """Print what was found, what to make of it, and where it is."""
     if summary["status"] == "diverged":
         print(f"diverged: {summary['cause']}; a smaller --lr may help", file=sys.stderr)
         return
-    print(
-        f"\n{summary['name']}: {summary['active_dims']} of {dims} latent dimensions kept, val_rec {summary['val_rec']:.3g}"
-    )
-    ratio = f" (ratio {summary['pca_ratio']:.3g})" if summary["pca_ratio"] else ""
-    print(f"PCA with as many dimensions: {summary['pca_rec']:.3g}{ratio}")
+    kept, ratio = summary["active_dims"], summary["pca_ratio"]
+    print(f"\n{summary['name']}: {kept} of {args.latent_dim} latent dimensions kept, val_rec {summary['val_rec']:.3g}")
+    shown = f"ratio {ratio:.3g}" if ratio else "ratio n/a: PCA's error is 0 to rounding"
+    print(f"PCA with as many dimensions: {summary['pca_rec']:.3g} ({shown})")
+    if ratio is None or ratio > 1:
+        steps = args.n_epochs * max(1, n_train // args.batch_size)
+        cause = f"{n_train} designs to train on are few"
+        if steps < STEPS:
+            cause = f"{steps:,} steps are few (a default run takes {STEPS:,} or {EPOCHS} epochs): raise --n_epochs"
+        elif n_train > 1000:
+            cause = f"the pull on the volume (--w_v {args.w_v:g})"
+        print(f"worse than PCA; the likely cause: {cause}")
+    proposals = record.read_csv(run.folder / "pruning.csv").to_dict("records")
+    if proposals and int(proposals[-1]["epoch"]) == args.n_epochs - 1:
+        held = {key: int(proposals[-1][key]) for key in record.PRUNING_COLUMNS[2:7]}
+        if more := sum(held.values()):
+            why = ", ".join(f"{key} {n}" for key, n in held.items() if n)
+            advice = "more --n_epochs would let them go, or a weaker safeguard (--safeguards none: none)"
+            print(f"{more} more were proposed in the last epoch and held back ({why}); {advice}")
     print(f"run      {run.folder}\nfigures  {run.folder / 'figures'}")
 
 
@@ -845,4 +877,4 @@ def main(argv=None):
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.stdout.reconfigure(errors="backslashreplace")  # a path may hold characters that the terminal's encoding lacks
-    sys.exit(main())
+    record.leave(main())

@@ -1,12 +1,17 @@
 """What users bring: designs of every layout and type, files of other tools, broken hubs, and W&B that cannot start."""
 
 import contextlib
+import errno
 import functools
 import os
+import re
 import resource
 import shutil
+import signal
 import ssl
 import subprocess
+import sys
+import time
 import tracemalloc
 import zipfile
 from pathlib import Path
@@ -14,11 +19,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from hub_server import serve
-from test_train import FAST, in_an_empty_folder, run  # noqa: F401  a fixture
+from sweep_kit import write
+from test_train import FAST, ROOT, in_an_empty_folder, run, summary  # noqa: F401  a fixture
 
 import data
+import sweep
 import train
 
+PATHED = {**os.environ, "PYTHONPATH": str(ROOT)}
 BLOBS = data._toy(3, n=60, size=24)["designs"]  # (60, 24, 24) in [0, 1], smooth
 MASK = BLOBS > 0.3
 
@@ -263,3 +271,166 @@ def test_a_certificate_that_nobody_knows_is_named(monkeypatch, tmp_path):
         assert data.ask(url) is None and data.reachable(url)  # the client may know it
         monkeypatch.setattr(constants, "ENDPOINT", url)
         assert "CERTIFICATE_VERIFY_FAILED" in hub.asked_again(HEAT)
+
+
+# ------------------------------------------------------------------------------------------------- W&B that cannot start
+
+TINY = ["--problem=toy", "--n_epochs=1", "--latent_dim=4", "--batch_size=512", "--threads=1"]
+
+
+def process(script, *flags, **env):
+    """A script of ours as a process: (exit code, stdout, stderr)."""
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")} | {"NETRC": os.devnull}
+    command = [sys.executable, str(ROOT / script), *flags]
+    done = subprocess.run(command, env=clean | env, capture_output=True, text=True, timeout=120)
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_a_wandb_service_that_cannot_start_costs_no_run():
+    code, out, error = process("train.py", *TINY, WANDB_X_SERVICE_WAIT="0.001")
+    assert (code, error.count("\n")) == (0, 1) and "going on without it" in error and "run      runs/" in out
+    write(seed=[1])
+    code, out, error = process("sweep.py", "create", "quick.yaml", WANDB_X_SERVICE_WAIT="0.001")
+    assert (code, error) == (0, "") and "backend: local, since you are not logged in" in out
+
+
+HANG = "import record, sys, time, train; record.Wandb = lambda *_: (print('hangs', flush=True), time.sleep(99)); "
+
+
+def test_a_wandb_that_hangs_is_left_behind():
+    short = "record.bounded.__defaults__ = (1,); old = record.bounded; record.bounded = lambda f, s=1: old(f, 1); "
+    code = HANG + short + f"record.leave(train.main({TINY}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=PATHED)
+    assert done.returncode == 0 and "W&B: cannot start (no answer within 1 s); going on without it" in done.stderr
+    assert len(list(Path("runs").glob("*/summary.json"))) == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_before_the_first_epoch_ends_at_once(number):
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    child = subprocess.Popen([sys.executable, "-c", HANG + f"record.leave(train.main({TINY}))"], **pipes, env=PATHED)
+    assert "hangs" in [child.stdout.readline().strip() for _ in range(2)]
+    start = time.monotonic()
+    child.send_signal(number)
+    assert child.wait(30) == 128 + number and time.monotonic() - start < 3
+    assert child.stderr.read() == "stopped before the first epoch\n"
+    (folder,) = Path("runs").iterdir()
+    assert train.main([f"--resume={folder}", "--wandb=disabled"]) == 0
+
+
+def test_a_run_that_is_logged_offline_says_where():
+    code, out, error = process("train.py", *TINY)
+    (folder,) = Path("runs").iterdir()
+    assert (code, error) == (0, "") and f"W&B: logged offline, in {folder}/wandb; " in out
+
+
+# ------------------------------------------------------------------------------------------- what the end of a run says
+
+
+def test_the_help_has_no_none():
+    assert "None" not in train.parser().format_help()
+
+
+def test_what_was_proposed_and_held_back_is_said_with_what_to_do(capsys):
+    run("--cooldown_epochs=9", "--max_prune_per_epoch=1", "--trim_tol=0", name="a")
+    out = capsys.readouterr().out
+    assert re.search(r"\n\d more were proposed in the last epoch and held back \(cooldown \d\); more --n_epochs", out)
+
+
+def test_a_result_worse_than_pca_names_the_likely_cause(capsys):
+    run("--n_epochs=1", name="a")
+    out = capsys.readouterr().out
+    assert "worse than PCA; the likely cause: 7 steps are few (a default run takes 6,000 or 100 epochs)" in out
+    assert "epoch     0 (1/1)" in out and "--data sample plays no part" in out  # epochs count as in metrics.csv
+
+
+def test_a_ratio_to_no_error_is_none(capsys, tmp_path):
+    np.save(tmp_path / "own.npy", np.repeat(np.rint(BLOBS[:1] * 255) / 255, 60, axis=0))
+    folder = run("--problem=custom", f"--data={tmp_path / 'own.npy'}", "--n_epochs=1", name="a")
+    said = capsys.readouterr()
+    assert "(ratio n/a: PCA's error is 0 to rounding)" in said.out and summary(folder)["pca_ratio"] is None
+    assert "--batch_size 256 is above the 42 training designs: each step takes all of them" in said.err
+
+
+# ------------------------------------------------------------------------------------------------------------- machines
+
+MIG = """GPU 0: NVIDIA H100 (UUID: GPU-11)
+  MIG 3g.40gb     Device  0: (UUID: MIG-aa)
+  MIG 3g.40gb     Device  1: (UUID: MIG-bb/1/0)
+"""
+
+
+def test_agents_share_the_slices_of_a_gpu(monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(sweep.subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 0, MIG))
+    given = [sweep.surroundings(slot, 3)["CUDA_VISIBLE_DEVICES"] for slot in range(3)]
+    assert given == ["MIG-aa", "MIG-bb/1/0", "MIG-aa"]
+
+
+def test_a_queue_without_locks_names_the_file(monkeypatch, capsys):
+    def no_locks(*_):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    write(seed=[1])
+    monkeypatch.setattr(sweep.fcntl, "flock", no_locks)
+    assert sweep.main(["create", "quick.yaml", "--backend", "local"]) == 4
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "journal.lock" in said and "no locks on this file system" in said
+
+
+def test_threads_are_those_of_the_quota(monkeypatch):
+    monkeypatch.setattr(train.torch, "get_num_threads", lambda: 64)
+    monkeypatch.setattr(train.record, "cores", lambda: 1)
+    told = []
+    monkeypatch.setattr(train.torch, "set_num_threads", told.append)
+    train.settle(train.parse([]))
+    train.settle(train.parse(["--threads=3"]))
+    assert told == [1, 3]
+
+
+# --------------------------------------------------------------------------------------------- pip install, and sweeps
+
+
+def test_pip_installs_lvae_alone(tmp_path):
+    """From a copy, for setuptools leaves build/ behind."""
+    pytest.importorskip("setuptools")
+    (tmp_path / "copy").mkdir()
+    for path in [*ROOT.glob("*.py"), ROOT / "pyproject.toml"]:
+        shutil.copy(path, tmp_path / "copy")
+    command = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-build-isolation", "--no-index", "--quiet"]
+    subprocess.run([*command, "--target", tmp_path / "site", tmp_path / "copy"], check=True, capture_output=True)
+    assert {p.name for p in (tmp_path / "site").iterdir()} <= {"lvae.py", "lvae-0.1.0.dist-info", "__pycache__"}
+    code = f"from lvae import load; print(load({str(ROOT / 'models/beams2d/model.pt')!r}).sample(2).shape)"
+    env = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.stdout == "torch.Size([2, 1, 50, 100])\n", done.stderr
+
+
+def created(capsys, *flags, code=0):
+    assert sweep.main(["create", "quick.yaml", "--backend", "local", *flags]) == code
+    return "".join(capsys.readouterr())
+
+
+def test_create_prints_its_plan_and_holds_run_cap(capsys):
+    write(seed=[1, 2], lr=[0.1, 0.2, 0.3], program=str(ROOT / "train.py"))
+    assert ": 6 runs = 2 seed x 3 lr; toy from sample" in created(capsys)
+    write("quick", run_cap=4, seed=[3, 4], lr=[0.1, 0.2, 0.3], program=str(ROOT / "train.py"))
+    assert ": 4 runs; toy from sample" in created(capsys)
+    write("quick", run_cap=0, seed=[3])
+    assert "run_cap 0: must be a number of runs, at least 1" in created(capsys, code=2)
+
+
+def test_a_search_of_ones_own_keeps_its_problem_and_may_write_1e_4(capsys):
+    write(method="random", run_cap=3, lr={"min": 0.5, "max": 0.25}, program=str(ROOT / "train.py"))
+    text = Path("quick.yaml").read_text().replace("min: 0.5", "min: 1e-4").replace("max: 0.25", "max: 1E-2")
+    Path("quick.yaml").write_text(text)
+    said = created(capsys)
+    assert said.count("created quick-") == 1 and ": 3 runs; toy from sample" in said
+    assert sweep.read_yaml("quick.yaml")[1]["parameters"]["lr"] == {"min": 0.0001, "max": 0.01}
+
+
+def test_a_set_with_which_no_run_can_prune_is_refused(capsys):
+    write(seed=[1], n_epochs=[100], pruning_epoch=[20], program=str(ROOT / "train.py"))
+    said = created(capsys, "--set", "n_epochs=4", code=2)
+    assert said.count("\n") == 1 and "SET n_epochs=4: pruning would start at epoch 20, and the run ends at 4" in said
+    created(capsys, "--set", "n_epochs=40")

@@ -167,6 +167,7 @@ def test_narrowing(here):
 
 def test_bayes_without_a_problem_makes_one_sweep_for_each(here, capsys, monkeypatch):
     monkeypatch.setattr(data, "load", lambda *_: CACHED("toy"))  # the study's designs are not needed here
+    monkeypatch.setattr(sweep, "FILES", here)  # a search of the study; one of your own keeps its problem
     search = dict(method="bayes", run_cap=3, lr={"min": 0.01, "max": 0.1})
     create(**search)
     names = Path(".sweeps/current").read_text().split()

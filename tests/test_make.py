@@ -1,0 +1,132 @@
+"""The Makefile: each target's command, variables that it does not take, Ctrl-C, and which Python it wants."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from sweep_kit import write
+
+TARGETS = re.findall(r"^([a-z0-9%-]+):.*## ", (ROOT / "Makefile").read_text(), re.M)
+
+
+@pytest.fixture(autouse=True)
+def a_copy(tmp_path, monkeypatch):
+    """The project as links in an empty folder, with this Python as its .venv."""
+    for path in [
+        *ROOT.glob("*.py"),
+        *ROOT.glob("*.j2"),
+        ROOT / "Makefile",
+        ROOT / "sweeps",
+        ROOT / "samples",
+        ROOT / "tests",
+    ]:
+        (tmp_path / path.name).symlink_to(path)
+    (tmp_path / ".venv/bin").mkdir(parents=True)
+    (tmp_path / ".venv/bin/python").write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    (tmp_path / ".venv/bin/python").chmod(0o755)
+    for name in ("requirements.txt", ".venv/.done", ".venv/.data"):  # in this order: what is made is up to date
+        (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
+    for name in ("MAKEFLAGS", "MAKELEVEL", "WANDB_API_KEY", "WANDB_RUN_ID"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def make(*arguments, code=0):
+    """Run make; returns what it printed, on stdout and stderr."""
+    done = subprocess.run(["make", *arguments], capture_output=True, text=True, timeout=300)
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+COMMANDS = {  # variables and target: the command (`make -n`)
+    "train": "train.py --problem beams2d --strategy plummet --data sample",
+    "train PROBLEM=toy ARGS=--seed=2": "train.py --problem toy --strategy plummet --data sample --seed=2",
+    "test": "pytest -q -n auto --dist worksteal tests",
+    "soak": "pytest -q tests/soak_sweep.py tests/soak_faults.py",
+    "lint": "ruff format --check .",
+    "data N=2 SEED=3 PROBLEM=photonics2d": "--problem photonics2d --n 2 --seed 3",
+    "ground-truth": "groundtruth.py",
+    "width N=3": "sweep.py agent --n 3",
+    "bench QUICK=1": "bench.py --device cpu --quick",
+    "budget DEVICE=cuda": "bench.py --device cuda --budget",
+    "sweep-01 PROBLEM=toy SEEDS=1 EPOCHS=9 SET=lr=1 EDITION=x": "01 --problem toy --seeds 1 --epochs 9 --set lr=1 --edition x",
+    "agents N=2 COUNT=3 SWEEP=01 CHANGED=1": "sweep.py agent --n 2 --count 3 --changed --sweep 01",
+    "resume FAILED=1": "sweep.py resume --n 1 --failed",
+    "status": "sweep.py status",
+    "stop SWEEP=02": "sweep.py stop --sweep 02",
+    "list": "sweep.py list",
+    "sync": "sweep.py sync",
+    "dashboard": "sweep.py dashboard",
+    "report SWEEP=02": "report.py --sweep 02 --runs runs",
+    "verify RUNS=a.csv ARGS=--ids": "verify.py --runs a.csv --ids",
+    "ship RUNS=a.csv": "ship.py --runs a.csv",
+    "gallery RUN=runs/a": "gallery.py --run runs/a",
+    "clean": "rm -rf report",
+    "distclean": "rm -rf .venv",
+}
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_each_target_runs_its_command(line):
+    assert COMMANDS[line] in make("-n", *line.split()).replace('"', "")
+
+
+def test_no_target_is_left_out():
+    tested = {line.split()[0].replace("sweep-01", "sweep-%") for line in COMMANDS}
+    assert set(TARGETS) - tested == {"help", "setup"}
+    assert all(f"make {target.replace('%', '01')} " in make() for target in TARGETS)
+
+
+@pytest.mark.parametrize("target", [t.replace("%", "01") for t in TARGETS])
+def test_a_variable_that_a_target_does_not_take_is_refused(target):
+    said = make(target, "PROBLM=beams2d", code=2)
+    assert said.count("\n") == 1 and f"make {target}: no such variable: PROBLM; allowed: " in said
+
+
+def test_a_variable_of_another_target_is_refused():
+    assert "no such variable: EPOCHS" in make("train", "EPOCHS=4", code=2)
+    assert "no such variable: COUNT" in make("status", "COUNT=4", code=2)
+
+
+@pytest.mark.parametrize("version", ["3, 10", "3, 14"])
+def test_another_python_is_refused_before_anything_is_made(version, tmp_path):
+    shutil.rmtree(".venv")
+    (tmp_path / "sitecustomize.py").write_text(f"import sys; sys.version_info = ({version}, 0)")
+    done = subprocess.run(
+        ["make", "setup", f"PYTHON={sys.executable}"],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert "Python 3.11 to 3.13 is needed, not " in done.stderr and done.returncode == 2 and not Path(".venv").exists()
+
+
+def test_training_on_another_problem():
+    flags = "--n_epochs=1 --latent_dim=4 --batch_size=512 --wandb=disabled --threads=1"
+    assert "toy-plummet-s1-" in make("train", "PROBLEM=toy", f"ARGS={flags}")
+
+
+def test_a_graceful_end_of_agents_is_no_error(tmp_path):
+    write(seed=[1, 2, 3], n_epochs=[40], latent_dim=[20])
+    subprocess.run(
+        [sys.executable, "sweep.py", "create", "quick.yaml", "--backend", "local"], check=True, capture_output=True
+    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    agents = subprocess.Popen(
+        ["make", "agents"], start_new_session=True, **pipes, env={**os.environ, "STUB_PAUSE": "0.1"}
+    )
+    for line in agents.stdout:
+        if "started:" in line:
+            break
+    time.sleep(0.5)
+    os.killpg(agents.pid, signal.SIGINT)  # as a terminal does
+    said = agents.communicate(timeout=120)[0]
+    assert "finished" in said and "***" not in said and agents.returncode in (130, -signal.SIGINT)
+    assert "1/3 over (1 finished" in make("status")
