@@ -25,6 +25,7 @@ def a_copy(tmp_path, monkeypatch):
         ROOT / "Makefile",
         ROOT / "sweeps",
         ROOT / "samples",
+        ROOT / "tools",
         ROOT / "tests",
     ]:
         (tmp_path / path.name).symlink_to(path)
@@ -52,22 +53,26 @@ COMMANDS = {  # variables and target: the command (`make -n`)
     "soak": "pytest -q tests/soak_sweep.py tests/soak_faults.py",
     "lint": "ruff format --check .",
     "data N=2 SEED=3 PROBLEM=photonics2d": "--problem photonics2d --n 2 --seed 3",
-    "ground-truth": "groundtruth.py",
+    "ground-truth": "tools.comparison ground-truth",
     "width N=3": "sweep.py agent --n 3",
-    "bench QUICK=1": "bench.py --device cpu --quick",
-    "budget DEVICE=cuda": "bench.py --device cuda --budget",
+    "baselines": "sweep.py create comparisons/baselines.yaml --backend local",
+    "bench QUICK=1": "tools.bench --device cpu --quick",
+    "budget DEVICE=cuda": "tools.bench --device cuda --budget",
     "sweep-01 PROBLEM=toy SEEDS=1 EPOCHS=9 SET=lr=1 EDITION=x": "01 --problem toy --seeds 1 --epochs 9 --set lr=1 --edition x",
-    "agents N=2 COUNT=3 SWEEP=01 CHANGED=1": "sweep.py agent --n 2 --count 3 --changed --sweep 01",
+    "agents N=2 COUNT=3 SWEEP=01 CHANGED=1 LEAVE=1": "sweep.py agent --n 2 --count 3 --leave --changed --sweep 01",
     "resume FAILED=1": "sweep.py resume --n 1 --failed",
     "status": "sweep.py status",
     "stop SWEEP=02": "sweep.py stop --sweep 02",
+    "rebuild SWEEP=02": "sweep.py rebuild --sweep 02",
     "list": "sweep.py list",
     "sync": "sweep.py sync",
     "dashboard": "sweep.py dashboard",
     "report SWEEP=02": "report.py --sweep 02 --runs runs",
-    "verify RUNS=a.csv ARGS=--ids": "verify.py --runs a.csv --ids",
-    "ship RUNS=a.csv": "ship.py --runs a.csv",
-    "gallery RUN=runs/a": "gallery.py --run runs/a",
+    "verify RUNS=a.csv ARGS=--ids": "tools.verify --runs a.csv --ids",
+    "ship RUNS=a.csv": "tools.ship --runs a.csv",
+    "design CONDITIONS=a=1 POLISH=2": "tools.design --model models/beams2d --conditions a=1 --polish 2",
+    "design-bench QUICK=1": "tools.design_bench --n 20",
+    "gallery RUN=runs/a": "tools.gallery --run runs/a",
     "clean": "rm -rf report",
     "distclean": "rm -rf .venv",
 }
@@ -75,7 +80,7 @@ COMMANDS = {  # variables and target: the command (`make -n`)
 
 @pytest.mark.parametrize("line", COMMANDS)
 def test_each_target_runs_its_command(line):
-    assert COMMANDS[line] in make("-n", *line.split()).replace('"', "")
+    assert COMMANDS[line] in " ".join(make("-n", *line.split()).replace('"', "").split())
 
 
 def test_no_target_is_left_out():
