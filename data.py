@@ -179,6 +179,9 @@ def _headers(path):
     with open(path, "rb") as file:
         if file.read(2) != b"PK":
             file.seek(0)
+            if file.read(6) != np.lib.format.MAGIC_PREFIX:
+                raise OSError("it is in neither format")
+            file.seek(0)
             return {"designs": _header(file)}
     found = {}
     with zipfile.ZipFile(path) as archive:
@@ -237,7 +240,7 @@ def _from_file(path, problem):
         key = "designs" if "designs" in headers else images[0] if images else None
         if key is None:
             found = ", ".join(f"{name} {shape}" for name, (shape, _) in headers.items()) or "nothing"
-            raise InputError(f"--data {path}: no array named `designs` (found: {found})")
+            raise InputError(f"--data {path}: no array named `designs` (found: {found}); name one so")
         shape, dtype = headers[key]
         if dtype.hasobject:
             advice = "save numbers instead: numpy.save('designs.npy', numpy.stack(DESIGNS))"
