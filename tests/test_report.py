@@ -385,6 +385,19 @@ def test_a_page_of_other_rows_gets_a_folder_of_its_own(tmp_path):
     ].read_text()
 
 
+def test_without_a_sweep_one_page_leads_to_all(tmp_path, capsys):
+    planted.plant(tmp_path / "runs", "01", lambda f: -0.15 * (f["strategy"] == "plummet"), noise=0.01)
+    planted.plant(tmp_path / "b", "02", lambda f: 0, keep=lambda f: BEAMS(f) and f["seed"] == 1)
+    assert report.main([]) == report.main(["--runs", "b"]) == 0
+    text = html.unescape((tmp_path / "report/index.html").read_text())
+    links = re.findall(r'<a href="([^"]+)">', text)
+    assert links == [f"{name}/index.html" for name in report.sweep_files()] and len(links) == 7
+    assert all((tmp_path / "report" / link).exists() for link in links)
+    assert ": use plummet.</strong>" in text and text.count("No finished run of this sweep") == 5  # 01b reads 01
+    other = (tmp_path / "report/index-b.html").read_text()  # of other rows: neither overwrites the other
+    assert 'href="02-b/index.html"' in other and "report/index-b.html: the questions" in capsys.readouterr().out
+
+
 def test_wandb_runs(tmp_path):
     """A fake of the public API, as wandb 0.31 shows runs; tests/test_sweep_wandb.py asks the real client."""
     planted.plant(tmp_path / "runs", "01", lambda f: -0.15 * (f["strategy"] == "plummet"), noise=0.01)
