@@ -303,24 +303,12 @@ def departures(file, runs):
     return [f"{what}: {'; '.join(keys)}." for what, keys in zip(told, (other, absent), strict=True) if keys]
 
 
-def stranger(run, specs):
-    """Why a run is no point of these sweeps: an unknown name, or, if it names no sweep, another value; else ""."""
+def stranger(run):
+    """Why a run is no point of any sweep: an unknown name, or a user's own, which names no sweep; else ""."""
     for key, known in KNOWN.items():
         if run.flags.get(key) not in known:
             return f"unknown {key} {run.flags[key]:.60}"
-    told = []
-    for spec in specs if not run.owner else ():
-        arms = levels(spec, "arm")
-        wrong = [f"{strategy_of(run.flags)} is no arm of this sweep"] if arms else []
-        wrong = [] if any(arm.items() <= run.flags.items() for arm in arms) else wrong
-        for key, p in spec["parameters"].items():
-            value, asked = run.flags.get(key, "None"), levels(spec, key)
-            within = "min" in p and p["min"] <= number(value) <= p["max"]
-            free = key in ("arm", "data", "save_model") or value == "None" or {"auto", value} & {*asked}
-            if not free and not within:
-                wrong.append(f"{key} {value!s:.60} is not in this sweep")
-        told.append("".join(wrong[-1:]))
-    return told[0] if told and all(told) else ""
+    return "" if run.owner else "made for no sweep"
 
 
 class Study:
@@ -338,8 +326,7 @@ class Study:
         self.margin = math.log1p(float(margin[1]) / 100) if margin else 0.0
         runs = [run for run in runs if run.owner in ("", name, *lent)]  # the others say that they are another sweep's
         self.spec = as_created(file, [run for run in runs if run.owner == name], self.notes)
-        specs = [self.spec, *(header(other)[1] for other in lent)]
-        why = {run: run.flags and stranger(run, specs) for run in runs}
+        why = {run: run.flags and stranger(run) for run in runs}
         self.left_out = [(run, told) for run, told in why.items() if told]
         self.broken = [run for run in runs if not run.flags]  # listed wherever they were found
         runs = [run for run in runs if run.flags and not why[run]]
@@ -370,10 +357,7 @@ class Study:
         self.arms = [arm for _, _, arm in sorted(parts)]
         self.frame = self.table[self.table["status"] == "finished"]
         self.done = list(self.frame["run"])
-        # Runs made for another sweep answer, but are no points of this one. One that names none: by its arm
-        own = [strategy_of(arm) for arm in levels(self.spec, "arm")]
-        owner, alien = self.table["owner"], ~self.table["arm"].isin(own) if lent else False
-        borrowed = owner.isin(lent) | (owner.eq("") & alien)
+        borrowed = self.table["owner"].isin(lent)  # they answer, but are no points of this sweep
         self.own, self.borrowed = [*self.table[~borrowed]["run"], *self.broken], int(borrowed.sum())
         self.notes[:0] = departures(file, [run for run in self.own if run.status == "finished"])
         # how many points the sweep asks for; a search is created once a problem

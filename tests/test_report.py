@@ -335,12 +335,11 @@ def test_doubles_other_settings_and_strangers_are_left_out(tmp_path, monkeypatch
     planted.plant(runs / "c", "01", lambda f: 0, keep=lambda f: lognorm(f) and f["seed"] == 1, epochs=50)
     other = dict(source="hub", sha256="other")
     planted.plant(runs / "d", "01", lambda f: 0, keep=lambda f: lognorm(f) and f["seed"] == 2, data=other)
-    planted.write_run(runs / "e", next(planted.points("01")), 0.01)  # a user's own: it names no sweep, and is no point
+    planted.plant(runs / "e", "01", lambda f: 0, keep=lambda f: lognorm(f) and f["seed"] == 3, sweep=None)  # a user's
     _, _, _, found = build("01")
     why = sorted(reason for _, reason in found.left_out)
     assert len(found.done) == 12 and why == [
-        *["another run of the same point is used"] * 3, "other designs than most runs", "other n_epochs (50)",
-        "pruning_epoch 10 is not in this sweep",
+        *["another run of the same point is used"] * 3, "made for no sweep", "other designs than most runs", "other n_epochs (50)",
     ]  # fmt: skip
     made = report.local_runs("runs")
     made[0].owner, made[1].owner = "02", "01b"  # made for other sweeps: not even considered
