@@ -3,6 +3,7 @@
     python report.py --sweep 01 --runs runs                     # make report SWEEP=01 RUNS=runs
     python report.py --sweep 01 --runs results/01.csv           # the rows that agents keep
     python report.py --sweep 02 --wandb entity/project/sweepid  # the same from W&B
+    python report.py --runs results/01-first.csv                # all sweeps: report/index.html leads to their pages
 
 Expect report/<sweep>/index.html within a minute, also while the sweep is running: the page says how complete it is. A
 run that is broken, stopped, diverged or no point of the sweep is listed with the reason, and ends nothing. Read on:
@@ -244,9 +245,14 @@ def some(values, most=8):
     return ", ".join(shown[:most]) + (f" and {len(shown) - most} more" if len(shown) > most else "")
 
 
+def sweep_files():
+    """{name: path} of the sweeps' files: 01, 01b, ..."""
+    return {path.name.split("_")[0]: path for path in sorted(SWEEPS.glob("[0-9]*.yaml"))}
+
+
 def header(name):
     """Title of a sweep, its YAML, {keyword: text} of its comments `# Keyword: text`, continued by indented comments."""
-    paths = {path.name.split("_")[0]: path for path in sorted(SWEEPS.glob("[0-9]*.yaml"))}
+    paths = sweep_files()
     if name not in paths:
         raise InputError(f"--sweep {name}: no such sweep; allowed: {', '.join(paths) or 'none, sweeps/ is empty'}")
     text = paths[name].read_text(encoding="utf-8")
@@ -297,24 +303,12 @@ def departures(file, runs):
     return [f"{what}: {'; '.join(keys)}." for what, keys in zip(told, (other, absent), strict=True) if keys]
 
 
-def stranger(run, specs):
-    """Why a run is no point of these sweeps: an unknown name, or, if it names no sweep, another value; else ""."""
+def stranger(run):
+    """Why a run is no point of any sweep: an unknown name, or a user's own, which names no sweep; else ""."""
     for key, known in KNOWN.items():
         if run.flags.get(key) not in known:
             return f"unknown {key} {run.flags[key]:.60}"
-    told = []
-    for spec in specs if not run.owner else ():
-        arms = levels(spec, "arm")
-        wrong = [f"{strategy_of(run.flags)} is no arm of this sweep"] if arms else []
-        wrong = [] if any(arm.items() <= run.flags.items() for arm in arms) else wrong
-        for key, p in spec["parameters"].items():
-            value, asked = run.flags.get(key, "None"), levels(spec, key)
-            within = "min" in p and p["min"] <= number(value) <= p["max"]
-            free = key in ("arm", "data", "save_model") or value == "None" or {"auto", value} & {*asked}
-            if not free and not within:
-                wrong.append(f"{key} {value!s:.60} is not in this sweep")
-        told.append("".join(wrong[-1:]))
-    return told[0] if told and all(told) else ""
+    return "" if run.owner else "made for no sweep"
 
 
 class Study:
@@ -332,8 +326,7 @@ class Study:
         self.margin = math.log1p(float(margin[1]) / 100) if margin else 0.0
         runs = [run for run in runs if run.owner in ("", name, *lent)]  # the others say that they are another sweep's
         self.spec = as_created(file, [run for run in runs if run.owner == name], self.notes)
-        specs = [self.spec, *(header(other)[1] for other in lent)]
-        why = {run: run.flags and stranger(run, specs) for run in runs}
+        why = {run: run.flags and stranger(run) for run in runs}
         self.left_out = [(run, told) for run, told in why.items() if told]
         self.broken = [run for run in runs if not run.flags]  # listed wherever they were found
         runs = [run for run in runs if run.flags and not why[run]]
@@ -364,10 +357,7 @@ class Study:
         self.arms = [arm for _, _, arm in sorted(parts)]
         self.frame = self.table[self.table["status"] == "finished"]
         self.done = list(self.frame["run"])
-        # Runs made for another sweep answer, but are no points of this one. One that names none: by its arm
-        own = [strategy_of(arm) for arm in levels(self.spec, "arm")]
-        owner, alien = self.table["owner"], ~self.table["arm"].isin(own) if lent else False
-        borrowed = owner.isin(lent) | (owner.eq("") & alien)
+        borrowed = self.table["owner"].isin(lent)  # they answer, but are no points of this sweep
         self.own, self.borrowed = [*self.table[~borrowed]["run"], *self.broken], int(borrowed.sum())
         self.notes[:0] = departures(file, [run for run in self.own if run.status == "finished"])
         # how many points the sweep asks for; a search is created once a problem
@@ -700,8 +690,6 @@ class Page:
         """source: which rows the page is of, in words."""
         self.folder, self.title, self.source, self.headline, self.opening = Path(folder), title, source, "", []
         self.first, self.parts, self.answers, self.terms, self.caveats = [], [], [], [], []  # first: above the verdict
-        for name in ("figures", "tables"):
-            (self.folder / name).mkdir(parents=True, exist_ok=True)
 
     def verdict(self, word, hypothesis, lead, sentences=(), headline=""):
         """The answer: word (supported, refuted, undecided), lead, the numbers that decide; headline: for a human."""
@@ -732,6 +720,7 @@ class Page:
     def _figure(self, name, figure, alt):
         """The SVG for embedding: ids made unique, black and white follow the page's theme, the alt text on it."""
         buffer = io.StringIO()
+        (self.folder / "figures").mkdir(parents=True, exist_ok=True)
         figure.savefig(self.folder / "figures" / f"{name}.png", dpi=160)
         figure.set_layout_engine("none")  # laid out by the first save; once is enough, it takes as long as drawing
         figure.savefig(buffer, format="svg", metadata={"Date": None})
@@ -750,6 +739,7 @@ class Page:
 
         shown: column -> its cells as text, or a function that makes them; else num."""
         name, frame = slug(name), pd.DataFrame(rows, columns=columns)
+        (self.folder / "tables").mkdir(parents=True, exist_ok=True)
         text = frame.astype(object).map(lambda v: v if isinstance(v, str) else num(v))
         shown = dict.fromkeys(("p", "p after Holm"), lambda p: p_text(p, "")) | (shown or {})
         for key in {*shown} & {*columns}:
@@ -768,12 +758,13 @@ class Page:
         columns = list(zip(columns, kinds, strict=True))
         self.parts.append(dict(kind="table", name=name, columns=columns, rows=rows, caption=caption, closed=closed))
 
-    def write(self):
-        """Write index.html and return its path."""
+    def write(self, name="index.html"):
+        """Write the page into its folder and return its path."""
+        self.folder.mkdir(parents=True, exist_ok=True)
         loader = jinja2.FileSystemLoader(Path(__file__).parent)
         page = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True).get_template("report.j2")
-        write_atomically(self.folder / "index.html", page.render(page=self))
-        return self.folder / "index.html"
+        write_atomically(self.folder / name, page.render(page=self))
+        return self.folder / name
 
 
 # ------------------------------------------------------------------------------------------------- what answers share
@@ -1268,14 +1259,30 @@ def across(page, grids):
 ANSWERS = {"01": strategies, "01b": strategy_levels, "02": safeguards, "03": hyperparameters}
 
 
+def taken(path, source):
+    """Is there a page of other rows than those of `source`?"""
+    mark = f'<meta name="rows" content="{escape(source)}">'
+    return path.exists() and mark not in path.read_text(encoding="utf-8")
+
+
+def overview(studies, out, source):
+    """The page that leads to the others: each question, its answer, a link. Returns the path, below `out`."""
+    page = Page(Path(out), "The questions and their answers", source)
+    for found in studies:
+        href = found.page.folder.relative_to(out) / "index.html"
+        told = dict(href=href.as_posix(), title=found.page.title, question=found.question)
+        page.parts.append(told | dict(kind="answer", word=found.page.answers[0]["word"], told=found.page.headline))
+    page.facts([("Runs", f"From {source}.")])
+    return page.write(f"index-{slug(source)}.html" if taken(page.folder / "index.html", source) else "index.html")
+
+
 def build(name, runs, out, source):
     """The page of sweep `name` from `runs`, below `out`. Returns (path of index.html, the study).
 
     A page of other rows than those of `source` is not overwritten: this one then gets a folder of its own."""
-    found, folder, mark = Study(name, runs), Path(out) / name, f'<meta name="rows" content="{escape(source)}">'
-    if (folder / "index.html").exists() and mark not in (folder / "index.html").read_text(encoding="utf-8"):
-        folder = Path(out) / f"{name}-{slug(source)}"
-    page = Page(folder, f"Sweep {name}: {found.title}", source)
+    found, folder = Study(name, runs), Path(out) / name
+    folder = Path(out) / f"{name}-{slug(source)}" if taken(folder / "index.html", source) else folder
+    page = found.page = Page(folder, f"Sweep {name}: {found.title}", source)
     # What hyperband stopped is over, too: a search has reached its cap by the number of its runs
     states, over = Counter(run.status for run in found.own), ["finished", *["stopped", "diverged"] * (name == "03")]
     if sum(states[state] for state in over) < found.points:
@@ -1383,27 +1390,33 @@ def runs_and_caveats(found, page):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sweep", required=True, help="01, 01b, 02, 03, 04, 05 or 06")
+    parser.add_argument("--sweep", help="01, 01b, 02, 03, 04, 05 or 06 (all of them, and a page that leads to them)")
     parser.add_argument("--runs", default="runs", help="folder with run folders below it, or results/NN.csv (runs)")
     told = "read this W&B sweep instead of --runs; may be repeated"
     parser.add_argument("--wandb", metavar="ENTITY/PROJECT/ID", action="append", help=told)
     parser.add_argument("--out", default="report", help="folder for the pages (report)")
     args = parser.parse_args(argv)
     try:
-        header(args.sweep)
+        names = [args.sweep] if args.sweep else [*sweep_files()]
+        for name in names:
+            header(name)
         runs = [run for path in args.wandb for run in wandb_runs(path)] if args.wandb else local_runs(args.runs)
         source = f"W&B: {', '.join(args.wandb)}" if args.wandb else args.runs
-        path, found = build(args.sweep, runs, args.out, source)
+        studies = [build(name, runs, args.out, source) for name in names]
+        index = None if args.sweep else overview([found for _, found in studies], args.out, source)
     except InputError as error:
         print(f"report.py: {error}", file=sys.stderr)
         return 2
     except OSError as error:
         print(f"report.py: --out {args.out}: cannot write ({error.strerror or error})", file=sys.stderr)
         return 4
-    finished = sum(run.status == "finished" for run in found.own)
-    others = len(found.table) + len(found.broken) - len(found.done)
-    told = f"{others} other runs, {len(found.left_out)} left out (from {source})"
-    print(f"{path}: {finished} of {found.points} points finished, {told}")
+    for path, found in studies:
+        finished = sum(run.status == "finished" for run in found.own)
+        others = len(found.table) + len(found.broken) - len(found.done)
+        told = f"{others} other runs, {len(found.left_out)} left out (from {source})"
+        print(f"{path}: {finished} of {found.points} points finished, {told}")
+    if index:
+        print(f"{index}: the questions and their answers")
     return 0
 
 

@@ -335,12 +335,11 @@ def test_doubles_other_settings_and_strangers_are_left_out(tmp_path, monkeypatch
     planted.plant(runs / "c", "01", lambda f: 0, keep=lambda f: lognorm(f) and f["seed"] == 1, epochs=50)
     other = dict(source="hub", sha256="other")
     planted.plant(runs / "d", "01", lambda f: 0, keep=lambda f: lognorm(f) and f["seed"] == 2, data=other)
-    planted.write_run(runs / "e", next(planted.points("01")), 0.01)  # a user's own: it names no sweep, and is no point
+    planted.plant(runs / "e", "01", lambda f: 0, keep=lambda f: lognorm(f) and f["seed"] == 3, sweep=None)  # a user's
     _, _, _, found = build("01")
     why = sorted(reason for _, reason in found.left_out)
     assert len(found.done) == 12 and why == [
-        *["another run of the same point is used"] * 3, "other designs than most runs", "other n_epochs (50)",
-        "pruning_epoch 10 is not in this sweep",
+        *["another run of the same point is used"] * 3, "made for no sweep", "other designs than most runs", "other n_epochs (50)",
     ]  # fmt: skip
     made = report.local_runs("runs")
     made[0].owner, made[1].owner = "02", "01b"  # made for other sweeps: not even considered
@@ -383,6 +382,19 @@ def test_a_page_of_other_rows_gets_a_folder_of_its_own(tmp_path):
     assert [path.parent.name for path in made] == ["01", "01-a-b", "01", "01-a-b"] and "From a b." in made[
         1
     ].read_text()
+
+
+def test_without_a_sweep_one_page_leads_to_all(tmp_path, capsys):
+    planted.plant(tmp_path / "runs", "01", lambda f: -0.15 * (f["strategy"] == "plummet"), noise=0.01)
+    planted.plant(tmp_path / "b", "02", lambda f: 0, keep=lambda f: BEAMS(f) and f["seed"] == 1)
+    assert report.main([]) == report.main(["--runs", "b"]) == 0
+    text = html.unescape((tmp_path / "report/index.html").read_text())
+    links = re.findall(r'<a href="([^"]+)">', text)
+    assert links == [f"{name}/index.html" for name in report.sweep_files()] and len(links) == 7
+    assert all((tmp_path / "report" / link).exists() for link in links)
+    assert ": use plummet.</strong>" in text and text.count("No finished run of this sweep") == 5  # 01b reads 01
+    other = (tmp_path / "report/index-b.html").read_text()  # of other rows: neither overwrites the other
+    assert 'href="02-b/index.html"' in other and "report/index-b.html: the questions" in capsys.readouterr().out
 
 
 def test_wandb_runs(tmp_path):
