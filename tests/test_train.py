@@ -385,5 +385,6 @@ def test_every_problem_with_every_strategy(problem):
             "--n_epochs=2",
             "--pruning_epoch=0",
             "--latent_dim=6",
+            f"--save_model={strategy == 'plummet'}",  # the regression from conditions takes seconds: tests/test_design.py
         ]
         assert summary(run(*flags, name=strategy))["status"] == "finished"
