@@ -422,9 +422,8 @@ def create(args):
         counts = {k: len(levels(p)) for k, p in sweep["config"]["parameters"].items() if len(levels(p)) > 1}
         product = " x ".join(f"{n} {k}" for k, n in sorted(counts.items(), key=lambda c: c[0] != "problem"))
         shape = f" = {product}" if points and sweep["runs"] == math.prod(counts.values()) else ""
-        print(
-            f"created {sweep['id']}: {sweep['runs']} runs{shape}; {sources}" + (f"; {precision}" if precision else "")
-        )
+        about = f", about {h:.1f} h for one agent by the rows in results/" if (h := hours(points)) else ""
+        print(f"created {sweep['id']}: {sweep['runs']} runs{shape}{about}; {sources}; {precision or ''}".rstrip("; "))
         trial = ": EPOCHS or SET gave values that the file does not have (EDITION=name makes them a study of their own)"
         print(f"results go to {sweep['results']}" + (trial if sweep["results"].endswith("-trial.csv") else ""))
     if created:
@@ -432,6 +431,20 @@ def create(args):
         with open(STATE / "current.log", "a") as file:  # which a job that was submitted before looks up
             print(int(time.time()), *created, file=file)
         print(f"next: make agents N={min(5, cores())}")
+
+
+def hours(points):
+    """About how many hours these points take one agent, by the seconds an epoch takes in the rows of results/; 0 if none tell."""
+    import pandas
+
+    known = [read_csv(path) for path in sorted(Path("results").glob("*.csv"))]
+    known = [rows for rows in known if {"problem", "seconds", "n_epochs", "status"} <= set(rows.columns)]
+    rows = pandas.concat([rows[rows["status"] == "finished"] for rows in known]) if known else pandas.DataFrame()
+    if not len(rows):
+        return 0
+    seconds, epochs = pandas.to_numeric(rows["seconds"]), pandas.to_numeric(rows["n_epochs"])
+    each, usual = (column.groupby(rows["problem"]).median() for column in (seconds / epochs, epochs))
+    return sum(each.get(p["problem"], 0) * p.get("n_epochs", usual.get(p["problem"], 0)) for p in points) / 3600
 
 
 def create_on_wandb(sweep, points, args):
