@@ -286,7 +286,8 @@ def test_the_first_so_many_designs_have_a_fingerprint_of_their_own(here):
     assert sweep.main(create_it) == 0 and current()["runs"] == 2  # nothing is left: the old one is the current one
 
 
-def test_how_long_a_sweep_takes_is_told_by_the_rows():
+def test_how_long_a_sweep_takes_is_told_by_the_rows(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     points = [{"problem": "toy", "n_epochs": 20}, {"problem": "toy"}, {"problem": "beams2d"}]
     assert sweep.hours(points) == 0
     Path("results").mkdir()
