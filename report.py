@@ -36,7 +36,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from data import PROBLEMS
 from lvae import InputError
 from pruning import PROFILES, STRATEGIES
-from record import FREE_FLAGS, is_locked, read_csv, read_json, slug, write_atomically
+from record import FREE_FLAGS, is_locked, made_by, read_csv, read_json, slug, write_atomically
 from train import DEFAULTS, LEGACY
 
 # -------------------------------------------------------------------------------------------------- rows: runs as found
@@ -80,7 +80,7 @@ class Run:
         config = config if isinstance(config, dict) else {}
         parts = [config.get(key) for key in ("flags", "data", "versions", "machine")]
         flags, self.data, self.versions, self.machine = (part if isinstance(part, dict) else {} for part in parts)
-        self.git, self.started = str(config.get("git") or "unknown"), str(config.get("started") or "")
+        self.git, self.started = made_by(config) if config.get("git") else "unknown", str(config.get("started") or "")
         self.sweep = str(config.get("sweep") or sweep)
         self.owner = (re.match(r"(\d\d[a-z]?)[-_]", self.sweep) or ("", ""))[1]  # 01b of 01b-first_..., "" for none
         # a flag that a run lacks means what was done before that flag existed
@@ -1336,7 +1336,7 @@ def facts(found, page, states):
     kinds = {
         "Data": data,
         "Versions": lambda run: ", ".join(f"{k} {v}" for k, v in run.versions.items()) or lost,
-        "Code": lambda run: run.git[:12],
+        "Code": lambda run: "; ".join([run.git[:12], *run.git.split("; ")[1:]]),
         "Machines": lambda run: ", ".join(str(run.machine[k]) for k in ("cpu", "device") if run.machine.get(k)) or lost,
     }
     counts = {key: Counter(sorted(map(kind, found.done))) for key, kind in kinds.items()}
