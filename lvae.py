@@ -115,6 +115,11 @@ def matern(known, values):
     return known["offset"] + factor * d.neg().exp() @ known["weights"]
 
 
+def predict(known, conditions):
+    """What a regression() says for conditions {name: number}: (1, k)."""
+    return matern(known, torch.tensor([[float(conditions[name]) for name in known["names"]]]))
+
+
 class CompactLVAE(Autoencoder):
     """The trained model on its kept dimensions alone. Same output as the masked model to 1e-5, both in fp32.
 
@@ -167,7 +172,7 @@ class CompactLVAE(Autoencoder):
             if not (force or low - slack <= conditions[name] <= high + slack):
                 there = f"outside of the training designs' {low:g} to {high:g}"
                 raise InputError(f"design: {name} {conditions[name]:g} is {there}; force=True (FORCE=1) tries it")
-        return self.decode(matern(self.known, torch.tensor([[float(conditions[name]) for name in names]])))
+        return self.decode(predict(self.known, conditions))
 
     def _tensor(self, x):
         return torch.as_tensor(x, dtype=self.mean.dtype, device=self.mean.device)

@@ -243,8 +243,9 @@ class Pruner:
     def _trim(self, epoch, val_rec, std):
         """Give up the smallest active dimensions while val_rec stays within trim_tol or trim_rec. Returns (dims that went, that came back).
 
-        trim_tol allows val_rec that share more than its least. To the least it adds a twentieth of the variance: where the error is next
-        to nothing, so would be any share of it, and dimensions would be kept for differences that nobody sees.
+        With trim_tol, val_rec may exceed its least by that share of (least + variance / 20). The second term counts where the error is
+        next to nothing. There a share of the error alone would keep dimensions for differences that nobody sees.
+
         Their number follows latent_dim ** (1 - t), t from 0 to 1 between pruning_epoch and half of what is left of the run then, at most
         a fifth of them at a time. While val_rec is above what is allowed, nothing goes. If it is still there a tenth of the run after
         the last ones went, those come back, with the weights they had, and no more are trimmed.

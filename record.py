@@ -317,7 +317,11 @@ def changes(config, epoch, now):
 
 def made_by(config):
     """The commit that made a run; where it was continued by others, those, too, with what changed."""
-    later = [f"from epoch {entry['epoch'] + 1}: {', '.join(entry['changed'])}" for entry in config.get("continued", [])]
+    later = []
+    with contextlib.suppress(AttributeError, KeyError, TypeError):  # a damaged record: nothing is known of it
+        later = [
+            f"from epoch {part['epoch'] + 1}: {', '.join(part['changed'])}" for part in config.get("continued", [])
+        ]
     return "; ".join([str(config.get("git")), *later])
 
 
@@ -587,6 +591,24 @@ def describe_machine(device):
 
 
 # ---- What others need, once ---------------------------------------------------------------------------------------------------
+
+
+def guarded(program, function, *arguments, cannot="cannot write", shown=str):
+    """function(*arguments) as an exit code: what is the matter is one line on stderr, not a traceback.
+
+    0, or what the function returns; 2: bad input; 4: cannot write; 130: Ctrl-C. shown: makes text of an error.
+    """
+    try:
+        return int(function(*arguments) or 0)
+    except InputError as error:
+        print(f"{program}: {shown(error)}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        with contextlib.suppress(OSError):  # stderr may lie on the full disk, too
+            print(f"{program}: {cannot} ({shown(error)})", file=sys.stderr)
+        return 4
+    except KeyboardInterrupt:
+        return 130
 
 
 def read_text(path):

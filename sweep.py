@@ -44,6 +44,7 @@ import yaml
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
 
+import record
 from lvae import InputError, first_line
 from record import (
     FREE_FLAGS,
@@ -61,7 +62,6 @@ from record import (
     wandb_server,
     write_atomically,
 )
-from record import status as status_of
 
 STATE, FILES, NOW = Path(".sweeps"), Path(__file__).parent / "sweeps", "%Y-%m-%d %H:%M:%S"
 STUDY = ("beams2d", "heatconduction2d", "photonics2d")
@@ -437,14 +437,17 @@ def hours(points):
     """About how many hours these points take one agent, by the seconds an epoch takes in the rows of results/; 0 if none tell."""
     import pandas
 
-    known = [read_csv(path) for path in sorted(Path("results").glob("*.csv"))]
-    known = [rows for rows in known if {"problem", "seconds", "n_epochs", "status"} <= set(rows.columns)]
-    rows = pandas.concat([rows[rows["status"] == "finished"] for rows in known]) if known else pandas.DataFrame()
-    if not len(rows):
+    known = []
+    for path in sorted(Path("results").glob("*.csv")):
+        with contextlib.suppress(InputError, KeyError):  # damaged, or of other columns: in nobody's way
+            rows = read_csv(path)
+            known.append(rows.loc[rows["status"] == "finished", ["problem", "seconds", "n_epochs"]])
+    if not known:
         return 0
-    seconds, epochs = pandas.to_numeric(rows["seconds"]), pandas.to_numeric(rows["n_epochs"])
+    rows = pandas.concat(known)
+    seconds, epochs = (pandas.to_numeric(rows[key], errors="coerce") for key in ("seconds", "n_epochs"))
     each, usual = (column.groupby(rows["problem"]).median() for column in (seconds / epochs, epochs))
-    return sum(each.get(p["problem"], 0) * p.get("n_epochs", usual.get(p["problem"], 0)) for p in points) / 3600
+    return sum(each.get(p["problem"], 0) * (p.get("n_epochs") or usual.get(p["problem"], 0)) for p in points) / 3600
 
 
 def create_on_wandb(sweep, points, args):
@@ -505,7 +508,9 @@ def skip_done(sweep, points, program):
     """The points without those that are in results/NN.csv already, finished or diverged."""
     rows = read_csv(Path(sweep["results"])).to_dict("records")
     have = [row for row in rows if row["status"] in ("finished", "diverged")]
-    pairs = zip(points, resolve(points, program) if have else [{}] * len(points), strict=True)
+    if not have:
+        return points
+    pairs = zip(points, resolve(points, program), strict=True)
     return [point for point, flags in pairs if not any(is_of(row, flags, sweep, program) for row in have)]
 
 
@@ -1335,13 +1340,14 @@ def rebuild(args):
         for sweep in asked(args):
             rebuild_rows(sweep) or print(f"{sweep['results']}: has all rows of {sweep['id']}")
         return
-    folders = {path.parent: (read_json(path) or {}).get("sweep") or "" for path in Path("runs").glob("*/config.json")}
-    over = {f: name for f, name in folders.items() if name.startswith(args.sweep) and status_of(f) in OVER}
+    configs = {path.parent: read_json(path) for path in Path("runs").glob("*/config.json")}
+    folders = {folder: str(config.get("sweep")) for folder, config in configs.items() if isinstance(config, dict)}
+    over = {f: name for f, name in folders.items() if name.startswith(args.sweep) and record.status(f) in OVER}
     need(over, f"SWEEP {args.sweep}: unknown, and no finished run in runs/ is of it")
     for folder, name in sorted(over.items()):
         results = f"results/{name.rpartition('-')[0].split('_')[0]}.csv"
-        record_result({"id": name, "results": results}, folder, status_of(folder))
-        print(f"{results}: {folder.name}, {status_of(folder)}")
+        record_result({"id": name, "results": results}, folder, record.status(folder))
+        print(f"{results}: {folder.name}, {record.status(folder)}")
 
 
 def outcomes(sweep):
@@ -1472,19 +1478,7 @@ def dashboard(args):
     os.execv(command, [command, sweep["storage"] or str(STATE / sweep["id"] / "journal.log")])
 
 
-def guarded(function, *arguments):
-    """function(*arguments) as an exit code: what is the matter is one line on stderr, not a traceback."""
-    try:
-        return int(function(*arguments) or 0)
-    except InputError as error:
-        print(f"sweep.py: {redacted(error)}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            print(f"sweep.py: cannot write, or read ({redacted(error)})", file=sys.stderr)
-        return 4
-    except KeyboardInterrupt:
-        return 130
+guarded = functools.partial(record.guarded, "sweep.py", cannot="cannot write, or read", shown=redacted)
 
 
 def main(argv=None):

@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from lvae import InputError
-from record import read_csv, write_atomically
+from record import guarded, read_csv, write_atomically
 
 ROOT = Path(__file__).parent.parent
 TITLES = {
@@ -62,16 +62,19 @@ def ground_truth(rows):
     return markdown(["k", "latent_dim", "dims kept", "val_rec", "k..2k+1, val_rec < 5e-4", "exactly k"], cells)
 
 
+def method_of(row):
+    """The method that made a row of results/baselines.csv, in words."""
+    if row["strategy"] == "none":
+        return f"plain autoencoder of {row['active_dims']}"
+    if not float(row["rotate_every"]):
+        return "least volume, pruned, not rotated"
+    return "least volume, pruned and trimmed" if float(row["trim_tol"]) else "least volume, pruned"
+
+
 def baselines(rows):
     """A row a problem and method: runs, and mean and standard error of dimensions, val_rec and its ratio to PCA's error."""
-    plain, trims = rows["strategy"] == "none", pd.to_numeric(rows["trim_tol"]) > 0
-    rotates = pd.to_numeric(rows["rotate_every"]) > 0
-    methods = rows["active_dims"].map("plain autoencoder of {}".format).where(plain, "least volume, pruned and trimmed")
-    methods = methods.mask(~plain & ~trims & rotates, "least volume, pruned").mask(
-        ~plain & ~rotates, "least volume, pruned, not rotated"
-    )
     cells = []
-    for (problem, method), group in rows.assign(method=methods).groupby(["problem", "method"]):
+    for (problem, method), group in rows.assign(method=rows.apply(method_of, axis=1)).groupby(["problem", "method"]):
         cells.append([problem, method, str(len(group)), *numbers_of(group)])
     return markdown(["problem", "method", "runs", "dims kept", "val_rec", "ratio to PCA"], cells)
 
@@ -88,16 +91,15 @@ def table(name, path):
 
 
 def main(argv=None):
-    name = (sys.argv[1:] if argv is None else argv)[0]
-    try:
-        text = table(name, ROOT / f"results/{name}.csv")
-    except InputError as error:
-        print(f"tools.comparison: {error}", file=sys.stderr)
-        return 2
+    return guarded("tools.comparison", run, (sys.argv[1:] if argv is None else argv)[0])
+
+
+def run(name):
+    """Write results/NAME.md anew, and print its table."""
+    text = table(name, ROOT / f"results/{name}.csv")
     made = f"`make {name}` goes on from the rows of [{name}.csv]({name}.csv) and makes this page."
     write_atomically(ROOT / f"results/{name}.md", f"# {TITLES[name]}\n\n{made}\n\n{text}\n")
     print(text)
-    return 0
 
 
 if __name__ == "__main__":

@@ -18,7 +18,8 @@ import torch
 
 import data
 from lvae import InputError, load
-from record import slug
+from record import guarded, slug
+from tools.designs import objective, optimise
 
 SUBSET = 300  # training designs on which the regression's hyperparameters are found
 SMOOTH = (0.5, 1.5, 2.5)  # Matern's nu: continuous, once, twice differentiable
@@ -41,10 +42,8 @@ def regression(conditions, y):
     low, high = (np.array([f(values) for values in columns.values()]) for f in (np.min, np.max))
     x, y = (np.stack(list(columns.values()), 1) - low) / (high - low), np.asarray(y, float)
     mean, scale = y.mean(0), y.std(0).max() or 1.0
-    some, few = (
-        np.random.default_rng(0).permutation(len(x))[:SUBSET],
-        y.var(0).argsort()[::-1][:8],
-    )  # the widest latents
+    some = np.random.default_rng(0).permutation(len(x))[:SUBSET]
+    few = y.var(0).argsort()[::-1][:8]  # the widest latents
     part = ((y[some] - mean) / scale)[:, few]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a length at its bound: a condition that does not matter
@@ -61,14 +60,6 @@ def regression(conditions, y):
     numbers = dict(low=low, high=high, length=np.atleast_1d(kernel.k1.length_scale), points=x)
     numbers |= dict(weights=gp.alpha_.reshape(y.shape) * scale, offset=mean)
     return dict(names=list(columns), nu=nu) | {k: torch.tensor(v, dtype=torch.float32) for k, v in numbers.items()}
-
-
-def predict(known, conditions, kind=torch.float32):
-    """What a regression() says for conditions {name: number}: (1, k)."""
-    from lvae import matern
-
-    values = torch.tensor([[float(conditions[name]) for name in known["names"]]])
-    return matern(known, values).to(kind)
 
 
 def shift(design, volume):
@@ -129,17 +120,14 @@ def draw(path, pictures):
 def make(model, designs, conditions, polish, force):
     """{name: design (H, W)} for conditions: the model's, the nearest training design's, and both polished."""
     problem = model.flags["problem"]
-    with torch.no_grad():
-        found = {"from the latents": model.design(conditions, force)[0, 0].double().numpy()}
+    found = {"from the latents": model.design(conditions, force)[0, 0].double().numpy()}
     if designs:
         found["nearest training design"] = nearest(designs, conditions)
     found = {name: fitted(problem, conditions, x) for name, x in found.items()}
-    if polish:
-        from tools.designs import optimise
-
-        after = {f"{k}, {polish} iterations": optimise(problem, conditions, x, polish) / 255 for k, x in found.items()}
-        found |= after
-    return found
+    polished = found if polish else {}
+    return found | {
+        f"{k}, {polish} iterations": optimise(problem, conditions, x, polish) / 255 for k, x in polished.items()
+    }
 
 
 def main(argv=None):
@@ -150,40 +138,35 @@ def main(argv=None):
     parser.add_argument("--force", action="store_true", help="conditions outside of what the model was trained on, too")
     parser.add_argument("--out", help="folder (report/design-CONDITIONS)")
     args = parser.parse_args(argv)
-    try:
-        model, conditions = load(args.model), read(args.conditions)
-        problem = model.flags["problem"]
-        simulated = problem in ("beams2d", "heatconduction2d", "photonics2d")
-        if args.polish < 0 or (args.polish and not simulated):
-            raise InputError(
-                f"POLISH {args.polish}: {problem} has no optimiser here" if args.polish > 0 else "POLISH: below 0"
-            )
-        conditions, moved = settled(problem, conditions)
-        try:
-            designs = data.load(problem, model.flags["data"], n_train=model.flags.get("n_train") or 0)
-        except InputError as error:
-            designs, _ = None, print(f"no training design beside it ({error})", file=sys.stderr)
-        found = make(model, designs, conditions, args.polish, args.force)
-        folder = Path(args.out or f"report/design-{slug(args.conditions)}")
-        folder.mkdir(parents=True, exist_ok=True)
-        np.save(folder / "design.npy", list(found.values())[2 if args.polish and designs else -1 if args.polish else 0])
-        draw(folder / "design.png", found)
-    except InputError as error:
-        print(f"tools.design: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"tools.design: cannot write ({error})", file=sys.stderr)
-        return 4
-    print("\n".join([moved] if moved else []), end="\n" if moved else "")
-    for name, x in found.items():
-        score = ""
-        if simulated:
-            from tools.designs import objective
+    return guarded("tools.design", run, args)
 
-            score = f"objective {objective(problem, conditions, x):.4g}, "
+
+def run(args):
+    """Make the designs that the command line asks for, write them, and print what they score."""
+    model, conditions = load(args.model), read(args.conditions)
+    problem = model.flags["problem"]
+    simulated = "hub" in data.PROBLEMS[problem]  # one of EngiBench's
+    if args.polish < 0:
+        raise InputError("POLISH: below 0")
+    if args.polish and not simulated:
+        raise InputError(f"POLISH {args.polish}: {problem} has no optimiser here")
+    conditions, moved = settled(problem, conditions)
+    designs = None
+    try:
+        designs = data.load(problem, model.flags["data"], n_train=model.flags.get("n_train") or 0)
+    except InputError as error:
+        print(f"no training design beside it ({error})", file=sys.stderr)
+    found = make(model, designs, conditions, args.polish, args.force)
+    folder = Path(args.out or f"report/design-{slug(args.conditions)}")
+    folder.mkdir(parents=True, exist_ok=True)
+    np.save(folder / "design.npy", next(x for k, x in reversed(found.items()) if k.startswith("from the latents")))
+    draw(folder / "design.png", found)
+    if moved:
+        print(moved)
+    for name, x in found.items():
+        score = f"objective {objective(problem, conditions, x):.4g}, " if simulated else ""
         print(f"{name + ':':42s} {score}volume {x.mean():.4f}")
     print(f"{folder}/design.png, design.npy")
-    return 0
 
 
 if __name__ == "__main__":

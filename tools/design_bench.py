@@ -18,10 +18,10 @@ import pandas as pd
 import torch
 
 import data
-from lvae import load, matern
+from lvae import load, predict
 from record import cores, read_csv, write_atomically
 from tools.comparison import markdown
-from tools.design import fitted, nearest, regression, shift
+from tools.design import fitted, nearest, regression
 from tools.designs import conditions_of, objective, optimise
 
 SEED, STEPS, PROBLEMS = 4711, (0, 1, 2, 5, 10), ("beams2d", "heatconduction2d")
@@ -39,20 +39,19 @@ def predictors(problem, model):
 
     def from_known(name):
         def start(c):
-            y = matern(known[name], torch.tensor([[float(c[k]) for k in known[name]["names"]]])).double()
+            y = predict(known[name], c).double()
             y = y @ axes.T + mean if name == "PCA" else y
             return y.reshape(x_shape).numpy().clip(0, 1)
 
         return start
 
     x_shape = designs.train.shape[2:]
-    uniform = {"beams2d": "volfrac", "heatconduction2d": "volume"}[problem]
     return {
         "latents": lambda c: model.design(c, force=True)[0, 0].double().numpy(),
         "PCA": from_known("PCA"),
         "pixels": from_known("pixels"),
         "nearest": lambda c: nearest(designs, c),
-        "cold": lambda c: np.full(x_shape, c[uniform]),
+        "cold": lambda c: np.full(x_shape, c[data.PROBLEMS[problem]["volume"]]),
     }
 
 
@@ -63,9 +62,7 @@ def measure(job):
     rows = []
     for name, start in starts.items():
         for n in STEPS:
-            x = optimise(problem, conditions, start, n) / 255 if n else start
-            volume = conditions[data.PROBLEMS[problem]["volume"]]
-            x = shift(x, volume)
+            x = fitted(problem, conditions, optimise(problem, conditions, start, n) / 255 if n else start)
             row = dict(problem=problem, condition=i, start=name, iterations=n, optimum=optimum)
             rows.append(
                 row | dict(objective=objective(problem, conditions, x)) | {f"c_{k}": v for k, v in conditions.items()}
@@ -77,7 +74,6 @@ def table(rows):
     """Gap to the optimum by problem, start and iterations; and what the latents gain on each other start, paired."""
     from scipy.stats import t
 
-    rows = rows.assign(gap=rows["objective"] / rows["optimum"] - 1)
     cells, gaps = [], rows.pivot_table(index=["problem", "iterations", "condition"], columns="start", values="gap")
     for (problem, n), group in gaps.groupby(level=[0, 1]):
         for start in STARTS:
@@ -86,11 +82,8 @@ def table(rows):
             numbers = [f"{v:.1%}" for v in (gap.median(), gap.quantile(0.9), share, worst)]
             other = (group[start] - group["latents"]).dropna()
             half = t.ppf(0.975, max(1, len(other) - 1)) * other.sem() if len(other) > 1 else float("nan")
-            more = (
-                ""
-                if start == "latents"
-                else f"{other.mean():+.1%} [{other.mean() - half:+.1%}, {other.mean() + half:+.1%}]"
-            )
+            interval = f"{other.mean():+.1%} [{other.mean() - half:+.1%}, {other.mean() + half:+.1%}]"
+            more = "" if start == "latents" else interval
             cells.append([problem, str(n), start, str(len(gap)), *numbers, more])
     header = ["problem", "iterations", "start", "conditions", "median gap", "90th percentile", "within 5 %", "worst"]
     return markdown([*header, "mean gap less the latents' [95 %]"], cells)
@@ -98,7 +91,6 @@ def table(rows):
 
 def saved(rows):
     """How many iterations each other start needs until its median gap is at most that of the latents at 0."""
-    rows = rows.assign(gap=rows["objective"] / rows["optimum"] - 1)
     median, lines = rows.groupby(["problem", "start", "iterations"])["gap"].median(), []
     for problem in median.index.unique(0):
         ours = median[problem, "latents", 0]
@@ -130,9 +122,11 @@ def main(argv=None):
                 print(f"{problem} {found[0]['condition']}", flush=True)
     numbers = ["condition", "iterations", "optimum", "objective"]
     rows = rows.assign(**{key: pd.to_numeric(rows[key]) for key in numbers})
-    text = f"# Designs for new conditions\n\n`make design-bench` writes this page from [design.csv](design.csv).\n\n{table(rows)}\n\n"
-    write_atomically(RESULTS / "design.md", text + saved(rows) + "\n")
-    print(table(rows), saved(rows), sep="\n\n")
+    rows = rows.assign(gap=rows["objective"] / rows["optimum"] - 1)
+    gaps, iterations = table(rows), saved(rows)
+    text = f"# Designs for new conditions\n\n`make design-bench` writes this page from [design.csv](design.csv).\n\n{gaps}\n\n"
+    write_atomically(RESULTS / "design.md", text + iterations + "\n")
+    print(gaps, iterations, sep="\n\n")
     return 0
 
 

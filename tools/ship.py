@@ -18,7 +18,7 @@ import torch.nn.functional as F
 
 import data
 from lvae import load
-from record import read_csv, read_json, to_json, write_atomically
+from record import guarded, read_csv, read_json, to_json, write_atomically
 from tools.design import regression
 
 LOSS = 0.01  # how much of val_rec the 8 bits may cost, at most
@@ -85,16 +85,12 @@ def main(argv=None):
     p.add_argument("--folder", default="runs", type=Path, help="where the runs' folders are (runs)")
     p.add_argument("--out", default="models", type=Path, help="where to put them (models)")
     args = p.parse_args(argv)
-    try:
-        for row in [row for path in args.runs for row in best(path, args.arm)]:
-            print(ship(row, args.folder, args.out), flush=True)
-    except data.InputError as error:
-        print(f"tools.ship: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"tools.ship: cannot write ({error})", file=sys.stderr)
-        return 4
-    return 0
+    return guarded("tools.ship", run, args)
+
+
+def run(args):
+    for row in [row for path in args.runs for row in best(path, args.arm)]:
+        print(ship(row, args.folder, args.out), flush=True)
 
 
 if __name__ == "__main__":
