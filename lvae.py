@@ -108,7 +108,11 @@ class Autoencoder(nn.Module):
 
 
 def matern(known, values):
-    """Conditions (N, c) -> latents (N, k), by a Gaussian process with a Matern kernel: `known` is tools/design.py's regression()."""
+    """Conditions (N, c) -> latents (N, k), by a Gaussian process with a Matern kernel: `known` is tools/design.py's regression().
+
+    In float64: large weights of both signs cancel, and in float32 the sum would depend on its order.
+    """
+    known = {key: value.double() if isinstance(value, torch.Tensor) else value for key, value in known.items()}
     x, root = (values - known["low"]) / (known["high"] - known["low"]), math.sqrt(2 * known["nu"])
     d = root * torch.cdist(x / known["length"], known["points"] / known["length"])
     factor = {0.5: 1, 1.5: 1 + d, 2.5: 1 + d + d.square() / 3}[known["nu"]]
@@ -117,7 +121,7 @@ def matern(known, values):
 
 def predict(known, conditions):
     """What a regression() says for conditions {name: number}: (1, k)."""
-    return matern(known, torch.tensor([[float(conditions[name]) for name in known["names"]]]))
+    return matern(known, torch.tensor([[float(conditions[name]) for name in known["names"]]], dtype=torch.float64))
 
 
 class CompactLVAE(Autoencoder):

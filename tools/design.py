@@ -59,7 +59,7 @@ def regression(conditions, y):
         gp = GaussianProcessRegressor(kernel, optimizer=None).fit(x, (y - mean) / scale)
     numbers = dict(low=low, high=high, length=np.atleast_1d(kernel.k1.length_scale), points=x)
     numbers |= dict(weights=gp.alpha_.reshape(y.shape) * scale, offset=mean)
-    return dict(names=list(columns), nu=nu) | {k: torch.tensor(v, dtype=torch.float32) for k, v in numbers.items()}
+    return dict(names=list(columns), nu=nu) | {k: torch.tensor(v, dtype=torch.float64) for k, v in numbers.items()}
 
 
 def shift(design, volume):

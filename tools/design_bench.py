@@ -39,7 +39,7 @@ def predictors(problem, model):
 
     def from_known(name):
         def start(c):
-            y = predict(known[name], c).double()
+            y = predict(known[name], c)
             y = y @ axes.T + mean if name == "PCA" else y
             return y.reshape(x_shape).numpy().clip(0, 1)
 
