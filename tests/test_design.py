@@ -1,13 +1,16 @@
 """tools/design.py: designs for new conditions, from the regression that a run stores in its model."""
 
+import re
+
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 import data
 import lvae
 import train
-from tools import design
+from tools import design, design_bench
 
 
 def own_designs(path, n=60):
@@ -83,6 +86,8 @@ def test_the_command_writes_a_design(run, tmp_path, capsys):
     assert design.main([*at, "--conditions", "at=10 dark=0.5"]) == 0
     said = capsys.readouterr().out
     assert "from the latents:" in said and "nearest training design:" in said and "objective" not in said
+    errors = re.search(r"error on (\d+) validation .*: (\S+) from the latents, .*, (\S+) the mean", said)
+    assert int(errors[1]) == 9 and float(errors[2]) < 0.5 * float(errors[3])
     assert np.load(tmp_path / "out/design.npy").shape == (16, 24) and (tmp_path / "out/design.png").stat().st_size > 999
     for conditions, *more, said in (
         ("at=10", "needed: at, dark"),
@@ -119,3 +124,47 @@ def test_polishing_starts_from_the_design_and_makes_it_better(problem):
     cold = np.full_like(start, start.mean())
     after = [objective(problem, conditions, optimise(problem, conditions, cold, n) / 255) for n in (1, 5)]
     assert after[0] > 1.05 * after[1] > 1.1 * before  # so few iterations from a cold start do not reach an optimum
+
+
+def planted(problem, gaps):
+    """Rows of design.csv for a problem with an optimum of 2: {start: gap at 0 iterations}, halved by each iteration."""
+    common = dict(problem=problem, optimum=2.0)
+    steps = design_bench.STEPS[problem]
+    return [
+        common | dict(condition=i, start=start, iterations=n, objective=2 * (1 + (gap + 0.01 * i) / 2**n))
+        for i in range(2)
+        for start, gap in gaps.items()
+        for n in steps
+    ]
+
+
+def test_the_page_of_design_bench(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(design_bench, "RESULTS", tmp_path)
+    gaps = dict(latents=0.04, PCA=0.08, pixels=0.3, nearest=0.03, cold=100.0)
+    rows = [row for problem in ("beams2d", "heatconduction2d") for row in planted(problem, gaps)]
+    pd.DataFrame(rows).to_csv(tmp_path / "design.csv", index=False)
+    known = [dict.fromkeys(design_bench.KNOWN, value) for value in (1.0, 2.0)]
+    rows = [
+        dict(problem=problem, condition=i, objective=i + 1.0) | known[i]
+        for problem in ("beams2d", "heatconduction2d")
+        for i in range(2)
+    ]
+    rows[1]["latents"] = 1.0
+    pd.DataFrame(rows).to_csv(tmp_path / "surrogates.csv", index=False)
+    assert design_bench.main(["--n=2"]) == 0
+    lines = (tmp_path / "design.md").read_text().splitlines()
+    assert "| beams2d | 0 | latents | 2 | 4.5% | 4.9% | 50.0% | 5.0% |  |" in lines
+    assert "| beams2d | 0 | nearest | 2 | 3.5% | 3.9% | 100.0% | 4.0% | -1.0% [-1.0%, -1.0%] |" in lines
+    assert "| beams2d | PCA | 1 |" in lines and "| beams2d | pixels | 5 |" in lines
+    assert "| beams2d | cold | more than 10 |" in lines and "| heatconduction2d | nearest | 0 |" in lines
+    assert "| beams2d | 2 | 1.000 | -1.000 | 1.000 | 1.000 | 1.000 |" in lines
+    assert capsys.readouterr().out.count("| latents |") == 10
+
+
+def test_one_condition_of_design_bench(monkeypatch):
+    monkeypatch.setattr(design_bench, "optimise", lambda *args: np.full((101, 101), 100, np.uint8))
+    start, conditions = np.full((101, 101), 0.4), dict(volume=0.4, length=0.5)
+    best, said, rows = design_bench.measure(("heatconduction2d", 7, conditions, {"latents": start}))
+    assert said == conditions and best.mean() == pytest.approx(100 / 255) and len(rows) == 5
+    assert rows[0]["objective"] > rows[1]["objective"] * 0.9 and {row["condition"] for row in rows} == {7}
+    assert {row["optimum"] for row in rows} == {design.objective("heatconduction2d", conditions, best)}

@@ -3,7 +3,8 @@
     make design MODEL=models/beams2d CONDITIONS="volfrac=0.3 rmin=2 forcedist=0.4"      # POLISH=5, FORCE=1, OUT=folder
 
 Beside the design stands the training design of the nearest conditions, both with their densities shifted by a constant until the
-volume fits, and both after POLISH iterations of the problem's own optimiser. Writes design.png and design.npy. In Python:
+volume fits, and both after POLISH iterations of the problem's own optimiser. How sure it is: the error on validation designs, made
+from their conditions alone, is printed, too. Writes design.png and design.npy. In Python:
 
     model = lvae.load("models/beams2d"); x = model.design(dict(volfrac=0.3, rmin=2, forcedist=0.4))
 """
@@ -82,6 +83,18 @@ def nearest(designs, conditions):
     theirs = designs.conditions["train"]
     far = sum(((np.asarray(theirs[k], float) - v) / (np.ptp(theirs[k]) or 1)) ** 2 for k, v in conditions.items())
     return designs.train[int(np.argmin(far)), 0].double().numpy()
+
+
+def accuracy(model, designs):
+    """Mean squared errors over the validation designs, from their conditions alone: {of what: error}."""
+    names, known = model.known["names"], designs.conditions["val"]
+    rows = [{name: float(known[name][i]) for name in names} for i in range(len(designs.val))]
+    guesses = {
+        "from the latents": torch.cat([model.design(row, force=True) for row in rows])[:, 0],
+        "the nearest training design": torch.tensor(np.stack([nearest(designs, row) for row in rows])),
+        "the mean training design": designs.train.mean(0),
+    }
+    return {name: (guess - designs.val[:, 0]).square().mean().item() for name, guess in guesses.items()}
 
 
 def settled(problem, conditions):
@@ -166,6 +179,9 @@ def run(args):
     for name, x in found.items():
         score = f"objective {objective(problem, conditions, x):.4g}, " if simulated else ""
         print(f"{name + ':':42s} {score}volume {x.mean():.4f}")
+    if designs and len(designs.val):
+        errors = ", ".join(f"{error:.3g} {name}" for name, error in accuracy(model, designs).items())
+        print(f"error on {len(designs.val)} validation designs, from their conditions alone: {errors}")
     print(f"{folder}/design.png, design.npy")
 
 
