@@ -20,7 +20,7 @@ import torch
 import data
 from lvae import load, predict
 from record import cores, read_csv, write_atomically
-from tools.comparison import markdown
+from report import markdown
 from tools.design import fitted, nearest, regression
 from tools.designs import conditions_of, objective, optimise
 
