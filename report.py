@@ -401,14 +401,18 @@ def paired(differences):
 
     Without variance p is NaN (1 where all are 0): equal differences are no evidence. Fewer than two: NaN."""
     d = np.asarray(differences, dtype=float)
-    with warnings.catch_warnings(), np.errstate(all="ignore"):
-        warnings.simplefilter("ignore")  # of small samples and equal values: both are answered here
-        test = scipy.stats.ttest_1samp(d, 0, axis=-1, nan_policy="omit")
-        low, high = (np.asarray(end) for end in test.confidence_interval(0.95))
-        mean, largest = np.nanmean(d, axis=-1), np.nanmax(np.abs(d), axis=-1)
-        equal = (np.nanmax(d, axis=-1) - np.nanmin(d, axis=-1) <= 1e-9 * largest) & (np.isfinite(d).sum(-1) > 1)
-        p = np.where(equal, np.where(largest == 0, 1.0, np.nan), test.pvalue)
-    return mean, np.where(equal, mean, low), np.where(equal, mean, high), p
+    n, missing = np.isfinite(d).sum(-1), ~np.isfinite(d)
+    with np.errstate(all="ignore"):  # few samples and equal values are answered here
+        mean = np.where(missing, 0, d).sum(-1) / n
+        error = np.sqrt((np.where(missing, 0, d - mean[..., None]) ** 2).sum(-1) / (n - 1) / n)
+        largest = np.where(missing, 0, np.abs(d)).max(-1, initial=0)
+        spread = np.where(missing, -np.inf, d).max(-1, initial=-np.inf) - np.where(missing, np.inf, d).min(
+            -1, initial=np.inf
+        )
+        equal = (spread <= 1e-9 * largest) & (n > 1)
+        half = np.where(equal, 0, scipy.stats.t.ppf(0.975, n - 1) * error)
+        p = 2 * scipy.stats.t.sf(np.abs(mean / error), n - 1)
+    return mean, mean - half, mean + half, np.where(equal, np.where(largest == 0, 1.0, np.nan), p)
 
 
 def interval(values, log):
@@ -738,11 +742,11 @@ def effect(r, what="val_rec of {a} against {b}"):
 
 def family_table(page, name, rows, caption, log=True, **first):
     """Rows of tested() as a table: changes in percent (log), or differences. first: columns instead of the arms."""
-    ends, about = ["change" if log else "difference", *ENDS], [*first] or ["arm", "against", "pairs"]
+    ends, about = ["change" if log else "difference", *ENDS], [*first] or ["arm", "against"]
     names = dict(a="arm", b="against", mean=ends[0], low=ends[1], high=ends[2], p_holm="p after Holm", n="pairs")
     table = rows.rename(columns=names).assign(verdict=rows["verdict"].map(WORD), **first)
     table[ends] = np.expm1(table[ends]) if log else table[ends]
-    columns = [*about, *ends, "p", "p after Holm", "seeds", "verdict"]
+    columns = [*about, *ends, "p", "p after Holm", *([] if first else ["pairs"]), "seeds", "verdict"]
     page.table(name, columns, table, caption, shown=dict.fromkeys(ends, percent if log else signed))
 
 
