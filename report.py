@@ -11,8 +11,8 @@ rows, which of them answer, statistics, the page, the seven answers. report.j2 i
 """
 
 import argparse
+import base64
 import contextlib
-import html
 import io
 import itertools
 import math
@@ -29,14 +29,14 @@ import numpy as np
 import pandas as pd
 import scipy.stats
 import yaml
-from markupsafe import Markup, escape
+from markupsafe import escape
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from data import PROBLEMS
-from lvae import InputError
+from lvae import InputError, first_line
 from pruning import PROFILES, STRATEGIES
-from record import FREE_FLAGS, is_locked, made_by, read_csv, read_json, slug, write_atomically
+from record import FREE_FLAGS, guarded, is_locked, made_by, read_csv, read_json, slug, write_atomically
 from train import DEFAULTS, LEGACY
 
 # -------------------------------------------------------------------------------------------------- rows: runs as found
@@ -52,7 +52,7 @@ RESULT_METRICS = [  # of a row of results/NN.csv, which has every flag and BOOKK
     *("rise", "epochs_above", "collapses", *SUMS),  # curves and proposals in numbers, for the page of 02
 ]
 BOOKKEEPING = ("id", "name", "sweep", "status", "cause", "reports", "data_source", "data_sha256", "metrics_sha256")
-BOOKKEEPING += ("git", "versions", "host", "cpu", "recorded")
+BOOKKEEPING += ("git", "host", "cpu", "recorded")
 METRIC = "val_rec_pruned"  # what a search minimises
 STATES = ("finished", "running", "stopped", "diverged", "broken")
 
@@ -72,55 +72,47 @@ def plain(value):
 
 
 class Run:
-    """One run as found: flags as in config.json (none: of no use), status (one of STATES) and its cause, summary."""
+    """One run as found: flags (none: of no use), status (one of STATES) and its cause, summary, what made it."""
 
-    def __init__(self, name, where, config, sweep=""):
-        """config: as in config.json. sweep: the id of the sweep that the run was made for, where config has none."""
-        self.id, self.where, self.status, self.cause, self.summary = str(name), str(where), "broken", "", {}
-        config = config if isinstance(config, dict) else {}
+    def __init__(self, name, where, config, summary=None, metrics=None):
+        """config, summary: as in the JSON files, if they are whole. metrics: the curve, a DataFrame, a row an epoch."""
+        config, summary = (part if isinstance(part, dict) else {} for part in (config, summary))
         parts = [config.get(key) for key in ("flags", "data", "versions", "machine")]
         flags, self.data, self.versions, self.machine = (part if isinstance(part, dict) else {} for part in parts)
-        self.git, self.started = made_by(config) if config.get("git") else "unknown", str(config.get("started") or "")
-        self.sweep = str(config.get("sweep") or sweep)
+        self.id, self.where, self.started = str(name), str(where), str(config.get("started") or "")
+        self.git, self.sweep = made_by(config) if config.get("git") else "unknown", str(config.get("sweep") or "")
         self.owner = (re.match(r"(\d\d[a-z]?)[-_]", self.sweep) or ("", ""))[1]  # 01b of 01b-first_..., "" for none
         # a flag that a run lacks means what was done before that flag existed
         flags = LEGACY | {k: v for k, v in flags.items() if v != "" and not isinstance(v, dict | list)}
-        self.flags = {key: plain(value) for key, value in flags.items()}
+        self.flags, self.summary, ends = {key: plain(v) for key, v in flags.items()}, summary, summary.get("epoch")
+        if metrics is not None:
+            metrics = metrics.reindex(columns=["epoch", "val_rec", METRIC]).apply(pd.to_numeric, errors="coerce")
+            unsteady = instability(metrics["epoch"], metrics["val_rec"], number(self.flags.get("pruning_epoch")))
+            logged = metrics[METRIC][np.isfinite(metrics[METRIC])]
+            self.summary = unsteady | dict(lowest=logged.min()) | summary
+            ends = metrics["epoch"].iloc[-1] if len(metrics) else math.nan
+        said, fault = summary.get("status"), ""
         named = all(isinstance(flags.get(key), str) for key in ("problem", "strategy"))
         if not named or not isinstance(self.flags.get("seed"), int):
-            self.flags, self.cause = {}, "its flags are of no use: problem and strategy must be text, seed a number"
+            self.flags, fault = {}, "its flags are of no use: problem and strategy must be text, seed a number"
+        elif said not in ("finished", "diverged"):
+            fault = f"its status is {said!r:.60}; allowed: finished, diverged"
+        elif said == "finished" and not 0 < self.value("val_rec") < math.inf:
+            fault = f"its val_rec is {summary.get('val_rec')!r:.60}, not a positive number"
+        elif said == "finished" and ends != summary.get("epoch", ends):
+            fault = f"metrics.csv ends at epoch {ends:g}, summary.json at {summary.get('epoch')!s:.60}"
+        self.status, self.cause = ("broken", fault) if fault else (said, str(summary.get("cause") or ""))
 
     def value(self, name):
         """A number of the summary, NaN where it has none."""
         return number(self.summary.get(name))
-
-    def settle(self, summary, metrics=None):
-        """Add what the summary and the curve (DataFrame, a row an epoch) say; take the status, if they agree."""
-        ends = summary.get("epoch")
-        if metrics is not None:
-            metrics = metrics.apply(pd.to_numeric, errors="coerce").reindex(columns=["epoch", "val_rec", METRIC])
-            self.summary |= instability(metrics["epoch"], metrics["val_rec"], number(self.flags.get("pruning_epoch")))
-            logged = metrics[METRIC][np.isfinite(metrics[METRIC])]
-            self.summary |= dict(lowest=logged.min(), logged=len(logged), epochs=len(metrics))
-            ends = metrics["epoch"].iloc[-1] if len(metrics) else math.nan
-        self.summary |= summary
-        said, self.cause = summary.get("status"), str(summary.get("cause") or "")
-        if said not in ("finished", "diverged"):
-            self.cause = f"its status is {said!r:.60}; allowed: finished, diverged"
-        elif said == "finished" and not 0 < self.value("val_rec") < math.inf:
-            self.cause = f"its val_rec is {summary.get('val_rec')!r:.60}, not a positive number"
-        elif said == "finished" and ends != summary.get("epoch", ends):
-            self.cause = f"metrics.csv ends at epoch {ends:g}, summary.json at {summary.get('epoch')!s:.60}"
-        else:
-            self.status = said
-        return self
 
 
 def local_runs(root):
     """Every run below the folder `root`, by its config.json (or by what else a run leaves), or the rows of a table."""
     root = Path(root)
     if root.suffix == ".csv" and root.is_file():
-        # 01b is read with 01, and 04 to 06 with one another: the other sweeps of the same edition count, too
+        # 01b is read with 01: the other sweeps of the same edition count, too
         edition = re.fullmatch(r"\d\d[a-z]?(|-.+)\.csv", root.name)
         alike = rf"\d\d[a-z]?{re.escape(edition[1])}\.csv" if edition else re.escape(root.name)
         paths = sorted(path for path in root.parent.glob("*.csv") if re.fullmatch(alike, path.name))
@@ -135,21 +127,19 @@ def local_runs(root):
 def read_run(folder):
     """The run in `folder`. Never raises: what cannot be read becomes status broken, with the cause."""
     config, summary = (read_json(folder / name) for name in ("config.json", "summary.json"))
-    run = Run(folder.name, folder, config)
-    if not isinstance(config, dict):
-        run.cause = "config.json cannot be read" if (folder / "config.json").exists() else "no config.json"
-    if run.cause:
-        return run
     try:
         metrics, pruning = (read_csv(folder / name) for name in ("metrics.csv", "pruning.csv"))
     except (InputError, OSError) as error:
+        run = Run(folder.name, folder, config)
         run.cause = str(error)
         return run
+    run = Run(folder.name, folder, config, summary, metrics)
     if (folder / "pruning.csv").exists():
         proposed = pruning.reindex(columns=["proposed", *HELD]).apply(pd.to_numeric, errors="coerce")
         run.summary |= proposed.sum().add_prefix("sum_").to_dict()
-    run.settle(summary if isinstance(summary, dict) else {}, metrics)
-    if not (folder / "summary.json").exists():
+    if not isinstance(config, dict):
+        run.cause = "no config.json, or it cannot be read"
+    elif run.flags and not (folder / "summary.json").exists():
         run.status = "running" if is_locked(folder) else "stopped"
         run.cause = f"{len(metrics)} of {run.flags.get('n_epochs', '?')} epochs"
     return run
@@ -157,53 +147,43 @@ def read_run(folder):
 
 def from_row(row, path):
     """A row of results/NN.csv -> Run: what is left of a study whose machine is lost."""
-    flags = {key: value for key, value in row.items() if key not in (*BOOKKEEPING, *RESULT_METRICS)}
-    versions = dict(pair.split(" ", 1) for pair in row.get("versions", "").split(", ") if " " in pair)
-    config = dict(flags=flags, data={key: row.get(f"data_{key}") for key in ("source", "sha256")}, versions=versions)
+    config = dict(flags={key: value for key, value in row.items() if key not in (*BOOKKEEPING, *RESULT_METRICS)})
     config |= dict(machine={"cpu": row.get("cpu") or row.get("host")}, started=row.get("recorded"), git=row.get("git"))
-    run = Run(row.get("id", ""), f"{path}:{row.get('id')}", config | dict(sweep=row.get("sweep")), path.stem + "-")
-    if run.cause:
-        return run
-    run.settle({key: row.get(key) for key in ("status", "cause", *RESULT_METRICS)})
-    start, n = (number(run.flags.get(key)) for key in ("pruning_epoch", "n_epochs"))
-    logged = max(0, run.value("epoch") + 1 - start - n // 10)  # the metric begins n_epochs / 10 after pruning
-    run.summary |= dict(lowest=run.value("objective"), logged=logged)
-    if row.get("status") == "stopped early":
+    config |= dict(data={key: row.get(f"data_{key}") for key in ("source", "sha256")})
+    config |= dict(sweep=row.get("sweep") or f"{path.stem}-")
+    summary = {key: row.get(key) for key in ("status", "cause", *RESULT_METRICS)} | dict(lowest=row.get("objective"))
+    run = Run(row.get("id", ""), f"{path}:{row.get('id')}", config, summary)
+    if run.flags and row.get("status") == "stopped early":
         run.status, run.cause = "stopped", f"stopped early after epoch {row.get('epoch')}"
     return run
 
 
 def wandb_runs(path, api=None):
     """Runs of a W&B sweep, entity/project/sweep id. pruning.csv is not on W&B: those runs have no proposals."""
-    if len(path.split("/")) != 3:
+    if path.count("/") != 2:
         raise InputError(f"--wandb {path}: allowed: entity/project/sweep id")
-    runs = []
     try:
         if api is None:
             import wandb
 
             api = wandb.Api()
         sweep = api.sweep(path)
-        name = (getattr(sweep, "config", None) or {}).get("name", "") + "-"
-        for found in sweep.runs:
-            config = {key.removeprefix("_"): value for key, value in found.config.items() if key[:1] == "_"}
-            config |= dict(flags={key: value for key, value in found.config.items() if key[:1] != "_"})
-            config |= dict(started=found.created_at, sweep=getattr(found, "group", None))
-            run = Run(found.id, "/".join(found.path), config, name)
-            runs.append(run)
-            if run.cause:
-                continue
-            rows = [row for row in found.scan_history() if None not in (row.get("epoch"), row.get("val_rec"))]
-            rows = pd.DataFrame([{k: v for k, v in row.items() if k[:1] != "_"} for row in rows], dtype=object)
-            run.settle({key: value for key, value in dict(found.summary).items() if key[:1] != "_"}, rows)
-            if found.state != "finished" and "status" not in run.summary:
-                ended = dict(running="running", pending="running", killed="stopped", preempted="stopped")
-                run.status = ended.get(found.state, "broken")
-                run.cause = f"W&B says {found.state}, {len(rows)} of {run.flags.get('n_epochs', '?')} epochs"
+        return [from_wandb(run, (sweep.config or {}).get("name", "")) for run in sweep.runs]
     except Exception as error:  # wandb raises its own, requests' and ValueError for a sweep that is not there
-        told = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
-        raise InputError(f"--wandb {path}: cannot be read ({told})") from None
-    return runs
+        raise InputError(f"--wandb {path}: cannot be read ({type(error).__name__}: {first_line(error)})") from None
+
+
+def from_wandb(found, sweep):
+    """A run as wandb's public API shows it -> Run; of the sweep of this name, if it does not say of which."""
+    config = {key[1:]: value for key, value in found.config.items() if key[:1] == "_"}
+    config |= dict(flags={key: value for key, value in found.config.items() if key[:1] != "_"})
+    config |= dict(started=found.created_at, sweep=getattr(found, "group", None) or f"{sweep}-")
+    rows = [row for row in found.scan_history() if None not in (row.get("epoch"), row.get("val_rec"))]
+    run = Run(found.id, "/".join(found.path), config, dict(found.summary), pd.DataFrame(rows, dtype=object))
+    if run.flags and found.state != "finished" and "status" not in run.summary:
+        run.status = dict(running="running", killed="stopped", preempted="stopped").get(found.state, "broken")
+        run.cause = f"W&B says {found.state}, {len(rows)} of {run.flags.get('n_epochs', '?')} epochs"
+    return run
 
 
 # ---------------------------------------------------------------------------------- rows: which of them answer a sweep
@@ -264,43 +244,36 @@ def header(name):
 def as_created(spec, own, notes):
     """The sweep as created: PROBLEM=, SEEDS=, EPOCHS=, SET= narrow its file, and .sweeps/ says how. own: its runs.
 
-    Sweeps that differ only in problem and seed (03 makes one a problem) are read as one."""
+    Sweeps that differ in problem and seed (03 makes one a problem) are read as one."""
     ids = sorted({run.sweep for run in own})
-    with contextlib.suppress(KeyError, TypeError, AttributeError):
-        wholes = [read_json(Path(".sweeps", slug(i), "sweep.json"))["config"] | {"name": ""} for i in ids]
-        for key in ("problem", "seed"):
-            values = list(dict.fromkeys(v for whole in wholes for v in levels(whole, key)))
-            wholes = [whole | {"parameters": whole["parameters"] | {key: {"values": values}}} for whole in wholes]
-        if wholes and all(whole == wholes[0] for whole in wholes):
-            return wholes[0]
+    with contextlib.suppress(KeyError, TypeError, IndexError):
+        made = [read_json(Path(".sweeps", slug(i), "sweep.json"))["config"] for i in ids]
+        both = {key: dict.fromkeys(v for one in made for v in levels(one, key)) for key in ("problem", "seed")}
+        return made[0] | {"parameters": made[0]["parameters"] | {k: {"values": [*v]} for k, v in both.items()}}
     if not ids or not all(re.match(r"\d\d[a-z]?-", i) for i in ids):  # 01_pruning_strategies-...: not narrowed
         return spec
     notes.append("The record of how this edition was narrowed (.sweeps/) is not here: its points are counted from the "
                  "values that its runs have.")  # fmt: skip
-    found, parameters = {key: values_of(own, key) for key in spec["parameters"]}, dict(spec["parameters"])
+    parameters = dict(spec["parameters"])
     for key, p in parameters.items():
-        if found[key] and "values" in p:
-            parameters[key] = {"values": found[key]}
-        elif found[key] and "min" in p:
-            parameters[key] = p | {"min": min(p["min"], found[key][0]), "max": max(p["max"], found[key][-1])}
+        found = values_of(own, key)
+        if found and "values" in p:
+            parameters[key] = {"values": found}
+        elif found and "min" in p:
+            parameters[key] = p | {"min": min(p["min"], found[0]), "max": max(p["max"], found[-1])}
     return spec | {"parameters": parameters}
 
 
 def departures(file, runs):
-    """In words: values of the runs that the sweep's file does not have, and values of the file that no run has."""
-    other, absent = [], []
+    """In words: where the values that the runs have are not those that the sweep's file asks for."""
+    told = []
     for key, p in file["parameters"].items():
         asked, found = p["values"] if key == "arm" else levels(file, key), values_of(runs, key)
-        if not found or key == "data" or "auto" in asked:
-            continue
-        if "min" in p and not p["min"] <= found[0] <= found[-1] <= p["max"]:
-            other.append(f"{key} {found[0]:g} to {found[-1]:g} (file: {p['min']:g} to {p['max']:g})")
-        elif "min" not in p and not {*found} <= {*asked}:
-            other.append(f"{key} {some(found, 5)} (file: {some(asked, 5)})")
-        elif left := [value for value in asked if value not in found]:
-            absent.append(f"{key} {some(left, 5)}")
-    told = ("These runs differ from the sweep's file", "No finished run with a value that the sweep's file asks for")
-    return [f"{what}: {'; '.join(keys)}." for what, keys in zip(told, (other, absent), strict=True) if keys]
+        if "min" in p and found and not p["min"] <= found[0] <= found[-1] <= p["max"]:
+            told.append(f"{key} {found[0]:g} to {found[-1]:g} (file: {p['min']:g} to {p['max']:g})")
+        elif asked and found and {*asked} != {*found} and key != "data" and "auto" not in asked:
+            told.append(f"{key} {some(found, 5)} (file: {some(asked, 5)})")
+    return [f"These runs differ from the sweep's file: {'; '.join(told)}."] if told else []
 
 
 def stranger(run):
@@ -317,7 +290,7 @@ class Study:
     table: a row a run of use: flags, summary, problem, arm, seed, status, run. frame: the finished ones."""
 
     def __init__(self, name, runs):
-        self.name, self.notes, self.left_out, lent = name, [], [], BORROWS.get(name, [])
+        self.name, self.notes, lent = name, [], BORROWS.get(name, [])
         self.title, file, words = header(name)
         told = (words.get(key, "not stated in the YAML") for key in ("question", "hypothesis", "rule"))
         self.question, self.hypothesis, self.rule = told
@@ -329,18 +302,9 @@ class Study:
         why = {run: run.flags and stranger(run) for run in runs}
         self.left_out = [(run, told) for run, told in why.items() if told]
         self.broken = [run for run in runs if not run.flags]  # listed wherever they were found
-        runs = [run for run in runs if run.flags and not why[run]]
         keys = self.spec["parameters"]
         self.varied = [key for key in keys if "min" in keys[key] or len(levels(self.spec, key)) > 1]
-        by_profile = len({run.flags.get("safeguards") for run in runs}) > 1 and name in DEEP_DIVES
-        label = {"01": lambda flags: flags["strategy"], "02": lambda flags: flags.get("safeguards", "None")}
-        label = label["02"] if by_profile else label.get(name, strategy_of)
-        rows = [run.flags | {k: run.value(k) for k in (*RESULT_METRICS, "lowest", "logged", "epochs")}
-                | dict(arm=label(run.flags), status=run.status, owner=run.owner, run=run) for run in runs]  # fmt: skip
-        needed = ["problem", "arm", "seed", "status", "owner", "run", "strategy", "n_epochs", "pruning_epoch", "w_v"]
-        needed += [*RESULT_METRICS, *self.varied]
-        columns = dict.fromkeys([*needed, "lowest", *(key for row in rows for key in row)])
-        self.table = pd.DataFrame(rows, columns=list(columns))
+        self.table = self.rows([run for run in runs if run.flags and not why[run]])
         self.same_settings()
         order = ("broken", "stopped", "diverged", "running", "finished")  # of several runs of a point the last is used
         rank = self.table["run"].map(lambda run: (order.index(run.status), run.started, run.where))
@@ -363,6 +327,17 @@ class Study:
         # how many points the sweep asks for; a search is created once a problem
         self.points = math.prod(len(levels(self.spec, key)) or 1 for key in keys)
         self.points = self.spec["run_cap"] * max(1, len(self.problems)) if "run_cap" in self.spec else self.points
+
+    def rows(self, runs):
+        """A DataFrame with a row a run; an arm is what the sweep compares."""
+        by_profile = self.name in DEEP_DIVES and len({run.flags.get("safeguards") for run in runs}) > 1
+        label = dict.fromkeys(["02", *[self.name] * by_profile], lambda flags: flags.get("safeguards", "None"))
+        label = (label | {"01": lambda flags: flags["strategy"]}).get(self.name, strategy_of)
+        rows = [run.flags | {key: run.value(key) for key in (*RESULT_METRICS, "lowest")}
+                | dict(arm=label(run.flags), status=run.status, owner=run.owner, run=run) for run in runs]  # fmt: skip
+        needed = ["problem", "arm", "seed", "status", "owner", "run", "strategy", "n_epochs", "pruning_epoch", "w_v"]
+        needed += [*RESULT_METRICS, "lowest", *self.varied]
+        return pd.DataFrame(rows, columns=list(dict.fromkeys([*needed, *(key for row in rows for key in row)])))
 
     def drop(self, mask, why):
         self.left_out += [(run, why) for run in self.table.loc[mask[mask].index, "run"]]
@@ -426,14 +401,18 @@ def paired(differences):
 
     Without variance p is NaN (1 where all are 0): equal differences are no evidence. Fewer than two: NaN."""
     d = np.asarray(differences, dtype=float)
-    with warnings.catch_warnings(), np.errstate(all="ignore"):
-        warnings.simplefilter("ignore")  # of small samples and equal values: both are answered here
-        test = scipy.stats.ttest_1samp(d, 0, axis=-1, nan_policy="omit")
-        low, high = (np.asarray(end) for end in test.confidence_interval(0.95))
-        mean, largest = np.nanmean(d, axis=-1), np.nanmax(np.abs(d), axis=-1)
-        equal = (np.nanmax(d, axis=-1) - np.nanmin(d, axis=-1) <= 1e-9 * largest) & (np.isfinite(d).sum(-1) > 1)
-        p = np.where(equal, np.where(largest == 0, 1.0, np.nan), test.pvalue)
-    return mean, np.where(equal, mean, low), np.where(equal, mean, high), p
+    n, missing = np.isfinite(d).sum(-1), ~np.isfinite(d)
+    with np.errstate(all="ignore"):  # few samples and equal values are answered here
+        mean = np.where(missing, 0, d).sum(-1) / n
+        error = np.sqrt((np.where(missing, 0, d - mean[..., None]) ** 2).sum(-1) / (n - 1) / n)
+        largest = np.where(missing, 0, np.abs(d)).max(-1, initial=0)
+        spread = np.where(missing, -np.inf, d).max(-1, initial=-np.inf) - np.where(missing, np.inf, d).min(
+            -1, initial=np.inf
+        )
+        equal = (spread <= 1e-9 * largest) & (n > 1)
+        half = np.where(equal, 0, scipy.stats.t.ppf(0.975, n - 1) * error)
+        p = 2 * scipy.stats.t.sf(np.abs(mean / error), n - 1)
+    return mean, mean - half, mean + half, np.where(equal, np.where(largest == 0, 1.0, np.nan), p)
 
 
 def interval(values, log):
@@ -470,13 +449,12 @@ def tested(samples, margin=0.0, alpha=ALPHA):
 
 
 def family(wide, comparisons, log=True, margin=0.0, alpha=ALPHA):
-    """Test each (a, b) or (a, b, problem): is a lower than b? wide: (problem, seed) x arm; log: of the log ratio."""
+    """Test each (a, b): is a lower than b? wide: (problem, seed) x arm; log: of the log ratio."""
     samples = []
-    for a, b, *problem in comparisons:
-        pairs = wide.reindex(columns=[a, b])
-        pairs = pairs[pairs.index.isin(problem, level="problem")] if problem else pairs
+    for a, b in comparisons:
         with np.errstate(all="ignore"):
-            pairs = (np.log(pairs) if log else pairs).replace([np.inf, -np.inf], np.nan).dropna()
+            pairs = wide.reindex(columns=[a, b]).transform(np.log if log else np.positive)
+        pairs = pairs.replace([np.inf, -np.inf], np.nan).dropna()
         samples.append((a, b, (pairs[a] - pairs[b]).to_numpy(), pairs.index.unique("seed").size))
     return tested(samples, margin, alpha)
 
@@ -528,36 +506,13 @@ def effects(pruning_epoch, w_v, logs, alpha=ALPHA):
     """Tests over the seeds of logs (arms, seeds, P, W) of log val_rec: interaction, arm 1 minus arm 0, the two slopes.
 
     Each is averaged over the arms, which share their seeds: the seed is what is sampled."""
-    fits = surface(pruning_epoch, w_v, logs)  # (arms, seeds, 6)
+    means = surface(pruning_epoch, w_v, logs).mean(0)  # (seeds, 6)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         arms = np.nanmean(logs[1] - logs[0], axis=(1, 2)) if len(logs) == 2 else np.full(logs.shape[1], np.nan)
-    means = fits.mean(0)
     found = dict(interaction=means[:, 5], arms=arms, pruning_epoch=means[:, 1], w_v=means[:, 2])
     found = {name: d[np.isfinite(d)] for name, d in found.items()}
     return tested([(name, "", d, len(d)) for name, d in found.items()], alpha=alpha)
-
-
-def optimum(logs, resamples=2000, seed=0):
-    """Best cell (i, j) of logs (seeds, P, W) by the mean over seeds, and how often each is when seeds are resampled."""
-    logs = np.where(np.isfinite(logs), logs, np.nan)
-    logs = logs[np.isfinite(logs).any((1, 2))]
-    complete = np.isfinite(logs).all(0) & (len(logs) > 0)  # cells that every seed has
-    if not complete.any():
-        return None, np.zeros(logs.shape[1:])
-    logs = np.where(complete, np.nan_to_num(logs), np.inf)
-    draws = np.random.default_rng(seed).integers(len(logs), size=(resamples, len(logs)))
-    best = logs[draws].mean(1).reshape(resamples, -1).argmin(1)
-    share = np.bincount(best, minlength=complete.size).reshape(complete.shape) / resamples
-    return tuple(int(i) for i in np.unravel_index(logs.mean(0).argmin(), complete.shape)), share
-
-
-def regret(logs, cell):
-    """What settling for `cell` costs, per seed, in log val_rec: logs (seeds, P, W) -> (seeds,).
-
-    Against the best cell of the other seeds: chosen on the same one it would always look too good."""
-    best = [optimum(np.delete(logs, s, axis=0), resamples=1)[0] for s in range(len(logs))]
-    return np.array([np.nan if b is None else logs[s][cell] - logs[s][b] for s, b in enumerate(best)])
 
 
 def importance(parameters, values):
@@ -588,7 +543,6 @@ def f_tests(parameters, values, product=("latent_dim", "w_v")):
     u, y = parameters.apply(unit), np.log(np.asarray(values, dtype=float))
     terms = {(k,): u[k] for k in u} | {(k, k): u[k] ** 2 for k in u if parameters[k].nunique() > 2}
     terms |= {product: u[product[0]] * u[product[1]]} if {*product} <= {*u} else {}
-    total = float(((y - y.mean()) ** 2).sum()) or np.nan
 
     def fit(keep):
         x = np.stack([np.ones_like(y), *(terms[t] for t in keep)], axis=1)
@@ -600,9 +554,9 @@ def f_tests(parameters, values, product=("latent_dim", "w_v")):
         if rank == few or len(y) - rank < 5 or full <= 0:
             return np.nan, np.nan
         f = (less - full) / (rank - few) / (full / (len(y) - rank))
-        return (less - full) / total, float(scipy.stats.f.sf(f, rank - few, len(y) - rank))
+        return (less - full) / ((y - y.mean()) ** 2).sum(), float(scipy.stats.f.sf(f, rank - few, len(y) - rank))
 
-    full, rank, coefficients = fit(list(terms))
+    full, rank, coefficients = fit(terms)
     found = {name: partial([t for t in terms if name in t]) for name in u}
     adjusted = holm([p for _, p in found.values()])
     tests = {name: (*found[name], float(p)) for name, p in zip(found, adjusted, strict=True)}
@@ -665,13 +619,6 @@ def panel(title="", wide=False, height=2.5):
     return figure, axes
 
 
-def legend(figure):
-    """The figure's legend below its axes, where it covers no data; the figure grows by it."""
-    rows = math.ceil(len(figure.axes[0].get_legend_handles_labels()[1]) / 3)
-    figure.set_figheight(figure.get_figheight() + 0.1 + 0.15 * rows)
-    figure.legend(fontsize=6.5, ncols=3, loc="outside lower center")
-
-
 def log_axis(axis):
     """Make an axis logarithmic with few plain labels (0.01, 0.02): matplotlib's own run into one another."""
     axis.axes.set(**{f"{axis.axis_name}scale": "log"})
@@ -683,18 +630,25 @@ def log_axis(axis):
     axis.set_minor_formatter(NullFormatter())
 
 
+def markdown(columns, rows):
+    """A Markdown table of texts, in which no cell is markup."""
+    lines = [" | ".join(" ".join(str(cell).replace("|", "\\|").split()) for cell in row) for row in [columns, *rows]]
+    lines.insert(1, " | ".join(["---"] * len(columns)))
+    return re.sub(r"<(?=[a-zA-Z/!?])", "&lt;", "\n".join(f"| {line} |" for line in lines))
+
+
 class Page:
     """Collects a page's parts in order; write() renders report.j2 with them, which escapes all text."""
 
     def __init__(self, folder, title, source=""):
         """source: which rows the page is of, in words."""
-        self.folder, self.title, self.source, self.headline, self.opening = Path(folder), title, source, "", []
-        self.first, self.parts, self.answers, self.terms, self.caveats = [], [], [], [], []  # first: above the verdict
+        self.folder, self.title, self.source, self.headline, self.opening = Path(folder), title, source, "", ""
+        self.first, self.parts, self.answer, self.terms, self.caveats = [], [], None, [], []  # first: above the verdict
 
     def verdict(self, word, hypothesis, lead, sentences=(), headline=""):
         """The answer: word (supported, refuted, undecided), lead, the numbers that decide; headline: for a human."""
-        lead, self.headline = " ".join([*self.opening, lead]), " ".join([*self.opening, headline or lead])
-        self.answers.append(dict(word=word, hypothesis=hypothesis, lead=lead, sentences=sentences))
+        self.headline = self.opening + (headline or lead)
+        self.answer = dict(word=word, hypothesis=hypothesis, lead=lead, sentences=sentences)
 
     def facts(self, pairs):
         self.terms += pairs
@@ -709,37 +663,29 @@ class Page:
         self.caveats += [text] if text not in self.caveats else []
 
     def image(self, name, figure, alt, caption):
-        self.figures([(name, figure, alt, caption)])
-        self.parts[-1]["style"] = "pixels"
+        self.figures([(name, figure, alt, caption)], style="pixels")
 
-    def figures(self, items, wide=False):
+    def figures(self, items, wide=False, style=""):
         """items: (name, figure, alt, caption) each. Saves PNG and SVG, shows the SVG."""
-        panels = [dict(svg=self._figure(slug(name), *what), caption=caption) for name, *what, caption in items]
-        self.parts += [dict(kind="figures", panels=panels, style="wide" * wide)] if panels else []
+        panels = [dict(src=self._figure(slug(n), figure, alt), alt=alt, caption=told) for n, figure, alt, told in items]
+        self.parts.append(dict(kind="figures", panels=panels, style=style or ("wide" if wide else "plain")))
 
     def _figure(self, name, figure, alt):
-        """The SVG for embedding: ids made unique, black and white follow the page's theme, the alt text on it."""
-        buffer = io.StringIO()
-        (self.folder / "figures").mkdir(parents=True, exist_ok=True)
-        figure.savefig(self.folder / "figures" / f"{name}.png", dpi=160)
+        """Save a figure; its address for the page, which holds the SVG itself."""
+        path, svg = self.folder / "figures" / name, io.BytesIO()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(f"{path}.png", dpi=160)
         figure.set_layout_engine("none")  # laid out by the first save; once is enough, it takes as long as drawing
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-        write_atomically(self.folder / "figures" / f"{name}.svg", buffer.getvalue())
-        svg = re.sub(r"<metadata>.*?</metadata>", "", buffer.getvalue().partition("<svg ")[2], flags=re.DOTALL)
-        svg = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', svg)
-        svg = re.sub(r'(url\(|xlink:href=")#', rf"\1#{name}-", svg)
-        svg = svg.replace("#000000", "currentColor").replace("#ffffff", "var(--bg)")
-        # text has no fill where it is black
-        svg = re.sub(r"(<text[^>]*style=\"(?![^\"]*fill:)[^\"]*)\"", r'\1; fill: currentColor"', svg)
-        svg = re.sub(r"font: ([^;\"]*)'[^'\"]*'[^;\"]*", r"font: \1sans-serif", svg)
-        return Markup(f'<svg role="img" aria-label="{escape(alt)}" {svg}')
+        figure.savefig(svg, format="svg", metadata={"Date": None, "Title": alt})
+        write_atomically(path.with_name(f"{name}.svg"), svg.getvalue())
+        return f"data:image/svg+xml;base64,{base64.b64encode(svg.getvalue()).decode()}"
 
     def table(self, name, columns, rows, caption, closed=False, shown=None):
         """A sortable table, also as CSV (values as they are) and Markdown. rows: lists, or a DataFrame.
 
         shown: column -> its cells as text, or a function that makes them; else num."""
-        name, frame = slug(name), pd.DataFrame(rows, columns=columns)
-        (self.folder / "tables").mkdir(parents=True, exist_ok=True)
+        path, frame = self.folder / "tables" / slug(name), pd.DataFrame(rows, columns=columns)
+        path.parent.mkdir(parents=True, exist_ok=True)
         text = frame.astype(object).map(lambda v: v if isinstance(v, str) else num(v))
         shown = dict.fromkeys(("p", "p after Holm"), lambda p: p_text(p, "")) | (shown or {})
         for key in {*shown} & {*columns}:
@@ -747,16 +693,14 @@ class Page:
         # a spreadsheet would run a cell that begins like a formula; a number may begin so
         formula = frame.map(lambda v: isinstance(v, str) and v[:1] in tuple("=+-@\t\r") and math.isnan(number(v)))
         csv = frame.mask(formula, "'" + frame.astype(str)).to_csv(index=False)
-        write_atomically(self.folder / "tables" / f"{name}.csv", csv)
-        lines = [columns, ["---"] * len(columns), *text.itertuples(index=False)]
-        cells = [[html.escape(str(cell), quote=False).replace("|", "\\|") for cell in line] for line in lines]
-        lines = ["| " + " ".join(" | ".join(line).split()) + " |" for line in cells]
-        write_atomically(self.folder / "tables" / f"{name}.md", "\n".join([caption, "", *lines, ""]))
+        write_atomically(path.with_name(f"{path.name}.csv"), csv)
+        lines = [caption, "", markdown(columns, text.itertuples(index=False)), ""]
+        write_atomically(path.with_name(f"{path.name}.md"), "\n".join(lines))
         kinds = ["n" if pd.api.types.is_numeric_dtype(frame[key]) else "" for key in columns]
         values = frame.astype(object).where(frame.notna(), "").itertuples(index=False)
         rows = [list(zip(*row, kinds, strict=True)) for row in zip(text.itertuples(index=False), values, strict=True)]
-        columns = list(zip(columns, kinds, strict=True))
-        self.parts.append(dict(kind="table", name=name, columns=columns, rows=rows, caption=caption, closed=closed))
+        table = dict(columns=list(zip(columns, kinds, strict=True)), rows=rows, caption=caption, closed=closed)
+        self.parts.append(dict(kind="table", name=path.name) | table)
 
     def write(self, name="index.html"):
         """Write the page into its folder and return its path."""
@@ -797,38 +741,35 @@ def effect(r, what="val_rec of {a} against {b}"):
 
 
 def family_table(page, name, rows, caption, log=True, **first):
-    """Rows of tested() as a table: changes in percent (log), or differences. first: columns to put first."""
-    ends, about = ["change" if log else "difference", *ENDS], [] if "effect" in first else ["arm", "against"]
+    """Rows of tested() as a table: changes in percent (log), or differences. first: columns instead of the arms."""
+    ends, about = ["change" if log else "difference", *ENDS], [*first] or ["arm", "against"]
     names = dict(a="arm", b="against", mean=ends[0], low=ends[1], high=ends[2], p_holm="p after Holm", n="pairs")
     table = rows.rename(columns=names).assign(verdict=rows["verdict"].map(WORD), **first)
     table[ends] = np.expm1(table[ends]) if log else table[ends]
-    columns = [*first, *about, *ends, "p", "p after Holm", *["pairs"][: len(about)], "seeds", "verdict"]
+    columns = [*about, *ends, "p", "p after Holm", *([] if first else ["pairs"]), "seeds", "verdict"]
     page.table(name, columns, table, caption, shown=dict.fromkeys(ends, percent if log else signed))
 
 
 def front(found, page):
     """Dims against val_rec for every run, with the error of PCA at the same dims; above the verdict."""
-    items, rows = [], []
+    items = []
     for problem, mine in found.frame.groupby("problem"):
         figure, axes = panel(problem)
         pca = mine.dropna(subset="pca_rec").sort_values("active_dims")
         axes.plot(pca["active_dims"], pca["pca_rec"], color=COLOURS[7], ls="--", lw=1, label="PCA, same dims")
-        for a, arm in enumerate(arm for arm in found.arms if arm in set(mine["arm"])):
+        arms = [arm for arm in found.arms if arm in set(mine["arm"])]
+        for a, arm in enumerate(arms):
             look = dict(color=COLOURS[a % 8], marker=MARKERS[(a + a // 8) % 8], ms=4.5, ls="", label=arm)
             axes.plot("active_dims", "val_rec", data=mine[mine["arm"] == arm], **look)
         axes.set(xlabel="active dims", ylabel="val_rec")
         log_axis(axes.yaxis)
-        legend(figure)
+        figure.set_figheight(2.6 + 0.15 * math.ceil((1 + len(arms)) / 3))
+        figure.legend(fontsize=6.5, ncols=3, loc="outside lower center")  # where it covers no data
         best = mine.loc[mine["val_rec"].idxmin()]
         told = f"lowest val_rec {num(best['val_rec'])} at {num(best['active_dims'])} dims, {best['arm']}"
         items.append((f"front-{problem}", figure, f"active dims against val_rec on {problem}: {told}", f"{told}."))
-        x = mine[["active_dims", "val_rec"]].dropna()
-        many = len(x) > 3 and (x.nunique() > 1).all()
-        rows.append([problem, *(scipy.stats.spearmanr(x) if many else (math.nan, math.nan)), len(x)])
     page.section("Error against dimensions", "Down and left is better. Below the dashed line: better than PCA.")
     page.figures(items)
-    caption = "Correlation of active_dims and val_rec over the runs of a problem; negative: fewer dims, a larger error."
-    page.table("correlation", ["problem", "Spearman's rho", "p", "runs"], rows, caption)
     page.first, page.parts = page.parts, []
 
 
@@ -848,7 +789,7 @@ def summary_table(found, page):
 
 def winners(found, page):
     """Winner by val_rec and by the rule, problem by problem. Returns sentences, and the largest spread of arms."""
-    rows, p_values, spread = [], [], 0.0
+    rows, spread = [], 0.0
     for problem in found.problems:
         grid, dims = found.on_common_seeds(problem, found.arms)
         if grid.empty:
@@ -856,20 +797,20 @@ def winners(found, page):
         (index, p), mean = winner(np.log(grid.T)), np.exp(np.log(grid).mean())
         best, won = grid.columns[index], list(grid.idxmin(axis=1)) if grid.notna().all(axis=None) else []
         fewest = min(mean.index[mean <= (1 + NEAR) * mean.min()], key=lambda arm: (dims[arm], mean[arm]))
-        p_values.append(float(p) if len(won) >= MIN_SEEDS and grid.shape[1] > 1 else np.nan)
+        p = float(p) if len(won) >= MIN_SEEDS and grid.shape[1] > 1 else math.nan
         spread = max(spread, mean.max() / mean.min() - 1)
         told = [mean.min(), f"{won.count(best)} of {len(won)}", fewest, dims[fewest], mean[fewest] / mean.min() - 1]
-        rows.append([problem, best, *told])
-    for row, p, raw in zip(rows, holm(p_values), p_values, strict=True):
-        row[2:2] = ["decided" if p < found.alpha else "undecided", p if raw == raw else math.nan]
+        rows.append([problem, best, p, *told])
+    for row, p in zip(rows, holm([row[2] for row in rows]), strict=True):
+        row[2:3] = ["decided" if p < found.alpha else "undecided", p if row[2] == row[2] else math.nan]
     page.section("Winners, problem by problem", "Problems are never pooled here: their errors are of different sizes.")
     columns = ["problem", "lowest val_rec", "against the others", "p after Holm", "its val_rec", "best on seeds"]
     columns += ["fewest dims within 5 %", "its dims", "its cost"]
-    caption = "Winner by val_rec, and by the rule: the fewest dims among arms within 5 % of the best val_rec "
-    caption += (
-        "(geometric means over the seeds that all arms have; not a test). Decided: better than every other arm in "
+    caption = (
+        "Winner by val_rec, and by the rule: the fewest dims among arms within 5 % of the best val_rec (geometric "
+        "means over the seeds that all arms have; not a test). Decided: better than every other arm in a paired "
+        "t-test, the weakest of these p-values, Holm over the problems."
     )
-    caption += "a paired t-test, the weakest of these p-values, Holm over the problems."
     page.table("winners", columns, rows, caption, shown={"its cost": percent})
     told = "{0}: lowest val_rec {1} ({2}, best on {5} seeds); fewest dims near the best: {6}, {7} dims."
     return [told.format(*row[:7], num(row[7])) for row in rows], spread
@@ -887,14 +828,15 @@ def strategies(found, page):
     """01: which strategy reconstructs best, and with how few dims."""
     # a strategy without runs leaves its comparison undecided
     arms, wide = list(dict.fromkeys([*found.arms, *levels(found.spec, "strategy")])), found.wide("val_rec")
-    best = named_in(found, arms) or np.log(wide).mean().idxmin()
+    named = named_in(found, arms)
+    best = named or np.log(wide).mean().idxmin()
     rows = family(wide, [(best, arm) for arm in arms if arm != best], margin=found.margin, alpha=found.alpha)
-    better, (told, spread) = list(rows["b"][rows["verdict"] == 1]), winners(found, page)
+    better, (told, spread) = ", ".join(rows["b"][rows["verdict"] == 1]), winners(found, page)
     word, lead = "undecided", f"The runs do not decide whether {best} has the lowest val_rec."
     advice = f"keep the default, {DEFAULTS['strategy']}"
-    if better and named_in(found, arms):
-        word, lead = "refuted", f"{best} does not reconstruct best: {', '.join(better)} reconstructs better."
-        advice = f"use {', '.join(better)}"
+    if better and named:
+        word, lead = "refuted", f"{best} does not reconstruct best: {better} reconstructs better."
+        advice = f"use {better}"
     elif (rows["verdict"] == -1).all():
         word, lead, advice = "supported", f"{best} reconstructs better than each other strategy.", f"use {best}"
     headline = f"All {len(found.arms)} strategies are within {num(100 * spread, 2)} % of the best on every problem"
@@ -902,14 +844,6 @@ def strategies(found, page):
     page.verdict(word, found.hypothesis, lead, told, f"{headline}: {advice}.")
     family_table(page, "verdict", rows, DECIDE)
     summary_table(found, page)
-    page.section("Every pair of arms")
-    for measure in ("val_rec", "active_dims"):
-        wide = found.wide(measure)
-        pairs = [(*pair, p) for p in found.problems for pair in itertools.combinations(found.arms, 2)]
-        pairs = [(a, b, p) for a, b, p in pairs if p in wide.index and wide.loc[p][[a, b]].notna().any().all()]
-        rows = family(wide, pairs, measure == "val_rec", alpha=found.alpha)
-        caption = f"{measure}: every pair of arms, paired by seed, Holm over this table."
-        family_table(page, f"pairs-{measure}", rows, caption, measure == "val_rec", problem=[p for _, _, p in pairs])
 
 
 def strategy_levels(found, page):
@@ -933,14 +867,13 @@ def strategy_levels(found, page):
             if len(mean) > 1 and first == mine[-1]:
                 page.caveat(f"{problem}: the best level of {strategy} ({first}) is the most aggressive one tried.")
     worst = max(best, key=lambda row: row[5], default=None)
-    headline = f"The worst level costs up to {percent(worst[5])} ({worst[1]} on {worst[0]}). " if worst else ""
-    page.verdict(word, found.hypothesis, lead, [*map(effect, rows.itertuples(name="R"))], headline + lead)
+    headline = f"The worst level costs up to {percent(worst[5])} ({worst[1]} on {worst[0]})." if worst else ""
+    page.verdict(word, found.hypothesis, lead, [*map(effect, rows.itertuples(name="R"))], headline)
     page.section("Levels", "Most aggressive against mildest level of each strategy; the best level of each.")
     family_table(page, "verdict", rows, DECIDE)
     columns = ["problem", "strategy", "best level", "val_rec (geometric mean)", "dims", "worst level costs"]
-    columns += ["levels", "seeds"]
     caption = "Best level by val_rec, and how much worse the worst level is. Over the seeds all its levels have."
-    page.table("best", columns, best, caption, shown={"worst level costs": percent})
+    page.table("best", [*columns, "levels", "seeds"], best, caption, shown={"worst level costs": percent})
     if "none" in found.arms:
         page.section("What pruning costs", "Each arm against the control that never prunes.")
         pairs = [(arm, "none") for arm in found.arms if arm != "none"]
@@ -953,12 +886,12 @@ def strategy_levels(found, page):
 
 def safeguards(found, page):
     """02: each profile against none, paired by problem and seed; and what held pruning back."""
-    others, families = [arm for arm in found.arms if arm != "none"], {}
+    pairs, families = [(arm, "none") for arm in found.arms if arm != "none"], {}
     for m in TESTED:
-        margin, pairs = found.margin if m == "val_rec" else 0.0, [(arm, "none") for arm in others]
         if found.frame[m].notna().any():
+            margin = found.margin if m == "val_rec" else 0.0
             families[m] = family(found.wide(m), pairs, m == "val_rec", margin, found.alpha)
-    named, rows = named_in(found, others, "moderate"), families["val_rec"]
+    named, rows = named_in(found, [arm for arm, _ in pairs], "moderate"), families["val_rec"]
     row = next((r for r in rows.itertuples(name="R") if r.a == named), None)
     word, lead = "undecided", f"The runs do not decide whether {named} safeguards lower val_rec against none."
     advice = f"keep the default, {DEFAULTS['safeguards']}"
@@ -966,7 +899,6 @@ def safeguards(found, page):
         word, told, use = ("supported", "better", named) if row.verdict == -1 else ("refuted", "worse", "none")
         lead, advice = f"{named} safeguards reconstruct {told} than none.", f"use {use}"
     head = [effect(row) if row else f"There is no run with {named}."]
-    shown = {m: percent if m == "val_rec" else signed for m in families}
     for m, tests in families.items():
         show = change if m == "val_rec" else signed
         decided = ", ".join(f"{r.a} {show(r.mean)}" for r in tests.itertuples() if r.verdict)
@@ -975,14 +907,8 @@ def safeguards(found, page):
     headline = f"No profile of safeguards changes val_rec by more than {most} % against none: {advice}."
     page.verdict(word, found.hypothesis, lead, head, headline)
     page.section("Each profile against none", "Paired by problem and seed.")
-    pairs = [(arm, "none", problem) for problem in found.problems for arm in others]
-    apart = pd.DataFrame(pairs, columns=["profile", "", "problem"])
     for m, tests in families.items():
         family_table(page, f"none-{m}", tests, f"{TESTED[m]}, against none; Holm over this table.", m == "val_rec")
-        test = family(found.wide(m), pairs, m == "val_rec")
-        apart[m], apart["pairs"] = np.expm1(test["mean"]) if m == "val_rec" else test["mean"], test["n"]
-    caption = "Mean change (val_rec) and mean difference (the rest) against none, problem by problem."
-    page.table("by-problem", ["problem", "profile", "pairs", *families], apart, caption, shown=shown)
     if (found.frame["sum_proposed"] > 0).any():
         held = [[problem, arm, len(mine), *mine[SUMS].mean()] for problem, arm, mine in found.cells()]
         caption = "What came of the dims proposed, x epochs: sums over a run of pruning.csv, mean over the runs."
@@ -993,26 +919,26 @@ def safeguards(found, page):
 
 
 def hyperparameters(found, page):
-    """03: which parameters matter on each problem, what hyperband stopped, the best setting; problem by problem."""
+    """03: which parameters matter on each problem, and the best setting; problem by problem."""
     names = [key for key in found.varied if key not in ("problem", "seed")]
-    table = found.table[(found.table[names] > 0).all(axis=1) & np.isfinite(found.table["lowest"])]
-    signs, told, rows, items, named = [], [], [], [], named_in(found, names, "w_v")
+    table = found.frame[(found.frame[names] > 0).all(axis=1) & np.isfinite(found.frame["lowest"])]
+    signs, told, rows, heads, named = [], [], [], [], named_in(found, names, "w_v")
     for problem in found.problems:
-        mine = table[table["problem"] == problem]
-        done, ped, tests, (slope, p) = mine[mine["status"] == "finished"], {}, {}, (math.nan, math.nan)
+        done, ped, tests = table[table["problem"] == problem], {}, {}
         if len(done) >= 8:
             ped, (tests, (slope, p)) = importance(done[names], done["lowest"]), f_tests(done[names], done["lowest"])
         n, first = len(done), max(names, key=lambda name: ped.get(name, 0))
         p_first = tests.get(first, (0, 0, 1.0))[2]
         decided = n >= MIN_COMPLETED and p_first < found.alpha
         signs.append((1 if first == named else -1) if decided else 0)
-        ranked = f"{first} ranks first with {100 * ped.get(first, 0):.0f} % of the importance ({n} completed runs, "
-        ranked += f"F-test {p_text(p_first)} after Holm){'' if decided else ', undecided'}; latent_dim x w_v: "
-        ranked += f"{'they interact' if p < found.alpha else 'no interaction shown'} (coefficient {signed(slope)} of "
-        ranked += f"log val_rec on half ranges, {p_text(p)})."
-        told.append(f"{problem}: {ranked if ped else f'{n} completed runs, too few for a ranking.'}")
+        told.append(f"{problem}: {n} completed runs, too few for a ranking.")
+        if ped:
+            ranked = f"{first} ranks first with {100 * ped[first]:.0f} % of the importance ({n} completed runs, F-test "
+            ranked += f"{p_text(p_first)} after Holm){'' if decided else ', undecided'}; latent_dim x w_v: "
+            ranked += f"{'they interact' if p < found.alpha else 'no interaction shown'} (coefficient {signed(slope)} "
+            told[-1] = f"{problem}: {ranked}of log val_rec on half ranges, {p_text(p)})."
+            heads.append(f"{first} matters most on {problem}{'' if decided else ', if anything does'}")
         rows += [[problem, k, ped.get(k, math.nan), *tests.get(k, [math.nan] * 3), n] for k in names]
-        items += [isolation(problem, name, mine, done) for name in names]
         if n < MIN_COMPLETED:
             page.caveat(f"{problem}: {n} completed runs; a ranking needs at least {MIN_COMPLETED}.")
     word, lead = "undecided", f"The runs do not decide whether {named} is the most important on every problem."
@@ -1020,68 +946,26 @@ def hyperparameters(found, page):
         word, lead = "supported", f"{named} is the most important parameter on every problem searched."
     elif {*signs} == {-1}:
         word, lead = "refuted", f"On every problem searched, another parameter than {named} is the most important."
-    done = table[table["status"] == "finished"].sort_values("lowest")
-    best = ", ".join(f"{num(v)} on {problem}" for problem, v in done.groupby("problem")["lowest"].min().items())
-    page.verdict(word, found.hypothesis, lead, told, f"{lead} Lowest {METRIC} found: {best or 'none'}.")
+    best = ", ".join(f"{num(v)} on {problem}" for problem, v in table.groupby("problem")["lowest"].min().items())
+    told.append(f"Lowest {METRIC} found: {best or 'none'}.")
+    page.verdict(word, found.hypothesis, lead, told, f"{'; '.join(heads)}." if heads else "")
     page.section("Importance")
     columns = ["problem", "parameter", "PED-ANOVA", "variance explained", "p", "p after Holm", "completed runs"]
     caption = (
         "PED-ANOVA: how much a parameter decides whether a run is among the good ones; variance explained: what a "
+        f"regression of log {METRIC} loses without it (partial F-test, Holm over the parameters of a problem)."
     )
-    caption += f"regression of log {METRIC} loses without it (partial F-test, Holm over the parameters of a problem)."
     page.table("importance", columns, rows, caption)
-    page.section("Isolation plots", "Every run at its value of one parameter: the lower edge is what it can reach.")
-    page.figures(items)
-    stops(found, page)
-    best_settings(found, page, names, done)
-    if found.frame["seed"].nunique() == 1:
-        page.caveat("Every run has the same seed: the best setting is best with that seed only, so far.")
+    best_settings(found, page, names, table)
     if unread := [run.id for run in found.frame[found.frame["lowest"].isna()]["run"]]:
         page.caveat(f"Finished, but without a value of {METRIC}, and left out here: {', '.join(unread)}.")
-    page.caveat(
-        "Only completed runs are tested; hyperband stopped the worst, so that effects look smaller than they are."
-    )
-
-
-def isolation(problem, name, mine, done):
-    """Every run of a problem at its value of one parameter."""
-    figure, axes = panel(f"{problem}: {name}", height=2.3)
-    rest, best = mine.drop(done.index), done.nsmallest(1, "lowest")
-    axes.plot(name, "lowest", "x", data=rest, color=COLOURS[7], ms=4, label="not completed")
-    axes.plot(name, "lowest", "o", data=done, color=COLOURS[0], ms=4, mfc="none", label="completed")
-    axes.plot(name, "lowest", "*", data=best, color=COLOURS[1], ms=10, label="best")
-    axes.set(xlabel=name, ylabel=METRIC)
-    for axis in [axes.yaxis, *([axes.xaxis] if done[name].max() > 5 * done[name].min() else [])]:
-        log_axis(axis)
-    legend(figure)
-    told = "".join(f"Best {num(v)} at {name} {num(at)}." for v, at in zip(best["lowest"], best[name], strict=True))
-    return f"isolation-{problem}-{name}", figure, f"{METRIC} against {name} on {problem}: {told}", told or "None."
-
-
-def stops(found, page):
-    """Runs that hyperband stopped: by the last band they had reached."""
-    rule, rows = found.spec.get("early_terminate") or {}, []
-    first, eta = (number(rule.get(key)) for key in ("min_iter", "eta"))
-    if not first >= 1 or not eta > 1:
-        return
-    bands = [int(first * eta**k) for k in range(20) if first * eta**k <= 1e6]
-    for problem, mine in found.table.groupby("problem"):
-        at = Counter(max((b for b in bands if b <= n), default=0) for n in mine[mine["status"] == "stopped"]["logged"])
-        told = ", ".join(f"{n} after band {b}" for b, n in sorted(at.items()) if b) or "–"
-        rows.append([problem, len(mine), (mine["status"] == "finished").sum(), at.total(), told, at[0]])
-    page.section("What hyperband stopped")
-    columns = ["problem", "runs", "completed", "stopped", "by the last band they reached"]
-    columns += ["stopped before the first band"]
-    caption = (
-        f"Bands are at {some(bands, 5)} logged values of {METRIC}, which begin n_epochs / 10 after pruning_epoch. "
-    )
-    page.table("hyperband", columns, rows, f"{caption}Before the first band something else stopped a run.")
+    page.caveat("Only completed runs are tested; hyperband stopped the worst: effects look smaller than they are.")
 
 
 def best_settings(found, page, names, done):
     """The best run of each problem, and the command that trains its setting again with fresh seeds."""
     rows, commands, seed = [], [], int(found.table["seed"].max())
-    for problem, runs in done.groupby("problem"):
+    for problem, runs in done.sort_values("lowest").groupby("problem"):
         first, run, values = runs.iloc[0], runs["run"].iloc[0], [*runs["lowest"], math.nan]
         rows.append([problem, *first[names], values[0], first["active_dims"], values[1] / values[0] - 1, run.id])
         for name in names:
@@ -1091,9 +975,8 @@ def best_settings(found, page, names, done):
                 told = f"({num(first[name])}) is at the edge of its range {num(low)} to {num(high)}: widen it."
                 page.caveat(f"{problem}: the best {name} {told}")
         unsaid = {*FREE_FLAGS, "safeguards", "seed", "threads"}
-        unsaid |= {level for s, level in LEVEL.items() if s != run.flags["strategy"]}
-        said = {k: run.flags.get(k, "None") for k in sorted(DEFAULTS) if k not in unsaid}
-        said = " ".join(shlex.quote(f"--{k}={v}") for k, v in said.items() if v != "None")
+        said = {k: v for k, v in run.flags.items() if k in DEFAULTS and k not in unsaid and v != "None"}
+        said = " ".join(shlex.quote(f"--{k}={v}") for k, v in said.items())
         seeds = " ".join(map(str, range(seed + 1, seed + 6)))
         commands.append(f"for seed in {seeds}; do\n  python train.py {said} --seed=$seed\ndone")
     page.section("Best setting", "Found with one seed among many tries, which flatters it: train it with fresh seeds.")
@@ -1112,40 +995,18 @@ MEANING = {
 SETTINGS = ["pruning_epoch", "w_v"]
 
 
-class Grid:
-    """The finished runs of a deep dive by arm, seed, pruning_epoch and w_v, and the best cell of each arm."""
-
-    def __init__(self, found):
-        frame, names = found.frame[(found.frame[SETTINGS] > 0).all(axis=1)], ["arm", "seed", *SETTINGS]
-        frame = frame[np.isfinite(frame[SETTINGS].astype(float)).all(axis=1)]  # both axes are logarithmic
-        self.found, self.arms, self.best = found, found.arms, []
-        self.axes = [sorted(frame[key].unique()) for key in SETTINGS]
-        index = pd.MultiIndex.from_product([self.arms, sorted(frame["seed"].unique()), *self.axes])
-        frame, shape = frame.set_index(names).reindex(index), [len(level) for level in index.levels]
-        # (arms, seeds, P, W), NaN where there is no run
-        self.val_rec, self.dims = (frame[key].to_numpy(float).reshape(shape) for key in ("val_rec", "active_dims"))
-        for a, arm in enumerate(self.arms if len(frame) else ()):
-            cell, share = optimum(np.log(self.val_rec[a]))
-            if cell is None:
-                continue
-            flags = next(run.flags for run in found.frame[found.frame["arm"] == arm]["run"])
-            here = self.val_rec[a][:, cell[0], cell[1]]
-            best = dict(arm=arm, index=a, cell=cell, whole=f"{strategy_of(flags)}, {flags.get('safeguards')}")
-            best |= dict(val_rec=interval(here, True)[0], seeds=int(np.isfinite(here).sum()), epochs=flags["n_epochs"])
-            for i, key in enumerate(SETTINGS):  # the values that hold 95 % of the resamples
-                ends = np.searchsorted(np.cumsum(share.sum(1 - i)), (0.025, 0.975)).clip(max=len(self.axes[i]) - 1)
-                best[key] = self.axes[i][cell[i]]
-                best[f"span of {key}"] = " to ".join(dict.fromkeys(num(self.axes[i][at]) for at in ends))
-            self.best.append(best | dict(at=", ".join(f"{key} {num(best[key])}" for key in SETTINGS)))
-
-
-def deepdive(found, page, runs):
-    """04, 05, 06: the response surface, its optimum, the verdict, and the three problems beside each other."""
-    grid = Grid(found)
-    if not grid.val_rec.size:
+def deepdive(found, page):
+    """04, 05, 06: the response surface, its optimum, the verdict."""
+    settings = found.frame[SETTINGS].astype(float)  # both axes are logarithmic
+    frame, arms = found.frame[((settings > 0) & np.isfinite(settings)).all(axis=1)], found.arms
+    if frame.empty:
         page.verdict("undecided", found.hypothesis, "No finished run has a pruning_epoch and a w_v above 0.")
         return
-    rows, arms = effects(*grid.axes, np.log(grid.val_rec), found.alpha), grid.arms
+    axes = [sorted(frame[key].unique()) for key in SETTINGS]
+    index = pd.MultiIndex.from_product([arms, sorted(frame["seed"].unique()), *axes], names=["arm", "seed", *SETTINGS])
+    logs = np.log(frame.set_index(index.names)["val_rec"].reindex(index).to_numpy(float))
+    logs = logs.reshape([len(level) for level in index.levels])  # (arms, seeds, P, W), NaN where there is no run
+    rows = effects(*axes, logs, found.alpha)
     what = "arms" if found.name == "05" else "interaction"  # what the hypothesis is about
     row = next(r for r in rows.itertuples(name="R") if r.a == what)
     lead = "The runs do not show that the best w_v depends on pruning_epoch."
@@ -1158,105 +1019,61 @@ def deepdive(found, page, runs):
     elif row.verdict:
         lead = "larger" if row.mean < 0 else "smaller"
         lead = f"The best w_v depends on pruning_epoch: a later one wants a {lead} w_v."
-    head, headline = [effect(row, MEANING[what])], ""
-    for o in sorted(grid.best, key=lambda o: -o["val_rec"]):
-        at = [f"{key} {num(o[key])} (95 % of resamples: {o[f'span of {key}']})" for key in SETTINGS]
-        head.insert(1, f"Optimum of {o['arm']}: {', '.join(at)}, val_rec {num(o['val_rec'])}.")
-        worst = pd.DataFrame(np.log(grid.val_rec[o["index"]]).reshape(len(grid.val_rec[0]), -1)).mean().max()
-        worst = change(worst - math.log(o["val_rec"]))
-        headline = f"Best: {o['at']} ({o['arm']}); the worst setting tried costs {worst}. "
-        for key, axis in zip(SETTINGS, grid.axes, strict=True):
-            if len(axis) > 1 and o[key] in (axis[0], axis[-1]):
-                page.caveat(f"The optimum of {o['arm']} is at the edge of {key} ({num(o[key])}): widen the range.")
-    page.verdict(word, found.hypothesis, lead, head, headline + lead)
+    cells, items, optima = [], [], []
+    for (arm, *at), mine in frame.sort_values("seed").groupby(["arm", *SETTINGS]):
+        v = mine["val_rec"]
+        cells.append([arm, *at, len(v), *interval(v, True), v.std(), mine["active_dims"].mean()])
+    cells = pd.DataFrame(cells, columns=["arm", *SETTINGS, "runs", "val_rec", *ENDS, "std over seeds", "active dims"])
+    for arm in arms:
+        mine, seeds = cells[cells["arm"] == arm], frame["seed"][frame["arm"] == arm].nunique()
+        best = mine[mine["runs"] == seeds].nsmallest(1, "val_rec")  # of the cells that every seed has
+        items.append(heat(arm, mine, best))
+        for o in best.itertuples(index=False):
+            where = f"pruning_epoch {num(o.pruning_epoch)}, w_v {num(o.w_v)}"
+            worst = percent(mine["val_rec"].max() / o.val_rec - 1)
+            told = f"Best: {where} ({arm}); the worst setting tried costs {worst}."
+            optima.append((o.val_rec, f"Optimum of {arm}: {where}, val_rec {num(o.val_rec)}.", told))
+            for key, axis in zip(SETTINGS, axes, strict=True):
+                if len(axis) > 1 and getattr(o, key) in (axis[0], axis[-1]):
+                    edge = f"is at the edge of {key} ({num(getattr(o, key))}): widen the range."
+                    page.caveat(f"The optimum of {arm} {edge}")
+    optima.sort()
+    told = [effect(row, MEANING[what]), *(told for _, told, _ in optima)]
+    page.verdict(word, found.hypothesis, lead, told, optima[0][2] if optima else "")
     page.section("Effects", "From a quadratic surface of log val_rec over both settings, fitted seed by seed.")
     caption = "Change of val_rec. One-sample t-tests over the seeds of the mean over the arms, Holm over this table."
     family_table(page, "effects", rows, caption, effect=rows["a"].map(MEANING))
     page.section("Response surfaces", "One panel an arm. A dark cell reconstructs better; the box is the optimum.")
-    page.figures([heat(grid, a) for a in range(len(arms))], wide=True)
-    rows = []
-    for a, i, j in np.ndindex(len(arms), *map(len, grid.axes)):
-        v, dims = grid.val_rec[a, :, i, j], grid.dims[a, :, i, j]
-        if n := int(np.isfinite(v).sum()):
-            sd = np.nanstd(v, ddof=1) if n > 1 else math.nan
-            rows.append([arms[a], grid.axes[0][i], grid.axes[1][j], n, *interval(v, True), sd, np.nanmean(dims)])
-    columns = ["arm", *SETTINGS, "runs", "val_rec", *ENDS, "std over seeds", "active dims"]
+    page.figures(items, wide=True)
     caption = "Every cell: geometric mean of val_rec, 95 % t interval (log scale), spread over seeds, dims."
-    page.table("cells", columns, rows, caption, closed=True)
-    if holes := int(np.isnan(grid.val_rec).sum()):
+    page.table("cells", list(cells), cells, caption, closed=True)
+    if holes := int(np.isnan(logs).sum()):
         told = "(arm, seed, pruning_epoch, w_v) have no finished run; an optimum is a cell that every seed has."
-        page.caveat(f"{holes} of {grid.val_rec.size} cells {told}")
-    across(page, {name: Grid(Study(name, runs)) for name in DEEP_DIVES})
+        page.caveat(f"{holes} of {logs.size} cells {told}")
 
 
-def heat(grid, a):
-    """val_rec of one arm over pruning_epoch and w_v, and its optimum."""
-    figure, axes = panel(grid.arms[a], wide=True, height=3.2)
-    mean = np.array([[interval(v, True)[0] for v in row] for row in grid.val_rec[a].transpose(1, 2, 0)])
-    middle = np.nanmean(np.log([np.nanmin(mean), np.nanmax(mean)])) if np.isfinite(mean).any() else 0
+def heat(arm, cells, best):
+    """val_rec of one arm over pruning_epoch and w_v, with a box around its optimum."""
+    mean, (figure, axes) = cells.pivot(index="pruning_epoch", columns="w_v", values="val_rec"), panel(arm, True, 3.2)
     axes.pcolormesh(np.log(mean), cmap="viridis", edgecolors="#808080", linewidth=0.3)
-    best = next((o for o in grid.best if o["index"] == a), None)
-    for i, j in np.argwhere(np.isfinite(mean)):
-        # not pure black or white: those follow the page's theme, and a cell keeps its colour
-        ink = dict(color="#fefefe" if np.log(mean[i, j]) < middle else "#010101", fontsize=7)
-        box = dict(bbox=dict(fill=False, ec=COLOURS[1], lw=2.5)) if best and best["cell"] == (i, j) else {}
-        axes.text(j + 0.5, i + 0.5, num(mean[i, j]), ha="center", va="center", **ink, **box)
-    for ticks, axis in zip((axes.set_yticks, axes.set_xticks), grid.axes, strict=True):
-        ticks(np.arange(len(axis)) + 0.5, map(num, axis))
+    middle = math.sqrt(cells["val_rec"].min() * cells["val_rec"].max())
+    for c in cells.itertuples():
+        at = mean.columns.get_loc(c.w_v) + 0.5, mean.index.get_loc(c.pruning_epoch) + 0.5
+        look = dict(ha="center", va="center", color="white" if c.val_rec < middle else "black", fontsize=7)
+        box = dict(fill=False, ec=COLOURS[1], lw=2.5) if c.Index in best.index else None
+        axes.text(*at, num(c.val_rec), bbox=box, **look)
+    axes.set_yticks(np.arange(len(mean.index)) + 0.5, map(num, mean.index))
+    axes.set_xticks(np.arange(len(mean.columns)) + 0.5, map(num, mean.columns))
     axes.set(xlabel="w_v", ylabel="pruning_epoch")
     axes.grid(False)
-    told = f"lowest at {best['at']}: {num(best['val_rec'])}" if best else "no cell has every seed"
-    alt = f"val_rec over pruning_epoch and w_v for {grid.arms[a]}: {told}"
-    return f"surface-{a}", figure, alt, f"Geometric mean of val_rec over the seeds; {told}."
-
-
-def across(page, grids):
-    """Optimal settings by problem, what they share, and whether two problems predict the third's."""
-    page.section("Across the three problems")
-    best = {name: min(grid.best, key=lambda o: o["val_rec"]) for name, grid in grids.items() if grid.best}
-    rows = []
-    for name, o in best.items():
-        o["problem"] = grids[name].found.problems[0]
-        told = [o["pruning_epoch"], o["span of pruning_epoch"], o["pruning_epoch"] / o["epochs"], o["w_v"]]
-        rows.append([name, o["problem"], o["whole"], *told, o["span of w_v"], o["val_rec"], o["seeds"]])
-    columns = ["sweep", "problem", "best arm", "pruning_epoch", "95 % of resamples", "share of n_epochs", "w_v"]
-    columns += ["95 % of resamples of w_v", "val_rec", "seeds"]
-    caption = "Optimal settings by problem (best arm), with the values that hold 95 % of 2,000 resamples of the seeds."
-    page.table("optima", columns, rows, caption)
-    if missing := [name for name in DEEP_DIVES if name not in best]:
-        page.text(f"What the three share needs complete cells of each; there are none yet of {', '.join(missing)}.")
-        return
-    for key in ("w_v", "pruning_epoch", "whole"):
-        same = "the same for all three" if len({o[key] for o in best.values()}) == 1 else "not the same"
-        spans = [o[key] if key == "whole" else f"{num(o[key])} ({o[f'span of {key}']})" for o in best.values()]
-        told = "; ".join(f"{o['problem']} {span}" for o, span in zip(best.values(), spans, strict=True))
-        page.text(f"{'Best arm' if key == 'whole' else key}: {same}: {told}.")
-    rows, near = [], math.log1p(NEAR)
-    for name, o in best.items():
-        others, axes = [other for other in best.values() if other is not o], grids[name].axes
-        target = [np.mean([math.log(other[key]) for other in others]) for key in SETTINGS]
-        cell = tuple(int(np.argmin(np.abs(np.log(axis) - t).round(9))) for axis, t in zip(axes, target, strict=True))
-        costs = regret(np.log(grids[name].val_rec[o["index"]]), cell)
-        mean, low, high, _ = (float(v) for v in paired(costs))
-        seeds = int(np.isfinite(costs).sum())
-        word = "predicted" if high < near else "missed" if low > near else "undecided"
-        word, cell = word if seeds >= MIN_SEEDS else "undecided", [axes[0][cell[0]], axes[1][cell[1]]]
-        rows.append([o["problem"], *cell, o["at"], *np.expm1([mean, low, high]), seeds, word])
-    columns = ["third problem", *(f"predicted {key}" for key in SETTINGS), "its optimum", "cost of the prediction"]
-    caption = (
-        "Do two problems predict the third's settings? Geometric mean of the two optima, nearest cell of the third's "
-    )
-    caption += (
-        "grid; cost: val_rec there against the third's own optimum, chosen on the other seeds. Predicted: the whole "
-    )
-    caption += "95 % t interval below 5 %; missed: above it."
-    shown = dict.fromkeys(["cost of the prediction", *ENDS], percent)
-    page.table("prediction", [*columns, *ENDS, "seeds", "verdict"], rows, caption, shown=shown)
+    told = f"val_rec of {arm}: {num(cells['val_rec'].min())} to {num(cells['val_rec'].max())}"
+    return f"surface-{arm}", figure, f"{told} over pruning_epoch and w_v", f"{told}, geometric means over the seeds."
 
 
 # -------------------------------------------------------------------------------------------------- from runs to a page
 
 ANSWERS = {"01": strategies, "01b": strategy_levels, "02": safeguards, "03": hyperparameters}
+ANSWERS |= dict.fromkeys(DEEP_DIVES, deepdive)
 
 
 def taken(path, source):
@@ -1270,8 +1087,8 @@ def overview(studies, out, source):
     page = Page(Path(out), "The questions and their answers", source)
     for found in studies:
         href = found.page.folder.relative_to(out) / "index.html"
-        told = dict(href=href.as_posix(), title=found.page.title, question=found.question)
-        page.parts.append(told | dict(kind="answer", word=found.page.answers[0]["word"], told=found.page.headline))
+        told = dict(href=href.as_posix(), title=found.page.title, question=found.question, told=found.page.headline)
+        page.parts.append(told | dict(kind="answer", word=found.page.answer["word"]))
     page.facts([("Runs", f"From {source}.")])
     return page.write(f"index-{slug(source)}.html" if taken(page.folder / "index.html", source) else "index.html")
 
@@ -1286,22 +1103,21 @@ def build(name, runs, out, source):
     # What hyperband stopped is over, too: a search has reached its cap by the number of its runs
     states, over = Counter(run.status for run in found.own), ["finished", *["stopped", "diverged"] * (name == "03")]
     if sum(states[state] for state in over) < found.points:
-        told = f"Preliminary, {states['finished']} of {found.points} points are finished."
-        page.opening += [told] if found.done else []
-        page.caveat(f"Incomplete: {states['finished']} of the {found.points} points of the sweep are finished.")
-    problems, arms = (sorted(found.frame[key].unique()) for key in ("problem", "arm"))
-    if problems and name not in DEEP_DIVES and not {*ALL_PROBLEMS} <= {*problems}:
-        page.opening.append(f"On {' and '.join(problems)} only:")
-    if found.done:
-        front(found, page)
+        told = f"{states['finished']} of {found.points} points"
+        page.opening = f"Preliminary, {told} finished: " * bool(found.done)
+        page.caveat(f"Incomplete: {told} of the sweep are finished.")
+    if name not in DEEP_DIVES and found.done and not {*ALL_PROBLEMS} <= {*found.frame["problem"]}:
+        page.opening += f"On {' and '.join(sorted(found.frame['problem'].unique()))} only: "
+    settings = found.frame[list({"arm", *found.varied, *SETTINGS} - {"problem", "seed"})]
     if not found.done:
         page.verdict("undecided", found.hypothesis, f"No finished run of this sweep yet in {source}.")
-    elif len(arms) == 1 and name in ("01", "01b", "02"):
-        page.verdict("undecided", found.hypothesis, f"All finished runs are of one arm, {arms[0]}: nothing to compare.")
-        summary_table(found, page)
-    elif name in DEEP_DIVES:
-        deepdive(found, page, runs)
     else:
+        front(found, page)
+    if found.done and len(settings.drop_duplicates()) == 1:
+        told = f"All finished runs are of one setting, {found.arms[0]}: nothing to compare."
+        page.verdict("undecided", found.hypothesis, told)
+        summary_table(found, page)
+    elif found.done:
         ANSWERS[name](found, page)
     facts(found, page, states)
     runs_and_caveats(found, page)
@@ -1316,37 +1132,28 @@ def facts(found, page, states):
     reasons = Counter(why for _, why in found.left_out).most_common()
     told += [f"{len(found.left_out)} left out ({some([f'{n}: {why}' for why, n in reasons], 5)})"] if reasons else []
     claim = f"a claim needs p below {found.alpha:g} after Holm's correction"
-    method = (
-        f"Two-sided {'one-sample and ' * (found.name in DEEP_DIVES)}paired t-tests (scipy); {claim}, an interval clear "
-    )
-    method += f"of the margin ({num(100 * math.expm1(found.margin))} %), and at least {MIN_SEEDS} seeds."
+    method = f"Two-sided t-tests (scipy), paired or over the seeds; {claim}, an interval clear of the margin "
+    method += f"({num(100 * math.expm1(found.margin))} %), and at least {MIN_SEEDS} seeds."
     if found.name == "03":
         method = f"PED-ANOVA (Optuna), partial F-tests (scipy); {claim} and {MIN_COMPLETED} completed runs a problem."
     hours = found.frame["seconds"].replace(math.inf, 0).sum() / 3600
     length = f"{some(values_of(found.done, 'n_epochs')) or 'no'} epochs a run, {num(hours)} hours in all"
     page.facts([("Question", found.question), ("Rule", found.rule), ("How it is tested", method), ("Length", length)])
     page.facts([("Runs", f"{', '.join(told)}. From {page.source}.")])
-    lost = "not in the rows of a results table" if page.source.endswith(".csv") else "not recorded"
-
-    def data(run):
-        d, split = run.data, "{train}/{val}/{test} designs of {height}x{width}, "
-        size = split.format_map(d) if {"train", "val", "test", "height", "width"} <= {*d} else ""
-        return f"{run.flags['problem']}: {d.get('source')}, {size}sha256 {str(d.get('sha256'))[:12]}"
-
     kinds = {
-        "Data": data,
-        "Versions": lambda run: ", ".join(f"{k} {v}" for k, v in run.versions.items()) or lost,
-        "Code": lambda run: "; ".join([run.git[:12], *run.git.split("; ")[1:]]),
-        "Machines": lambda run: ", ".join(str(run.machine[k]) for k in ("cpu", "device") if run.machine.get(k)) or lost,
+        "Data": lambda r: f"{r.flags['problem']}: {r.data.get('source')}, sha256 {str(r.data.get('sha256'))[:12]}",
+        "Versions": lambda r: ", ".join(f"{k} {v}" for k, v in r.versions.items()),
+        "Code": lambda r: "; ".join([r.git[:12], *r.git.split("; ")[1:]]),
+        "Machines": lambda r: ", ".join(str(r.machine[k]) for k in ("cpu", "device") if r.machine.get(k)),
     }
-    counts = {key: Counter(sorted(map(kind, found.done))) for key, kind in kinds.items()}
-    told = {key: "; ".join(f"{v} ({n} runs)" for v, n in count.items()) for key, count in counts.items()}
-    page.facts([(key, text or "no finished run") for key, text in told.items()])
-    commits = {run.git for run in found.done}
-    for n, what in ((len(counts["Versions"]), "libraries"), (len(commits), "code")):
-        if n > 1:
-            page.caveat(f"The runs come from {n} versions of the {what}.")
-    if any(commit.endswith("+changes") for commit in commits):
+    for key, kind in kinds.items():
+        counts = Counter(sorted(map(kind, found.done)))
+        del counts[""]  # where a run does not say, there is nothing to read
+        page.facts([(key, "; ".join(f"{v} ({n} runs)" for v, n in counts.items()))] if counts else [])
+        n = len({run.git for run in found.done} if key == "Code" else counts)  # with their changes
+        if n > 1 and key in ("Versions", "Code"):
+            page.caveat(f"The runs come from {n} versions of the {'code' if key == 'Code' else 'libraries'}.")
+    if any(run.git.endswith("+changes") for run in found.done):
         page.caveat("Some runs come from code with uncommitted changes.")
     if len({str(run.data.get("source")) for run in found.done}) > 1:
         page.caveat("The problems' designs come from different sources.")
@@ -1355,7 +1162,7 @@ def facts(found, page, states):
 def runs_and_caveats(found, page):
     """Runs by arm and status; every run that is not in the numbers, and why; what a reader should doubt."""
     page.section("Runs")
-    rows, arm = [], {run: label for run, label in zip(found.table["run"], found.table["arm"], strict=True)}
+    rows, arm = [], dict(zip(found.table["run"], found.table["arm"], strict=True))
     for problem, label, mine in found.cells(found.table):
         counts, seeds = mine["status"].value_counts(), sorted(set(mine["seed"][mine["status"] == "finished"]))
         rows.append([problem, label, *(counts.get(s, 0) for s in STATES), " ".join(map(str, seeds)) or "–"])
@@ -1388,6 +1195,23 @@ def runs_and_caveats(found, page):
         page.caveat("None found: no missing seeds, no failed runs, no best value at the edge of a range.")
 
 
+def make(args):
+    """Build the pages that the command line asks for, and name them."""
+    names = [args.sweep] if args.sweep else [*sweep_files()]
+    for name in names:
+        header(name)
+    runs = [run for path in args.wandb for run in wandb_runs(path)] if args.wandb else local_runs(args.runs)
+    source = f"W&B: {', '.join(args.wandb)}" if args.wandb else args.runs
+    studies = [build(name, runs, args.out, source) for name in names]
+    for path, found in studies:
+        finished = sum(run.status == "finished" for run in found.own)
+        others = len(found.table) + len(found.broken) - len(found.done)
+        told = f"{others} other runs, {len(found.left_out)} left out (from {source})"
+        print(f"{path}: {finished} of {found.points} points finished, {told}")
+    if not args.sweep:
+        print(f"{overview([found for _, found in studies], args.out, source)}: the questions and their answers")
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sweep", help="01, 01b, 02, 03, 04, 05 or 06 (all of them, and a page that leads to them)")
@@ -1396,28 +1220,8 @@ def main(argv=None):
     parser.add_argument("--wandb", metavar="ENTITY/PROJECT/ID", action="append", help=told)
     parser.add_argument("--out", default="report", help="folder for the pages (report)")
     args = parser.parse_args(argv)
-    try:
-        names = [args.sweep] if args.sweep else [*sweep_files()]
-        for name in names:
-            header(name)
-        runs = [run for path in args.wandb for run in wandb_runs(path)] if args.wandb else local_runs(args.runs)
-        source = f"W&B: {', '.join(args.wandb)}" if args.wandb else args.runs
-        studies = [build(name, runs, args.out, source) for name in names]
-        index = None if args.sweep else overview([found for _, found in studies], args.out, source)
-    except InputError as error:
-        print(f"report.py: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"report.py: --out {args.out}: cannot write ({error.strerror or error})", file=sys.stderr)
-        return 4
-    for path, found in studies:
-        finished = sum(run.status == "finished" for run in found.own)
-        others = len(found.table) + len(found.broken) - len(found.done)
-        told = f"{others} other runs, {len(found.left_out)} left out (from {source})"
-        print(f"{path}: {finished} of {found.points} points finished, {told}")
-    if index:
-        print(f"{index}: the questions and their answers")
-    return 0
+    shown = lambda error: getattr(error, "strerror", None) or error  # noqa: E731
+    return guarded("report.py", make, args, cannot=f"--out {args.out}: cannot write", shown=shown)
 
 
 if __name__ == "__main__":

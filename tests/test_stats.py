@@ -100,17 +100,6 @@ def test_surface_recovers_its_coefficients_with_holes():
     assert np.allclose(fits[:2], truth) and np.isnan(fits[2]).all()
 
 
-def test_optimum_and_regret():
-    logs = np.array([[0.5, 0.3, 0.5], [0.4, 0.0, 0.4]]) + np.random.default_rng(5).normal(0, 0.02, (5, 2, 3))
-    cell, share = report.optimum(logs)
-    assert cell == (1, 1) and share[1, 1] == 1 and share.sum() == pytest.approx(1)
-    assert np.allclose(report.regret(logs, (1, 1)), 0)
-    assert report.regret(logs, (0, 1)).mean() == pytest.approx(0.3, abs=0.05)
-    logs[:, 1, 1] = np.nan  # a cell without runs is not the optimum
-    assert report.optimum(logs)[0] == (0, 1)
-    assert report.optimum(np.full((3, 2, 2), np.nan))[0] is None
-
-
 def test_paired_agrees_with_scipy_and_takes_holes():
     a, b = np.random.default_rng(6).normal(size=(2, 9))
     mean, low, high, p = report.paired(a - b)
@@ -143,7 +132,7 @@ def test_family_pairs_by_problem_and_seed():
     row = report.family(values, [("a", "b")]).iloc[0]
     assert (row["n"], row["seeds"], row["verdict"]) == (3, 3, -1)
     assert row["mean"] == pytest.approx(np.log([0.5, 2 / 4.1, 0.5]).mean())
-    assert list(report.family(values, [("a", "nothing"), ("a", "b", "q")])["verdict"]) == [0, 0]
+    assert report.family(values, [("a", "nothing")])["verdict"][0] == 0
     assert report.family(values, [("b", "a")], log=False)["mean"][0] == pytest.approx((1 + 2.1 + 3) / 3)
 
 

@@ -14,6 +14,7 @@ import pandas as pd
 
 from lvae import InputError
 from record import guarded, read_csv, write_atomically
+from report import markdown
 
 ROOT = Path(__file__).parent.parent
 TITLES = {
@@ -21,11 +22,6 @@ TITLES = {
     "ground-truth": "Does pruning find a dimension that is known?",
     "baselines": "What do pruning and least volume buy over a plain autoencoder?",
 }
-
-
-def markdown(header, rows):
-    """A table of strings."""
-    return "\n".join("| " + " | ".join(row) + " |" for row in [header, ["---"] * len(header), *rows])
 
 
 def mean(values, form):

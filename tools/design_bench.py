@@ -28,7 +28,7 @@ from sklearn.preprocessing import StandardScaler
 import data
 from lvae import load, predict
 from record import cores, guarded, read_csv, write_atomically
-from tools.comparison import markdown
+from report import markdown
 from tools.design import fitted, nearest, regression
 from tools.designs import conditions_of, objective, optimise
 
