@@ -127,7 +127,7 @@ def test_any_flags_that_are_taken_train(tmp_path_factory, chosen, latent_dim):
         "--pruning_epoch=0",
     ]
     argv += ["--problem=custom", "--wandb=disabled", "--threads=1"]
-    epochs = iter([None, None])
+    epochs = iter([None])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(figures, "draw", lambda trainer, folder: None)
         patch.setattr(train, "Stop", lambda: type("Stop", (), {"code": property(lambda self: next(epochs, 143))})())

@@ -1,4 +1,4 @@
-"""train.py, lvae.py and record.py: the mathematics, the record, resuming, errors. Most runs go through train.main in this process."""
+"""train.py, lvae.py and record.py: the mathematics and the record. Runs go through train.main in this process."""
 
 import csv
 import json
@@ -23,22 +23,9 @@ from tools import figures
 
 ROOT, DRAW = Path(__file__).parent.parent, figures.draw
 # A few seconds of the toy problem that do prune: lognorm proposes at once, and no safeguard holds it back.
-FAST = [
-    "--problem=toy",
-    "--n_epochs=6",
-    "--latent_dim=8",
-    "--batch_size=256",
-    "--pruning_epoch=2",
-    "--polynomial_schedule_n=2",
-]
-FAST += [
-    "--strategy=lognorm",
-    "--percentile=0.4",
-    "--safeguards=none",
-    "--wandb=disabled",
-    "--threads=1",
-    "--data=sample",
-]
+FAST = ["--problem=toy", "--n_epochs=6", "--latent_dim=8", "--batch_size=256", "--pruning_epoch=2"]
+FAST += ["--polynomial_schedule_n=2", "--strategy=lognorm", "--percentile=0.4", "--safeguards=none"]
+FAST += ["--wandb=disabled", "--threads=1", "--data=sample"]
 
 # Ends all that the method has gained since its first edition: what a row, config.json or checkpoint of before lacks
 OFF = [f"--{flag}={value}" for flag, value in train.LEGACY.items()]
@@ -87,11 +74,21 @@ def own_designs(n=30, shape=(16, 16), value=None):
     return "own.npy"
 
 
-# --------------------------------------------------------------------------------------------------------------- mathematics
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The folder of one run of FAST, and what its trainer was at the end: (folder, trainer). Look, do not write."""
+    kept = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("whole"))
+        patch.setattr(figures, "draw", lambda trainer, folder: kept.update(trainer=trainer))
+        return run("--save_model", "--test", name="a").resolve(), kept["trainer"]
+
+
+# ---- Mathematics -----------------------------------------------------------------------------------------------------
 
 
 def operator_norm(layer):
-    """Largest singular value of a layer's linear map at its input shape, by power iteration with autograd as the adjoint."""
+    """Largest singular value of a layer's linear map, by power iteration with autograd as the adjoint."""
     x = torch.randn(1, 3, 5, layer.in_features, dtype=torch.float64)
     weight = (layer.weight / layer.norm()).detach().double()
     for _ in range(500):
@@ -189,9 +186,8 @@ def test_a_start_does_not_import_the_compiler():
     )
 
 
-def test_the_loss_is_rec_plus_weighted_volume():
-    folder = run(name="a")
-    for row in rows(folder / "metrics.csv"):
+def test_the_loss_is_rec_plus_weighted_volume(whole):
+    for row in rows(whole[0] / "metrics.csv"):
         rec, vol, total, w_v = (float(row[key]) for key in ("rec_loss", "vol_loss", "total_loss", "w_v"))
         assert total == pytest.approx(rec + w_v * vol, rel=1e-4)
         assert float(row["val_total_loss"]) == pytest.approx(
@@ -222,7 +218,7 @@ def test_a_rotation_keeps_the_model_and_finds_the_principal_axes(precision):
 
 
 def test_the_first_edition_comes_out_bit_for_bit():
-    """The digest is that of the commit before these flags, of the same command on one type of CPU; elsewhere: of a record without them."""
+    """A record of before the newer flags existed comes out again: what it lacks takes the old values."""
     first = run(*OFF, "--w_v=0.01", "--batch_size=64", "--latent_dim=8", name="a")
     config = json.loads((first / "config.json").read_text())
     for flag in train.LEGACY:
@@ -297,19 +293,13 @@ def test_bf16_trains_and_keeps_the_bound_in_fp32():
     assert t.pruner.std.dtype == torch.float32
 
 
-# -------------------------------------------------------------------------------------------------------------------- record
+# ---- Record ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_record_is_whole_and_the_same_seed_gives_it_again():
-    a, b, c = run("--save_model", name="a"), run(name="b"), run("--seed=2", name="c")
-    assert {p.name for p in a.iterdir()} == {
-        "config.json",
-        "lock",
-        "metrics.csv",
-        "pruning.csv",
-        "summary.json",
-        "model.pt",
-    }
+def test_the_record_is_whole_and_the_same_seed_gives_it_again(whole):
+    a, b, c = whole[0], run(name="b"), run("--seed=2", name="c")
+    files = {"config.json", "lock", "metrics.csv", "pruning.csv", "summary.json", "model.pt"}
+    assert {p.name for p in a.iterdir()} == files
     metrics = rows(a / "metrics.csv")
     assert list(metrics[0]) == record.COLUMNS
     assert [int(row["epoch"]) for row in metrics] == list(range(6))
@@ -323,7 +313,7 @@ def test_the_record_is_whole_and_the_same_seed_gives_it_again():
     assert s["status"] == "finished"
     assert s["active_dims"] == 8 - sum(p + t - r for p, t, r in changes.values()) == int(metrics[-1]["active_dims"])
     assert s["pca_ratio"] == pytest.approx(s["val_rec"] / s["pca_rec"])
-    assert "test_rec" not in s
+    assert "test_rec" in s and "test_rec" not in summary(b)
     assert s["val_total_loss"] == pytest.approx(s["val_rec"] + float(metrics[-1]["w_v"]) * s["val_vol_loss"])
     last = max(epoch for epoch, counts in changes.items() if any(counts))
     assert s["best_val_rec"] == pytest.approx(min(float(r["val_rec"]) for r in metrics if int(r["epoch"]) > last))
@@ -336,18 +326,16 @@ def test_the_record_is_whole_and_the_same_seed_gives_it_again():
     assert s["metrics_sha256"] == summary(b)["metrics_sha256"] != summary(c)["metrics_sha256"]
 
 
-def test_a_record_is_run_again_from_its_config():
-    a = run(name="a")
+def test_a_record_is_run_again_from_its_config(whole):
+    a, _ = whole
     assert train.main(["--config", str(a / "config.json"), "--out=again", "--wandb=disabled"]) == 0
     (b,) = Path("again").iterdir()
     assert summary(a)["metrics_sha256"] == summary(b)["metrics_sha256"]
 
 
-def test_the_compact_model_gives_what_the_masked_one_gives(monkeypatch):
-    kept = {}
-    monkeypatch.setattr(figures, "draw", lambda trainer, folder: kept.update(trainer=trainer))
-    folder = run("--save_model", "--test", name="a")
-    model, t = lvae.load(folder / "model.pt"), kept["trainer"]
+def test_the_compact_model_gives_what_the_masked_one_gives(whole):
+    folder, t = whole
+    model = lvae.load(folder / "model.pt")
     k = summary(folder)["active_dims"]
     assert 0 < k == len(model.dims) < 8
     z, images = t.reconstruct(t.val)
@@ -368,7 +356,7 @@ def test_a_file_that_is_no_model_is_refused(tmp_path):
 
 def test_figures(monkeypatch):
     monkeypatch.setattr(figures, "draw", DRAW)
-    folder = run("--figure_every=4", "--n_epochs=3", "--out=runs", name="a")
+    folder = run("--n_epochs=3", "--n_train=256", "--out=runs", name="a")
     names = {"spectrum", "reconstructions", "interpolation", "samples", "curves"}
     assert {p.stem for p in (folder / "figures").iterdir()} == names
     assert all(p.read_bytes().startswith(b"\x89PNG") for p in (folder / "figures").iterdir())
@@ -376,15 +364,12 @@ def test_figures(monkeypatch):
 
 @pytest.mark.parametrize("problem", ["beams2d", "heatconduction2d", "photonics2d"])
 def test_every_problem_with_every_strategy(problem):
-    if not (data.SAMPLES / f"{problem}.npz").exists():
-        pytest.skip(f"samples/{problem}.npz has not been made yet")
+    """With --n_train and a model: its regression takes the conditions of those designs alone."""
     for strategy in STRATEGIES:
-        flags = [
-            f"--problem={problem}",
-            f"--strategy={strategy}",
-            "--n_epochs=2",
-            "--pruning_epoch=0",
+        flags = [f"--problem={problem}", f"--strategy={strategy}", "--n_epochs=2", "--pruning_epoch=0", "--n_train=200"]
+        flags += [
             "--latent_dim=6",
-            f"--save_model={strategy == 'plummet'}",  # the regression from conditions takes seconds: tests/test_design.py
-        ]
+            "--batch_size=50",
+            f"--save_model={strategy == 'plummet'}",
+        ]  # once: it takes seconds
         assert summary(run(*flags, name=strategy))["status"] == "finished"

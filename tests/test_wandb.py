@@ -1,25 +1,17 @@
-"""train.py and W&B: the unmodified client against a loopback server, offline, and with a server that is not there or dies."""
+"""train.py and W&B: the unmodified client against a loopback server, offline, and without a server."""
 
 import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from conftest import ROOT
 from wandb_server import serve
 
-RUN = [
-    "--problem=toy",
-    "--n_epochs=4",
-    "--latent_dim=6",
-    "--batch_size=512",
-    "--pruning_epoch=1",
-    "--polynomial_schedule_n=1",
-    "--threads=1",
-]
+RUN = ["--problem=toy", "--n_epochs=4", "--latent_dim=6", "--batch_size=64", "--pruning_epoch=1", "--n_train=128"]
+RUN += ["--polynomial_schedule_n=1", "--threads=1", "--save_model=False"]
 CLEAN = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")} | {"NETRC": os.devnull}
 
 
@@ -29,8 +21,7 @@ def in_an_empty_folder(tmp_path, monkeypatch):
 
 
 def command(*flags, env):
-    """Run train.py as a process; returns its run folder, its stderr and the seconds it took."""
-    start = time.monotonic()
+    """Run train.py as a process; returns its run folder and its stderr."""
     done = subprocess.run(
         [sys.executable, str(ROOT / "train.py"), *RUN, *flags],
         env={**CLEAN, **env},
@@ -40,14 +31,14 @@ def command(*flags, env):
     )
     assert done.returncode == 0, done.stderr
     (folder,) = Path("runs").iterdir()
-    return folder, done.stderr, time.monotonic() - start
+    return folder, done.stderr
 
 
 def test_online(wandb_server):
     env = {
         key: value for key, value in wandb_server.env.items() if key != "WANDB_MODE"
     }  # logged in: online without being told
-    folder, _, _ = command(env={**env, "WANDB_RUN_GROUP": "g", "WANDB_TAGS": "a,b"})
+    folder, _ = command(env={**env, "WANDB_RUN_GROUP": "g", "WANDB_TAGS": "a,b"})
     run = wandb_server.runs[folder.name]
     config, summary = (json.loads((folder / name).read_text()) for name in ("config.json", "summary.json"))
     assert (run["displayName"], run["state"], run["groupName"], sorted(run["tags"])) == (
@@ -66,7 +57,7 @@ def test_online(wandb_server):
 
 
 def test_offline():
-    folder, _, _ = command(env={})  # not logged in: offline, inside the run's own folder
+    folder, _ = command(env={})  # not logged in: offline, inside the run's own folder
     (offline,) = folder.glob("wandb/offline-run-*")
     assert list(offline.glob("*.wandb"))
     assert not Path("wandb").exists()
@@ -78,19 +69,14 @@ def test_offline():
         assert len([row for row in server.runs[folder.name]["history"] if "val_rec" in row]) == 4
 
 
-def test_disabled():
-    folder, _, _ = command("--wandb=disabled", env={})
-    assert not (folder / "wandb").exists()
-
-
 def test_an_address_that_is_none_costs_no_run():
-    folder, error, _ = command("--wandb=auto", env={"WANDB_BASE_URL": "localhost:8080"})
+    folder, error = command("--wandb=auto", env={"WANDB_BASE_URL": "localhost:8080"})
     assert "W&B: cannot be used" in error and (folder / "summary.json").exists() and "Traceback" not in error
 
 
 def test_a_server_that_is_not_there_costs_seconds_and_no_run():
     with serve() as server:
         env = server.env  # of a server that is gone by the time it is used
-    folder, error, _ = command("--wandb=online", env={k: v for k, v in env.items() if k != "WANDB_MODE"})
+    folder, error = command("--wandb=online", env={k: v for k, v in env.items() if k != "WANDB_MODE"})
     assert "cannot be reached" in error
     assert list(folder.glob("wandb/offline-run-*"))
