@@ -10,6 +10,7 @@ import pytest
 from conftest import ROOT
 from sweep_kit import (
     BASE,
+    Forked,
     checkpoints,
     create,
     end,
@@ -24,14 +25,12 @@ from sweep_kit import (
 import sweep
 
 pytestmark = pytest.mark.usefixtures("here")
-SWEEP, KEY = [sys.executable, str(ROOT / "sweep.py")], {"WANDB_API_KEY": "0" * 40}
+KEY = {"WANDB_API_KEY": "0" * 40}
 
 
 def command(*arguments, env, code=0):
     """Run sweep.py to its end; returns what it said."""
-    done = subprocess.run([*SWEEP, *arguments], env={**os.environ, **env}, capture_output=True, text=True, timeout=300)
-    assert done.returncode == code and "Traceback" not in done.stderr, done.stdout + done.stderr
-    return done.stdout
+    return end(Forked(*arguments, **env), code)
 
 
 @pytest.fixture(autouse=True)
@@ -141,8 +140,7 @@ def test_epochs_that_the_server_did_not_take_are_found_and_uploaded(wandb_server
     end(agents)
     assert {row["status"] for row in rows()} == {"finished"}
     assert all(len(run["history"]) < 20 for run in wandb_server.runs.values())
-    done = subprocess.run([*SWEEP, "sync"], env={**os.environ, **wandb_server.env}, capture_output=True, text=True)
-    assert done.returncode == 1 and done.stderr.count("of its epochs; once more: make sync") == 2, done.stderr
+    assert command("sync", env=wandb_server.env, code=1).count("of its epochs; once more: make sync") == 2
     wandb_server.refuses = False
     command("sync", env=wandb_server.env)
     assert all(len(run["history"]) == 20 for run in wandb_server.runs.values())
@@ -170,8 +168,9 @@ LOGINS = [({}, "local"), (KEY, "wandb"), ({"NETRC": "netrc"}, "wandb"), ({**KEY,
 
 
 @pytest.mark.parametrize("env, backend", LOGINS)
-def test_backend_is_wandb_when_logged_in(env, backend):
+def test_backend_is_wandb_when_logged_in(env, backend, monkeypatch):
     Path("netrc").write_text("machine api.test login user password " + "0" * 40)
-    env = {**os.environ, "NETRC": os.devnull, "WANDB_BASE_URL": "http://api.test", "PYTHONPATH": str(ROOT), **env}
-    code = [sys.executable, "-c", "import sweep; print(sweep.choose_backend(None)[0])"]
-    assert subprocess.run(code, env=env, capture_output=True, text=True, timeout=60).stdout.strip() == backend
+    monkeypatch.setattr(sweep.record, "wandb_server", lambda: "http://api.test")
+    for name, value in {"NETRC": os.devnull, **env}.items():
+        monkeypatch.setenv(name, value)
+    assert sweep.choose_backend(None)[0] == backend
