@@ -78,7 +78,7 @@ def test_levels_are_the_defaults_in_01_and_the_others_in_01b():
         assert value == (min if flag == "cdf_threshold" else max)(levels[flag])
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", ["01b", "03", "05", "06"])  # the others' kinds of flags are among theirs
 def test_first_command_of_each_sweep_runs(name, tmp_path, monkeypatch):
     """On a handful of random designs and for 2 epochs, with everything else as the sweep says."""
     point = sweep.corners(load(name))[0]

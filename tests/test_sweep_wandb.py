@@ -41,7 +41,7 @@ def on_wandb(monkeypatch):
 
 def test_agents_on_wandb(wandb_server):
     """Ctrl-C lets the runs finish; SIGTERM stops one resumably, and the next agent continues it under its own id."""
-    write(seed=[1, 2, 3], nap={"value": 0.2})
+    write(seed=[1, 2, 3], end={"value": "hang"})
     said = command("create", "quick.yaml", env=wandb_server.env)
     assert "backend: wandb, since you are logged in" in said and "3 runs" in said
     (on_server,) = wandb_server.sweeps.values()
@@ -50,13 +50,17 @@ def test_agents_on_wandb(wandb_server):
     agents = start_agents("--n", "2", **wandb_server.env)
     wait_until(lambda: len(checkpoints()) == 2)
     agents.send_signal(signal.SIGINT)
+    wait_until(lambda: "finishing the current runs" in agents.said.read_text())
+    Path("go").touch()
     said = end(agents, 130)
+    Path("go").unlink()
     assert "finishing the current runs" in said and "2/3 over (2 finished" in said
     agents = start_agents(**wandb_server.env)
     wait_until(checkpoints)
     agents.send_signal(signal.SIGTERM)
     said = end(agents, 143)
     assert "1 of them interrupted" in said and "0 failed" in said
+    Path("go").touch()
     said = work(**wandb_server.env)
     assert " continued: seed=" in said
     assert "3/3 over (3 finished, 0 stopped early, 0 diverged, 0 failed), 0 running, 0 left" in said
@@ -72,7 +76,7 @@ def test_agents_on_wandb(wandb_server):
     path = f"stub/{on_server['project']}/{on_server['name']}"
     assert "3/3 over (3 finished" in command("status", "--sweep", path, env=wandb_server.env)
     # what is left of a grid, after the points that are in the results, becomes one list of arms
-    write(seed=[1, 2, 3, 4], nap={"value": 0.2})
+    write(seed=[1, 2, 3, 4], end={"value": "hang"})
     assert "3 points are in results/quick.csv already" in command("create", "quick.yaml", env=wandb_server.env)
     assert list(wandb_server.sweeps.values())[-1]["config"]["parameters"]["arm"] == {"values": ["seed=4"]}
 
@@ -132,11 +136,12 @@ def test_offline_runs_of_a_local_sweep_are_uploaded_later(wandb_server):
 
 def test_epochs_that_the_server_did_not_take_are_found_and_uploaded(wandb_server):
     """It answers 403, or as a captive portal does, in mid-run: the run says finished, and the server lacks epochs."""
-    write(seed=[1, 2], nap={"value": 0.2})
+    write(seed=[1, 2], end={"value": "hang"})
     command("create", "quick.yaml", env=wandb_server.env)
     agents = start_agents("--n", "2", **wandb_server.env)
     wait_until(lambda: len(checkpoints()) == 2)
     wandb_server.refuses = True
+    Path("go").touch()
     end(agents)
     assert {row["status"] for row in rows()} == {"finished"}
     assert all(len(run["history"]) < 20 for run in wandb_server.runs.values())
