@@ -393,7 +393,7 @@ def describe(sweep, points):
     parameters = sweep["config"]["parameters"]
     counts = {k: len(levels(p)) for k, p in parameters.items() if len(levels(p)) > 1}
     product = " x ".join(f"{n} {k}" for k, n in sorted(counts.items(), key=lambda c: c[0] != "problem"))
-    shape = f" = {product}" if points and sweep["runs"] == math.prod(counts.values()) else ""
+    shape = f" = {product}" if product and points and sweep["runs"] == math.prod(counts.values()) else ""
     about = f", about {h:.1f} h for one agent by the rows in results/" if (h := hours(points)) else ""
     sources = ", ".join(f"{key} from {d['source']} ({d['sha256'][:12]})" for key, d in sweep["data"].items())
     precision = parameters.get("precision", {}).get("value", "")
@@ -440,15 +440,12 @@ def create_on_wandb(sweep, points, args):
 def warn_of_twins(sweep, points):
     """Say where points of a new local sweep are also left in an older one of its name, in this folder."""
     mine = {tuple(command_line(point)) for point in points}
-    for other in known_sweeps():
+    others = [s for s in known_sweeps() if s.get("name") == sweep["name"] and s.get("storage", "") is None and points]
+    for other in others:
         with contextlib.suppress(InputError, KeyError):  # what is damaged is in nobody's way
-            if mine and other["name"] == sweep["name"] and other["backend"] == "local" and not other["storage"]:
-                left = [
-                    t.user_attrs["run"]["point"] for t in Queue(other).trials(TrialState.WAITING, TrialState.RUNNING)
-                ]
-                if twice := sum(tuple(command_line(point)) in mine for point in left):
-                    note = f"{twice} of these points are also left in {other['id']}: finish one, or each gets two rows"
-                    print(f"warning: {note}")
+            left = [t.user_attrs["run"]["point"] for t in Queue(other).trials(TrialState.WAITING, TrialState.RUNNING)]
+            if n := sum(tuple(command_line(point)) in mine for point in left):
+                print(f"warning: {n} of these points are also left in {other['id']}: finish one, or each gets two rows")
 
 
 def save(sweep):
@@ -476,8 +473,8 @@ def skip_done(sweep, points, program):
     """The points without those that are in results/NN.csv already, finished or diverged."""
     rows = read_csv(Path(sweep["results"])).to_dict("records")
     have = [row for row in rows if row["status"] in ("finished", "diverged")]
-    pairs = zip(points, resolve(points, program) if have else points, strict=True)
-    return [point for point, flags in pairs if not any(is_of(row, flags, sweep, program) for row in have)]
+    flags = resolve(points, program) if have else points
+    return [point for point, f in zip(points, flags, strict=True) if not any(is_of(r, f, sweep, program) for r in have)]
 
 
 def known_trials(sweep, program):
@@ -706,7 +703,9 @@ def report_growth(a):
 
 def settle(a):
     """Write down what came of the run: a row if it is over, else back into the queue; and a line that says so."""
-    queue, config, metric, tail = a.queue, a.queue.config, a.queue.config["metric"]["name"], last_line(a.log)
+    queue, config, metric = a.queue, a.queue.config, a.queue.config["metric"]["name"]
+    said = a.log.read_text(errors="replace").splitlines() if a.log.exists() else ["no log"]
+    tail = ([line for line in said if line.strip() and line[:2] != "$ "] or ["it printed nothing"])[-1][:200]
     summary, values = read_json(a.folder / "summary.json") or {}, history(a.folder, metric)
     if (
         a.code in (130, 143)
@@ -756,12 +755,6 @@ def ending(code):
     """An exit code in words; Python says -9 for signal 9."""
     memory = "; out of memory?" if code == -signal.SIGKILL else ""
     return f"killed (signal {-code}{memory})" if code < 0 else f"exit code {code}"
-
-
-def last_line(log):
-    text = log.read_text(errors="replace") if log.exists() else "no log"
-    lines = [line for line in text.splitlines() if line.strip() and line[:2] != "$ "]
-    return lines[-1][:200] if lines else "it printed nothing"
 
 
 def surroundings(slot, agents):
