@@ -4,9 +4,8 @@
     python sweep.py agent --n 5                                          # make agents N=5
     python sweep.py status | list | stop | resume | sync | dashboard     # make status ...
 
-Expect: one line that says which backend was chosen and why, one that says what was created; then a line for each run
-that starts or ends. State is in .sweeps/, runs are in runs/, finished ones add a row to results/NN.csv, and points that
-are there are not run again. From the top: a sweep's file, creating it, its rows, its queue, an agent, the commands.
+State is in .sweeps/, runs are in runs/, finished ones add a row to results/NN.csv, and points that are there are not
+run again. From the top: a sweep's file, creating it, its rows, an agent, the commands. Its queue: sweeps/queue.py.
 """
 
 import signal
@@ -15,10 +14,10 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # torch takes seconds to import: Ctrl-C ends them without a traceback
 
 import argparse
+import collections
 import contextlib
+import copy
 import ctypes
-import fcntl
-import functools
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -27,7 +26,6 @@ import json
 import math
 import multiprocessing
 import os
-import platform
 import re
 import secrets
 import shutil
@@ -35,62 +33,35 @@ import statistics
 import subprocess
 import sys
 import time
-import warnings
 from pathlib import Path
 
-import optuna
+import pandas
 import torch
 import yaml
-from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
 
+import data
 import record
 from lvae import InputError, first_line
-from record import (
-    FREE_FLAGS,
-    bounded,
-    cores,
-    is_locked,
-    leave,
-    lock,
-    logged_in,
-    made_by,
-    read_csv,
-    read_json,
-    read_text,
-    slug,
-    wandb_server,
-    write_atomically,
-)
+from record import FREE_FLAGS, bounded, cores, is_locked, read_csv, read_json, slug, write_atomically
+from sweeps import queue as engine
+from sweeps.queue import STATE, Queue, bands, corners, distributions, levels, need, queue_of, redacted, say
 
-STATE, FILES, NOW = Path(".sweeps"), Path(__file__).parent / "sweeps", "%Y-%m-%d %H:%M:%S"
-STUDY = ("beams2d", "heatconduction2d", "photonics2d")
+FILES, NOW, STUDY = (
+    Path(__file__).parent / "sweeps",
+    "%Y-%m-%d %H:%M:%S",
+    ("beams2d", "heatconduction2d", "photonics2d"),
+)
 # What STRATEGY= puts into the arms of 04 and 06: the strategy's flag, and its most aggressive level of the study (01b)
 AGGRESSIVE = {"plummet": ("plummet_threshold", 0.1), "pca_cdf": ("cdf_threshold", 0.95)}
 AGGRESSIVE |= {"lognorm": ("percentile", 0.4), "probabilistic": ("temperature", 1.0)}
 # Points that differ only in these are one point: where it is computed, what is kept, and what is compared otherwise
 NOT_COMPARED = {*FREE_FLAGS, "threads", "arm", "safeguards", "data"}
-BEAT = float(os.environ.get("SWEEP_BEAT", 30))  # seconds between two heartbeats of a run
-GRACE = 4 * BEAT  # an agent elsewhere that has not beaten for so long is dead. Clocks must agree to well within this
-CRASHES, DEATHS = 3, 10  # a run is given up that crashed so often, or that so many agents died over or could not start
 REPORTS = 25  # of a run to the queue, besides hyperband's bands: each is an fsync
 PATIENCE = 300  # seconds for a stopped run to finish its epoch and write its checkpoint, before it is killed
 MOST = 100_000  # points of a grid
 OVER = ("finished", "stopped early", "diverged", "failed")
 NUMBER, SCALAR = int | float, str | int | float | None
-optuna.logging.set_verbosity(optuna.logging.WARNING)
-warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
-
-
-def need(holds, message):
-    if not holds:
-        raise InputError(message)
-
-
-def say(text):
-    with contextlib.suppress(OSError):  # a pipe that nobody reads any more ends no agent
-        print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
-
 
 # ------------------------------------------------------------------------------------------------------ a sweep's file
 
@@ -103,14 +74,13 @@ class Loader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node, deep=False):
-        keys = [str(key.value) for key, _ in node.value]
-        twice = next((key for key in keys if keys.count(key) > 1), None)
-        need(twice is None, f"line {node.start_mark.line + 1}: {twice} is given twice")
+        keys = collections.Counter(str(key.value) for key, _ in node.value)
+        twice = ", ".join(key for key, n in keys.items() if n > 1)
+        need(not twice, f"line {node.start_mark.line + 1}: {twice} is given twice")
         return super().construct_mapping(node, deep)
 
 
-# YAML 1.1 takes 1e-4, without a dot, for text
-EXPONENT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$")
+EXPONENT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$")  # YAML 1.1 takes 1e-4, without a dot, for text
 Loader.add_implicit_resolver("tag:yaml.org,2002:float", EXPONENT, list("-+0123456789"))
 
 
@@ -120,54 +90,47 @@ def read_yaml(name):
     need(name in files or Path(name).suffix, f"sweep {name}: unknown; allowed: {', '.join(files)}, or a .yaml file")
     path = files.get(name, Path(name))
     try:
-        config = yaml.load(read_text(path), Loader)
-        kinds = {"method": str, "metric": dict, "parameters": dict, "program": str, "name": str}
+        config = yaml.load(record.read_text(path), Loader)
         config = {"name": path.stem, **config} if isinstance(config, dict) else {}
-        bad = [k for k, kind in kinds.items() if not isinstance(config.get(k), kind)]
-        need(not bad, f"{path}: needs {', '.join(bad)}")
-        plain = slug(config["name"]) == config["name"]
-        need(plain, f"{path}: name {config['name']!r}: allowed: letters, digits, and . _ - inside it")
-        search = config["method"] in ("bayes", "random") and isinstance(config.get("run_cap"), int)
-        need(search or config["method"] == "grid", f"{path}: method must be grid, or bayes or random with a run_cap")
-        cap = config.get("run_cap", 1)
-        need(isinstance(cap, int) and cap > 0, f"{path}: run_cap {cap}: must be a number of runs, at least 1")
-        for key, p in config["parameters"].items():
-            kind, whole = (SCALAR, True) if {"value", "values"} & set(p) else (NUMBER, {"min", "max"} <= set(p))
-            plain = whole and isinstance(levels(p), list) and levels(p) and all(isinstance(v, kind) for v in levels(p))
-            need(isinstance(key, str) and plain, f"{path}: parameter {key} needs value, values, or min and max")
-            once = len(set(map(str, levels(p)))) == len(levels(p)) or "values" not in p
-            need(once, f"{path}: parameter {key} has a value twice: each of its points would be run twice")
-        named = levels(config["parameters"].get("problem", {})) and isinstance(config["metric"].get("name"), str)
-        need(named, f"{path}: needs a parameter problem with a value or values, and a metric with a name")
-        if rule := config.get("early_terminate"):
-            first, eta = rule.get("min_iter"), rule.get("eta", 3)
-            need(isinstance(first, int) and first > 0, f"{path}: early_terminate needs min_iter, a number of values")
-            steep = isinstance(eta, NUMBER) and 1.1 <= eta < math.inf  # with 1 there is one band, its cut nowhere
-            need(steep, f"{path}: early_terminate: eta {eta}: must be at least 1.1; the bands are min_iter * eta^k")
+        check_config(config)
     except (OSError, ValueError, yaml.YAMLError, AttributeError, KeyError, TypeError, RecursionError) as error:
-        said = " ".join(str(error).split())[:200].removeprefix(f"{path}: ")
+        said = " ".join(str(error).split())[:200]
         raise InputError(f"{path}: {said if isinstance(error, InputError) else f'cannot be read ({said})'}") from None
     return path, config
 
 
-def levels(p):
-    """All that a parameter of a sweep says about its values."""
-    return p["values"] if "values" in p else [p[k] for k in ("value", "min", "max") if k in p]
+def check_config(config):
+    """Refuse a sweep's file that lacks something, or has what we and W&B would take otherwise than it is meant."""
+    kinds = {"method": str, "metric": dict, "parameters": dict, "program": str, "name": str}
+    bad = ", ".join(k for k, kind in kinds.items() if not isinstance(config.get(k), kind))
+    need(not bad, f"needs {bad}")
+    need(slug(config["name"]) == config["name"], f"name {config['name']!r}: allowed: letters, digits, . _ - inside it")
+    cap, search = config.get("run_cap", 1), config["method"] in ("bayes", "random") and "run_cap" in config
+    need(search or config["method"] == "grid", "method must be grid, or bayes or random with a run_cap")
+    need(isinstance(cap, int) and cap > 0, f"run_cap {cap}: must be a number of runs, at least 1")
+    for key, p in config["parameters"].items():
+        found, within = levels(p), not {"value", "values"} & set(p)
+        plain = all(isinstance(v, NUMBER if within else SCALAR) for v in found) and len(found) > within
+        need(isinstance(found, list) and plain, f"parameter {key} needs value, values, or min and max")
+        once = within or len(set(map(str, found))) == len(found)
+        need(once, f"parameter {key} has a value twice: each of its points would be run twice")
+    named = levels(config["parameters"].get("problem", {})) and isinstance(config["metric"].get("name"), str)
+    need(named, "needs a parameter problem with a value or values, and a metric with a name")
+    if rule := config.get("early_terminate"):
+        first, eta = rule.get("min_iter"), rule.get("eta", 3)
+        need(isinstance(first, int) and first > 0, "early_terminate needs min_iter, a number of values")
+        steep = isinstance(eta, NUMBER) and 1.1 <= eta < math.inf  # with 1 there is one band, its cut nowhere
+        need(steep, f"early_terminate: eta {eta}: must be at least 1.1; the bands are min_iter * eta^k")
 
 
 def expand(config):
     """The points of a grid, a dict of flags each, the first parameter of the file varying slowest."""
-    for key, p in config["parameters"].items():
-        need("value" in p or "values" in p, f"parameter {key}: a grid needs value or values")
-    n = math.prod(len(levels(p)) for p in config["parameters"].values())
+    ranges = ", ".join(key for key, p in config["parameters"].items() if not {"value", "values"} & set(p))
+    need(not ranges, f"parameter {ranges}: a grid needs value or values")
+    lists = [levels(p) for p in config["parameters"].values()]
+    n = math.prod(map(len, lists))
     need(n <= MOST, f"the grid has {n:,} points; allowed: at most {MOST:,}")
-    lists = map(levels, config["parameters"].values())
     return [dict(zip(config["parameters"], point, strict=True)) for point in itertools.product(*lists)]
-
-
-def corners(config):
-    """The lowest and the highest point of a search space: what stands for all its points when a sweep is checked."""
-    return [{k: levels(p)[end] for k, p in config["parameters"].items()} for end in (0, -1)]
 
 
 def command_line(point):
@@ -177,8 +140,8 @@ def command_line(point):
 
 def load_program(path):
     """The program of a sweep as a module: its parser() and parse() say which flags and values it takes."""
+    need(path.endswith(".py") and Path(path).exists(), f"program {path}: no such file")
     spec = importlib.util.spec_from_file_location(Path(path).stem, path)
-    need(spec and Path(path).exists(), f"program {path}: no such file")
     module = importlib.util.module_from_spec(spec)
     sys.path.insert(0, str(Path(path).resolve().parent))
     spec.loader.exec_module(module)
@@ -213,11 +176,11 @@ def narrow(config, args, program):
     if args.epochs is not None:
         first, n = parameters.get("pruning_epoch"), parameters.get("n_epochs", {}).get("value")
         need(args.epochs >= 2, f"EPOCHS {args.epochs}: must be at least 2")
-        needs = "needs a file with one value of n_epochs, and a pruning_epoch to scale with it"
-        need(first and n, f"EPOCHS {args.epochs}: {needs}")
+        need(first and n, f"EPOCHS {args.epochs}: needs a file with one value of n_epochs, and with a pruning_epoch")
         for key in {"value", "values", "min", "max"} & set(first):
-            scaled = [round(v * args.epochs / n) for v in (first[key] if key == "values" else [first[key]])]
-            first[key] = scaled if key == "values" else scaled[0]
+            many = isinstance(first[key], list)
+            scaled = [round(v * args.epochs / n) for v in (first[key] if many else [first[key]])]
+            first[key] = scaled if many else scaled[0]
         parameters["n_epochs"] = {"value": args.epochs}
     for item in (args.set or "").split():
         key, _, text = item.partition("=")
@@ -226,19 +189,10 @@ def narrow(config, args, program):
         need(all(texts), f"SET {item}: must be name=value, or name=value,value,... for several")
         values = list(dict.fromkeys(map(number, texts)))
         parameters[key] = {"value": values[0]} if len(values) == 1 else {"values": values}
-    unknown = sorted(set(parameters) - {action.dest for action in program.parser()._actions})
-    need(not unknown, f"parameter {', '.join(unknown)}: no such flag of {config['program']}")
+    unknown = ", ".join(sorted(set(parameters) - {action.dest for action in program.parser()._actions}))
+    need(not unknown, f"parameter {unknown}: no such flag of {config['program']}")
     free = {*FREE_FLAGS, "threads", "precision"} - {"arm"}
     return any(not set(levels(p)) <= set(file.get(k, [])) for k, p in parameters.items() if k not in free)
-
-
-def check_set(text, flags):
-    """Refuse a SET with which a run ends before it may prune."""
-    for f in flags if {"n_epochs", "pruning_epoch"} & {item.partition("=")[0] for item in text.split()} else ():
-        first = f.get("pruning_epoch")
-        late = first is not None and f.get("strategy", "none") != "none" and first >= f["n_epochs"]
-        said = f"SET {text}: pruning would start at epoch {first}, and the run ends at {f['n_epochs']}"
-        need(not late, f"{said}; allowed: more, or EPOCHS=, which scales both")
 
 
 def choose_strategy(parameters, strategy, defaults):
@@ -268,63 +222,75 @@ def resolve(points, program):
             flags.append(vars(program.parse(command_line(point))))
         except ValueError as error:  # the program may be another than train.py, with an error of its own
             varied = command_line({k: v for k, v in point.items() if any(p[k] != v for p in points)})
-            raise InputError(f"{error}" + (f" (in {' '.join(varied)})" if varied else "")) from None
+            raise InputError(f"{error} (in {' '.join(varied)})" if varied else str(error)) from None
     return flags
 
 
-def check_epochs(epochs, flags):
-    """Refuse EPOCHS with which the schedule would not end before pruning, or cap and cooldown not reach the floor."""
-    pruning = [f for f in flags if f["strategy"] != "none"]
-    for f in pruning:
+def check_pruning(args, flags):
+    """Refuse SET or EPOCHS with which runs end before they may prune, or cannot prune enough."""
+    pruning, late = [f for f in flags if f.get("strategy", "none") != "none"], "pruning would start at epoch"
+    for f in pruning if re.search(r"\b(n_epochs|pruning_epoch)=", args.set or "") else ():
+        first, n = f.get("pruning_epoch"), f["n_epochs"]
+        advice = f"and the run ends at {n}; allowed: more, or EPOCHS=, which scales both"
+        need(first is None or first < n, f"SET {args.set}: {late} {first}, {advice}")
+    for f in pruning if args.epochs is not None else ():
         first, end, dims = min(x["pruning_epoch"] for x in pruning), f["polynomial_schedule_n"], f["latent_dim"]
-        late = f"pruning would start at epoch {first}, before the schedule of w_v ends at {end}"
-        need(end <= first, f"EPOCHS {epochs}: {late}; allowed: more, or SET=polynomial_schedule_n={first}")
+        advice = f"before the schedule of w_v ends at {end}; allowed: more, or SET=polynomial_schedule_n={first}"
+        need(end <= first, f"EPOCHS {args.epochs}: {late} {first}, {advice}")
         # the first pruning comes k_consecutive - 1 epochs after pruning_epoch, each other cooldown_epochs + 1 later
         floor, cap, pause = max(1, f["min_active_dims"]), min(f["max_prune_per_epoch"], dims), f["cooldown_epochs"] + 1
         events = math.ceil((dims - floor) / cap)
         last = f["pruning_epoch"] + f["k_consecutive"] - 1 + (events - 1) * pause
         path = f"safeguards {f['safeguards']} get from {dims} to {floor} dimensions by {cap:g} every {pause} epochs"
-        late = f"{path}, which would take until epoch {last}; allowed: more, or a smaller SET=latent_dim="
-        need(events < 1 or last < f["n_epochs"], f"EPOCHS {epochs}: {late}")
+        advice = f"which would take until epoch {last}; allowed: more, or a smaller SET=latent_dim="
+        need(events < 1 or last < f["n_epochs"], f"EPOCHS {args.epochs}: {path}, {advice}")
 
 
 def freeze_data(config):
-    """Resolve `data: auto` for the whole sweep, and fingerprint its designs: {data_key(): {source, toy_dims, sha256}}."""
-    from data import load
-
+    """Resolve `data: auto` for the whole sweep, and fingerprint its designs: {data_key(): {...}}."""
     parameters = config["parameters"]
+    lists = [levels(parameters.get(k, {"value": v})) for k, v in (("problem", None), ("n_train", 0), ("toy_dims", 3))]
+
+    def load(source):
+        designs = {(p, n, k): data.load(p, source, k, n).fingerprint for p, n, k in itertools.product(*lists)}
+        return {
+            data_key(*d): {"source": f["source"], "toy_dims": d[2], "sha256": f["sha256"]} for d, f in designs.items()
+        }
+
     source = str(levels(parameters.get("data", {"value": "auto"}))[0])
-    lists = (levels(parameters.get(k, {"value": v})) for k, v in (("problem", None), ("n_train", 0), ("toy_dims", 3)))
-    designs = {data_key(p, n, k): (p, n, k) for p, n, k in itertools.product(*lists)}
-    found = {key: load(p, source, k, n).fingerprint for key, (p, n, k) in designs.items()}
+    found = load(source)
     if source == "auto":
         source = "hub" if all(f["source"] == "hub" for f in found.values()) else "sample"
-        other = {key: what for key, what in designs.items() if found[key]["source"] != source}
-        found |= {key: load(p, source, k, n).fingerprint for key, (p, n, k) in other.items()}
+        found = load(source)
     parameters["data"] = {"value": source}
-    return {k: {"source": source, "toy_dims": designs[k][2], "sha256": f["sha256"]} for k, f in found.items()}
+    return {key: f | {"source": source} for key, f in found.items()}
 
 
 def data_key(problem, n_train, toy_dims):
-    """A name for designs: the problem, with /n where training is on the first n alone, and the factors of toy designs."""
+    """A name for designs: the problem, the factors of toy designs, and /n where training is on the first n alone."""
     factors = f"/k{toy_dims}" if problem == "toy" and int(toy_dims) != 3 else ""
     return f"{problem}{factors}" + (f"/{n_train}" if int(n_train) else "")
 
 
 def sha256_of(sweep, flags):
     """The fingerprint of the designs that a run with these flags has in a sweep; None if it has none for them."""
-    key = data_key(flags["problem"], flags.get("n_train") or 0, flags.get("toy_dims") or 3)
+    key = data_key(flags.get("problem"), flags.get("n_train") or 0, flags.get("toy_dims") or 3)
     return sweep["data"].get(key, {}).get("sha256")
+
+
+def other_designs(sweep, folder):
+    """What the designs of a run and of its sweep are, where they are not the same; else None."""
+    config = read_json(folder / "config.json") or {}
+    then, now = sha256_of(sweep, config.get("flags", {})), config.get("data", {}).get("sha256")
+    return f"its designs are {str(now)[:12]}, the sweep's {then[:12]}" if then and now and now != then else None
 
 
 def check_data(sweep):
     """Refuse to work on a sweep whose designs are not the ones it was created with."""
-    from data import load
-
     for key, then in sweep["data"].items():
         problem, *rest = key.split("/")
         n = int(next((part for part in rest if part.isdigit()), 0))
-        now = load(problem, then["source"], then["toy_dims"], n).fingerprint["sha256"]
+        now = data.load(problem, then["source"], then["toy_dims"], n).fingerprint["sha256"]
         other = f"{key} from {then['source']} is {now[:12]} here, but was {then['sha256'][:12]} when it was created"
         advice = "its runs must not mix two data sets: get the same designs, or create the sweep anew"
         need(now == then["sha256"], f"sweep {sweep['id']}: {other}; {advice}")
@@ -340,9 +306,9 @@ def code_of(program):
 def check_code(sweep):
     """Refuse to go on with a sweep on other code than its first runs had; `--changed` takes the new one for its own."""
     now, then = code_of(sweep["config"]["program"]), sweep.get("code", {})
-    other = [f"{k} is {now.get(k, 'gone')} here, but was {v}" for k, v in then.items() if now.get(k) != v]
+    other = "; ".join(f"{k} is {now.get(k, 'gone')} here, but was {v}" for k, v in then.items() if now.get(k) != v)
     advice = "its runs must not mix two: go back, or say --changed (CHANGED=1) if no result can differ"
-    need(not other, f"sweep {sweep['id']}: {'; '.join(other)} when it was created; {advice}")
+    need(not other, f"sweep {sweep['id']}: {other} when it was created; {advice}")
 
 
 def choose_backend(asked):
@@ -351,28 +317,25 @@ def choose_backend(asked):
         return asked, "as BACKEND says"
     if (mode := os.environ.get("WANDB_MODE", "online")) not in ("online", "shared", "run"):
         return "local", f"since WANDB_MODE is {mode}"
-    if logged_in(wandb_server()):
+    if record.logged_in(record.wandb_server()):
         return "wandb", "since you are logged in to W&B; BACKEND=local needs no account"
     return "local", "since you are not logged in to W&B (`wandb login`, then BACKEND=wandb)"
 
 
-def plan(path, config, problem, args, program, backend):
+def plan(path, config, args, program, backend):
     """What `create` is about to create: (sweep, its points, none for a search, Optuna's trials that it starts from)."""
-    changed = narrow(config, argparse.Namespace(**{**vars(args), "problem": problem}), program)
-    edition, grid = f"-{args.edition}" if args.edition else "-trial" if changed else "", config["method"] == "grid"
-    first, underscore, rest = config["name"].partition("_")
-    config["name"] = f"{first}{edition}{underscore}{rest}" + (f"-{problem}" if problem and not grid else "")
+    changed, grid = narrow(config, args, program), config["method"] == "grid"
+    edition = f"-{args.edition}" if args.edition else "-trial" if changed else ""
+    name = re.sub("(_|$)", rf"{edition}\1", config["name"], count=1)
+    config["name"] = f"{name}-{args.problem}" if args.problem and not grid else name
     flags = resolve(expand(config) if grid else corners(config), program)
-    if args.epochs is not None:
-        check_epochs(args.epochs, flags)
-    check_set(args.set or "", flags)
+    check_pruning(args, flags)
     if flags[0].get("precision") == "auto":  # as this machine would, for all: bf16 and fp32 must not be compared
         settled = argparse.Namespace(**flags[0])
         program.settle(settled)
         config["parameters"]["precision"] = {"value": settled.precision}
-    if backend == "local":
-        wandb = {"wandb_project": args.project, "wandb_entity": args.entity}
-        config["parameters"] |= {flag: {"value": value} for flag, value in wandb.items() if value}
+    where = {"wandb_project": args.project, "wandb_entity": args.entity} if backend == "local" else {}
+    config["parameters"] |= {flag: {"value": value} for flag, value in where.items() if value}
     sweep = {"name": config["name"], "backend": backend, "results": f"results/{path.stem.split('_')[0]}{edition}.csv"}
     sweep |= {"config": config, "data": freeze_data(config), "created": time.strftime(NOW)}
     sweep |= {"code": code_of(config["program"])}
@@ -391,15 +354,15 @@ def create(args):
     backend, why = choose_backend(args.backend)
     need(backend == "local" or not args.storage, "STORAGE: is for BACKEND=local")
     allowed = "postgresql+psycopg://..., or nothing (a file journal); SQLite runs points twice"
-    named = f"STORAGE {redacted(args.storage)}"
-    need(not args.storage or args.storage.startswith("postgresql"), f"{named}: allowed: {allowed}")
+    known = not args.storage or args.storage.startswith("postgresql")
+    need(known, f"STORAGE {redacted(args.storage)}: allowed: {allowed}")
     plain = not args.edition or args.edition.replace("-", "").isalnum()
     need(plain, f"EDITION {args.edition}: allowed: letters, digits and -")
     # a search of the study is made for each of its problems; one of your own has the problem that it names
     ours = path.resolve().parent == FILES.resolve() and "value" in config["parameters"]["problem"]
-    each = config["method"] != "grid" and ours and not args.problem
-    copies = [(problem, json.loads(json.dumps(config))) for problem in (STUDY if each else [args.problem])]
-    plans = [plan(path, copy, problem, args, program, backend) for problem, copy in copies]  # all, before one exists
+    each = STUDY if config["method"] != "grid" and ours and not args.problem else [args.problem]
+    asked = [argparse.Namespace(**vars(args) | {"problem": problem}) for problem in each]
+    plans = [plan(path, copy.deepcopy(config), a, program, backend) for a in asked]  # all, before one exists
     print(f"backend: {backend}, {why}")
     created = []
     for sweep, points, known in plans:
@@ -417,15 +380,7 @@ def create(args):
         warn_of_twins(sweep, points)
         save(sweep)
         created.append(sweep["id"])
-        sources = ", ".join(f"{p} from {d['source']} ({d['sha256'][:12]})" for p, d in sweep["data"].items())
-        precision = sweep["config"]["parameters"].get("precision", {}).get("value")
-        counts = {k: len(levels(p)) for k, p in sweep["config"]["parameters"].items() if len(levels(p)) > 1}
-        product = " x ".join(f"{n} {k}" for k, n in sorted(counts.items(), key=lambda c: c[0] != "problem"))
-        shape = f" = {product}" if points and sweep["runs"] == math.prod(counts.values()) else ""
-        about = f", about {h:.1f} h for one agent by the rows in results/" if (h := hours(points)) else ""
-        print(f"created {sweep['id']}: {sweep['runs']} runs{shape}{about}; {sources}; {precision or ''}".rstrip("; "))
-        trial = ": EPOCHS or SET gave values that the file does not have (EDITION=name makes them a study of their own)"
-        print(f"results go to {sweep['results']}" + (trial if sweep["results"].endswith("-trial.csv") else ""))
+        print(describe(sweep, points))
     if created:
         write_atomically(STATE / "current", "\n".join(created) + "\n")
         with open(STATE / "current.log", "a") as file:  # which a job that was submitted before looks up
@@ -433,21 +388,32 @@ def create(args):
         print(f"next: make agents N={min(5, cores())}")
 
 
-def hours(points):
-    """About how many hours these points take one agent, by the seconds an epoch takes in the rows of results/; 0 if none tell."""
-    import pandas
+def describe(sweep, points):
+    """What was created: the runs as a product, the hours they take, the designs, the precision; where the rows go."""
+    parameters = sweep["config"]["parameters"]
+    counts = {k: len(levels(p)) for k, p in parameters.items() if len(levels(p)) > 1}
+    product = " x ".join(f"{n} {k}" for k, n in sorted(counts.items(), key=lambda c: c[0] != "problem"))
+    shape = f" = {product}" if product and points and sweep["runs"] == math.prod(counts.values()) else ""
+    about = f", about {h:.1f} h for one agent by the rows in results/" if (h := hours(points)) else ""
+    sources = ", ".join(f"{key} from {d['source']} ({d['sha256'][:12]})" for key, d in sweep["data"].items())
+    precision = parameters.get("precision", {}).get("value", "")
+    trial = ": EPOCHS or SET gave values that the file does not have (EDITION=name makes them a study of their own)"
+    said = f"created {sweep['id']}: {sweep['runs']} runs{shape}{about}; {sources}; {precision}".rstrip("; ")
+    return f"{said}\nresults go to {sweep['results']}" + (trial if sweep["results"].endswith("-trial.csv") else "")
 
-    known = []
+
+def hours(points):
+    """About how many hours these points take one agent, by the rows of results/; 0 where none tell."""
+    known = [pandas.DataFrame(columns=(columns := ["problem", "seconds", "n_epochs"]))]
     for path in sorted(Path("results").glob("*.csv")):
         with contextlib.suppress(InputError, KeyError):  # damaged, or of other columns: in nobody's way
             rows = read_csv(path)
-            known.append(rows.loc[rows["status"] == "finished", ["problem", "seconds", "n_epochs"]])
-    if not known:
-        return 0
-    rows = pandas.concat(known)
-    seconds, epochs = (pandas.to_numeric(rows[key], errors="coerce") for key in ("seconds", "n_epochs"))
-    each, usual = (column.groupby(rows["problem"]).median() for column in (seconds / epochs, epochs))
-    return sum(each.get(p["problem"], 0) * (p.get("n_epochs") or usual.get(p["problem"], 0)) for p in points) / 3600
+            known.append(rows.loc[rows["status"] == "finished", columns])
+    rows = pandas.concat(known).set_index("problem").apply(pandas.to_numeric, errors="coerce")
+    rows["each"] = rows["seconds"] / rows["n_epochs"]
+    usual = rows.groupby("problem").median().to_dict("index")
+    of = [(p.get("n_epochs"), usual[p["problem"]]) for p in points if p["problem"] in usual]
+    return sum(row["each"] * (n or row["n_epochs"]) for n, row in of) / 3600
 
 
 def create_on_wandb(sweep, points, args):
@@ -474,13 +440,12 @@ def create_on_wandb(sweep, points, args):
 def warn_of_twins(sweep, points):
     """Say where points of a new local sweep are also left in an older one of its name, in this folder."""
     mine = {tuple(command_line(point)) for point in points}
-    for other in known_sweeps():
+    others = [s for s in known_sweeps() if s.get("name") == sweep["name"] and s.get("storage", "") is None and points]
+    for other in others:
         with contextlib.suppress(InputError, KeyError):  # what is damaged is in nobody's way
-            if mine and other["name"] == sweep["name"] and other["backend"] == "local" and not other["storage"]:
-                left = Queue(other).trials(TrialState.WAITING, TrialState.RUNNING)
-                if twice := sum(tuple(command_line(t.user_attrs["run"]["point"])) in mine for t in left):
-                    note = f"{twice} of these points are also left in {other['id']}: finish one, or each gets two rows"
-                    print(f"warning: {note}")
+            left = [t.user_attrs["run"]["point"] for t in Queue(other).trials(TrialState.WAITING, TrialState.RUNNING)]
+            if n := sum(tuple(command_line(point)) in mine for point in left):
+                print(f"warning: {n} of these points are also left in {other['id']}: finish one, or each gets two rows")
 
 
 def save(sweep):
@@ -508,10 +473,8 @@ def skip_done(sweep, points, program):
     """The points without those that are in results/NN.csv already, finished or diverged."""
     rows = read_csv(Path(sweep["results"])).to_dict("records")
     have = [row for row in rows if row["status"] in ("finished", "diverged")]
-    if not have:
-        return points
-    pairs = zip(points, resolve(points, program), strict=True)
-    return [point for point, flags in pairs if not any(is_of(row, flags, sweep, program) for row in have)]
+    flags = resolve(points, program) if have else points
+    return [point for point, f in zip(points, flags, strict=True) if not any(is_of(r, f, sweep, program) for r in have)]
 
 
 def known_trials(sweep, program):
@@ -527,9 +490,11 @@ def known_trials(sweep, program):
             flags = vars(program.parse(command_line({**point, **{k: row[k] for k in space}})))
             if is_of(row, flags, sweep, program) and row["sweep"].rpartition("-")[0] == config["name"]:
                 reports = {int(k): float(v) for k, v in (pair.split(":") for pair in row["reports"].split())}
-                last = reports[max(reports)] if reports else None
-                ends = {"finished": (TrialState.COMPLETE, float(row["objective"] or "nan"))}
-                ends |= {"stopped early": (TrialState.PRUNED, last), "diverged": (TrialState.FAIL, None)}
+                ends = {
+                    "finished": (TrialState.COMPLETE, float(row["objective"] or "nan")),
+                    "diverged": (TrialState.FAIL, None),
+                }
+                ends |= {"stopped early": (TrialState.PRUNED, reports[max(reports)] if reports else None)}
                 state, value = ends[row["status"]]
                 need(not any(map(math.isnan, [*reports.values(), value or 0])), "not a number")
                 trial = {"params": {k: flags[k] for k in space}, "distributions": space, "intermediate_values": reports}
@@ -555,8 +520,6 @@ def record_result(sweep, folder, status):
     One of a search gets what a new search needs to go on from it (known_trials), too: `objective`, and `reports`, the
     metric at hyperband's bands and at the end, step:value.
     """
-    import pandas
-
     from report import RESULT_METRICS, read_run
 
     config, summary = (read_json(folder / name) or {} for name in ("config.json", "summary.json"))
@@ -567,388 +530,19 @@ def record_result(sweep, folder, status):
     row |= {key: found.get(key) for key in RESULT_METRICS}
     if "run_cap" in search and (values := history(folder, search["metric"]["name"])):
         steps = dict.fromkeys([*bands(search.get("early_terminate"), len(values)), len(values)])
-        row |= {"objective": repr(objective(search, values))}
-        row |= {"reports": " ".join(f"{step}:{values[step - 1]!r}" for step in steps)}
+        reports = " ".join(f"{step}:{values[step - 1]!r}" for step in steps)
+        row |= {"objective": repr(objective(search, values)), "reports": reports}
     row |= {f"data_{key}": config.get("data", {}).get(key) for key in ("source", "sha256")}
-    row |= {"metrics_sha256": summary.get("metrics_sha256"), "git": made_by(config)}
+    row |= {"metrics_sha256": summary.get("metrics_sha256"), "git": record.made_by(config)}
     row |= {key: config.get("machine", {}).get(key) for key in ("host", "cpu")}
     row |= {"recorded": time.strftime("%Y-%m-%dT%H:%M:%S")}
     table = pandas.DataFrame([{k: "" if v is None else str(v) for k, v in row.items()}])
     path.parent.mkdir(parents=True, exist_ok=True)
     STATE.mkdir(exist_ok=True)
-    with FileLock(STATE / f"{path.stem}.results.lock"):
+    with engine.FileLock(STATE / f"{path.stem}.results.lock"):
         rows = read_csv(path)
         table = pandas.concat([rows[rows["id"] != folder.name], table]) if len(rows) else table
         write_atomically(path, table.fillna("").to_csv(index=False, lineterminator="\n"))
-
-
-# -------------------------------------------------------------------------------------------------- its queue (Optuna)
-# One trial is one run for its whole life. It is WAITING, then RUNNING with a holder that beats, then COMPLETE
-# (finished), PRUNED (stopped early) or FAIL. A stopped run goes back to WAITING, a dead agent's run changes its holder:
-# no run is ever copied, so none can run twice. Every change of hands happens under one lock (a file's or PostgreSQL's),
-# in a single write, so that a kill -9 anywhere leaves either the old state or the new one. Measured with
-# tests/test_sweep_queue.py; SQLite is refused: 5 agents on it ran 15 of 225 points twice.
-
-
-class FileLock:
-    """An exclusive lock that the kernel drops when its process dies: Optuna's own lock files block everybody for 30 s.
-
-    With a journal: whoever has the lock cuts an unfinished last line, left by a crash: nobody could read what follows.
-    """
-
-    def __init__(self, path, journal=None):
-        self.path, self.journal = path, journal
-
-    def acquire(self):
-        file = open(self.path, "a")  # noqa: SIM115  held until release()
-        lock(file, fcntl.LOCK_EX)
-        self.file = file
-        if self.journal and self.journal.stat().st_size:
-            with open(self.journal, "rb+") as journal:
-                journal.seek(-1, os.SEEK_END)
-                if journal.read() != b"\n":
-                    journal.seek(0)
-                    journal.truncate(journal.read().rfind(b"\n") + 1)
-                    print(f"{self.journal}: cut an unfinished last line, left by a crash", file=sys.stderr)
-        return True
-
-    def release(self, *error):
-        self.file.close()
-
-    __enter__, __exit__ = acquire, release
-
-
-def bands(rule, n):
-    """W&B's hyperband: the bands up to n logged values, min_iter * eta^k; none without a rule (early_terminate)."""
-    found, band = [], rule["min_iter"] if rule else n + 1
-    while band <= n:
-        found.append(int(band))
-        band *= rule.get("eta", 3)
-    return list(dict.fromkeys(found))
-
-
-def hyperband_stops(values, pool, rule):
-    """W&B's decision (its package sweeps 0.3.0) to stop a run.
-
-    values: the metric as logged so far, lower is better; pool(band): the values of all runs, this one included, that
-    have logged at least `band` of them, at the band. Stop if the value at the last band (strict; else the best so far)
-    is above the int(n / eta)-th smallest of the n.
-    """
-    if not (passed := bands(rule, len(values))):
-        return False
-    others = sorted(pool(passed[-1]))
-    value = values[passed[-1] - 1] if rule.get("strict") else min(values)
-    return value > others[int(1 / rule.get("eta", 3) * len(others))]
-
-
-def distributions(parameters, grid=False):
-    """Optuna's distribution of each parameter that varies; the constant ones stay out of its search."""
-    most = 100 if grid else math.inf  # each trial repeats its distributions: a long list would make the journal huge
-    lists = {k: p["values"] for k, p in parameters.items() if 1 < len(p.get("values", [])) <= most}
-    found = {k: CategoricalDistribution(values) for k, values in lists.items()}
-    for k, p in parameters.items():
-        if not {"value", "values"} & set(p):
-            low, high = p["min"], p["max"]
-            kind = p.get("distribution", "int_uniform" if isinstance(low, int) and isinstance(high, int) else "uniform")
-            kinds = {"int_uniform": lambda a, b: IntDistribution(a, b), "uniform": FloatDistribution}
-            kinds["log_uniform_values"] = lambda a, b: FloatDistribution(a, b, log=True)
-            need(kind in kinds, f"parameter {k}: distribution {kind} is unknown here; allowed: {', '.join(kinds)}")
-            found[k] = kinds[kind](low, high)
-    return found
-
-
-def redacted(text):
-    """Text without the passwords of the URLs in it."""
-    return re.sub(r"(//[^:@/\s]*):[^@/\s]*@|(password=)[^&\s]*", r"\1\2:***@", str(text))
-
-
-def is_diverged(trial):
-    return trial.user_attrs.get("cause", "").startswith("diverged")
-
-
-def connect(sweep, create):
-    """A sweep's storage in Optuna, and the database behind it, None for a journal in its folder."""
-    if url := sweep.get("storage"):
-        try:
-            database = optuna.storages.RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
-            return optuna.storages.get_storage(database), database
-        except ImportError:
-            raise InputError("STORAGE: psycopg is missing; pip install 'psycopg[binary]'") from None
-        except Exception as error:  # sqlalchemy, psycopg and optuna raise many types for a server that refuses
-            raise InputError(f"STORAGE: the database cannot be used ({redacted(first_line(error))})") from None
-    folder, journal = STATE / sweep["id"], STATE / sweep["id"] / "journal.log"
-    folder.mkdir(parents=True, exist_ok=True)
-    gone = "is gone or empty; create the sweep anew: what is in its results is not run again"
-    need(create or (journal.exists() and journal.stat().st_size), f"{journal}: {gone}")
-    backend = optuna.storages.journal.JournalFileBackend(str(journal), FileLock(folder / "journal.lock", journal))
-    return optuna.storages.JournalStorage(backend), None
-
-
-def damage(sweep):
-    """One line on what is wrong with a queue that Optuna cannot read."""
-    if sweep.get("storage"):
-        return f"SWEEP {sweep['id']}: not in that STORAGE"
-    journal = STATE / sweep["id"] / "journal.log"
-    for k, line in enumerate(journal.read_bytes().splitlines(), 1):
-        try:
-            whole = "op_code" in json.loads(line)
-        except (TypeError, ValueError, RecursionError):
-            whole = False
-        if not whole:
-            keep = f"head -n {k - 1} of it is whole, and what was finished since is in runs/ and found again"
-            return f"{journal}: line {k} is damaged; {keep}"
-    return f"{journal}: is not of this sweep"
-
-
-class StorageAway(OSError):
-    """The database did not come back: exit code 4, and nothing is lost."""
-
-
-def patient(method):
-    """A method of Queue that waits for a database that is away, 15 minutes at most, with a line for each try."""
-
-    @functools.wraps(method)
-    def wrapped(queue, *args, **kwargs):
-        for pause in (1, 2, 4, 8, 15, 30, *[60] * 14, 0):
-            try:
-                return method(queue, *args, **kwargs)
-            except queue.away as error:
-                if not pause:
-                    raise StorageAway(f"STORAGE: the database does not come back ({first_line(error)})") from None
-                say(f"STORAGE: the database is away; trying again in {pause} s ({first_line(error)})")
-            except json.JSONDecodeError:
-                raise InputError(damage(queue.sweep)) from None
-            time.sleep(pause)
-
-    return wrapped
-
-
-class Queue:
-    """The runs of one sweep, as created: id, config, data, storage (None: a journal in its folder)."""
-
-    def __init__(self, sweep, create=False):
-        self.sweep, self.name, self.folder = sweep, sweep["id"], STATE / sweep["id"]
-        self.hold, self.away = None, ()
-        try:
-            self.storage, self.database = connect(sweep, create)
-            how = {"study_name": self.name, "storage": self.storage}
-            if create:
-                goal = sweep["config"]["metric"].get("goal", "minimize")
-                self.study = optuna.create_study(**how, direction=goal, load_if_exists=True)
-            else:
-                self.study = optuna.load_study(**how)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:  # of Optuna: not there, or damaged
-            raise error if isinstance(error, InputError) else InputError(damage(sweep)) from None
-        if self.database:
-            from sqlalchemy.exc import DBAPIError
-
-            self.away = (DBAPIError, optuna.exceptions.StorageInternalError)
-        (self.folder / "held").mkdir(parents=True, exist_ok=True)
-        if "config" not in sweep:  # joined from another machine: the sweep travels with Optuna's study
-            self.sweep = self.study.user_attrs["sweep"] | {"storage": sweep["storage"]}
-        self.config = self.sweep["config"]
-        boot = Path("/proc/sys/kernel/random/boot_id")
-        disk = (self.folder / "held").stat()  # who shares our kernel and this folder sees by our lock that we live
-        where = [boot.read_text().strip() if boot.exists() else platform.node(), disk.st_dev, disk.st_ino]
-        self.me = {"host": platform.node(), "pid": os.getpid(), "where": where, "token": secrets.token_hex(8)}
-
-    @contextlib.contextmanager
-    def lock(self):
-        """Only one agent at a time changes who works on what."""
-        from sqlalchemy import text
-
-        with self.database.engine.begin() if self.database else FileLock(self.folder / "queue.lock") as held:
-            if self.database:  # dropped at the transaction's end, or the connection's
-                held.execute(text("SELECT pg_advisory_xact_lock(hashtext(:name))"), {"name": self.name})
-            yield
-
-    def fill(self, points, known=()):
-        """Put the points of a grid into the queue, in order, or what a search knows already, and the sweep beside them.
-
-        A known trial has no run: nobody will run it, and it is not counted."""
-        space = distributions(self.config["parameters"], self.config["method"] == "grid")
-        self.study.add_trials(known)
-        for k, point in enumerate(points):
-            params = {"params": {name: point[name] for name in space}, "distributions": space}
-            run = {"run": {"id": self._run_id(k), "point": point}}
-            self.study.add_trial(create_trial(state=TrialState.WAITING, user_attrs=run, **params))
-        self.study.set_user_attr("sweep", {k: v for k, v in self.sweep.items() if k != "storage"})
-
-    def _run_id(self, k):
-        return hashlib.sha256(f"{self.name}/{k}".encode()).hexdigest()[:8]
-
-    def trials(self, *states):
-        """The runs, by their last trial; without a search's point that an agent died over before it was complete."""
-        runs = {t.user_attrs["run"]["id"]: t for t in self.study.get_trials(False) if "run" in t.user_attrs}
-        return [t for t in runs.values() if not states or t.state in states]
-
-    def pool(self, band):
-        """The values of all runs at a band."""
-        known = [t for t in self.study.get_trials(False) if "run" not in t.user_attrs]
-        return [t.intermediate_values[band] for t in known + self.trials() if band in t.intermediate_values]
-
-    def retry(self):
-        """Queue what failed again, as the same run, so with its checkpoint: as a new trial, for an old one is over."""
-        with self.lock():
-            failed = [t for t in self.trials(TrialState.FAIL) if not is_diverged(t)]
-            for t in failed:
-                how = {"params": t.params, "distributions": t.distributions, "user_attrs": {"run": t.user_attrs["run"]}}
-                self.study.add_trial(create_trial(state=TrialState.WAITING, **how))
-        return len(failed)
-
-    def get(self, trial):
-        return self.storage.get_trial(trial._trial_id)
-
-    def note(self, trial, **attributes):
-        for key, value in attributes.items():
-            self.storage.set_trial_user_attr(trial._trial_id, key, value)
-
-    def _set(self, trial, state, value=None):
-        self.storage.set_trial_state_values(trial._trial_id, state, None if value is None else [value])
-
-    def is_alive(self, trial):
-        """Whether a run's holder lives. Of one that shares our kernel and folder its lock tells; of others the beat."""
-        held = trial.user_attrs["held"]
-        here = held.get("where") == self.me["where"]
-        return is_locked(self.folder / "held" / str(trial.number)) if here else time.time() - held["beat"] < GRACE
-
-    @patient
-    def claim(self):
-        """Take a run: a dead agent's first, then the first one waiting, then a new point. None: there is none now."""
-        with self.lock():
-            if self.study.user_attrs.get("stopped"):
-                return None
-            trials = self.trials()  # once: each look at a database costs many queries
-            running = [t for t in trials if t.state == TrialState.RUNNING]
-            for trial in running:  # the database took our claim, and its answer was lost
-                if trial.user_attrs["held"].get("token") == self.me["token"]:
-                    return self._take(trial)
-            for trial in (t for t in running if not self.is_alive(t)):
-                died = "its agent died ({host}, pid {pid})".format(**trial.user_attrs["held"])
-                if not self._put_back(trial, died, TrialState.RUNNING):
-                    return self._take(trial)
-            waiting = [t for t in trials if t.state == TrialState.WAITING]
-            first = min(
-                waiting, key=lambda t: len(t.user_attrs.get("ends", [])), default=None
-            )  # what crashed comes last
-            return self._take(first) if first else self._ask(len(trials))
-
-    def _take(self, trial):
-        folder = self.folder / "held" / str(trial.number)
-        folder.mkdir(exist_ok=True)
-        if self.hold:
-            self.hold.release()
-        self.hold = FileLock(folder / "lock")
-        self.hold.acquire()
-        self.note(trial, held=self.me | {"beat": time.time()})  # before the state: a RUNNING run always has its holder
-        if trial.state == TrialState.WAITING:
-            self._set(trial, TrialState.RUNNING)
-        return self.get(trial)
-
-    def _ask(self, runs):
-        """A search's next point. The sampler's seed is the run's id: no two agents or searches draw alike."""
-        if self.config["method"] == "grid" or runs >= self.sweep["runs"]:
-            return None
-        seed = int(self._run_id(len(self.study.get_trials(False))), 16)
-        tpe = {"multivariate": True, "constant_liar": True, "n_startup_trials": 10}
-        samplers = optuna.samplers
-        kind, how = (samplers.TPESampler, tpe) if self.config["method"] == "bayes" else (samplers.RandomSampler, {})
-        self.study.sampler = kind(seed=seed, **how)
-        trial = self._take(self.get(self.study.ask(distributions(self.config["parameters"]))))
-        run = {"id": self._run_id(trial.number), "point": corners(self.config)[0] | trial.params}
-        self.note(trial, run=run)  # last: with it, the point counts
-        return self.get(trial)
-
-    def is_ours(self, trial):
-        """Whether we still hold a run. False: we were taken for dead (suspended), and another agent has the run."""
-        now = self.get(trial)
-        return now.state == TrialState.RUNNING and now.user_attrs["held"].get("token") == self.me["token"]
-
-    def beat(self, trial):
-        """Say that this agent lives. False: the run is no longer its own."""
-        with self.lock():
-            ours = self.is_ours(trial)
-            if ours:
-                self.note(trial, held=self.me | {"beat": time.time()})
-            return ours
-
-    @patient
-    def end(self, trial, state, value=None, **notes):
-        """The run is over (COMPLETE, PRUNED, FAIL) or to be continued (WAITING), unless another agent has it by now."""
-        with self.lock():
-            if self.is_ours(trial):
-                self.note(trial, **notes)
-                self._set(trial, state, value)
-            self.hold.release()
-
-    @patient
-    def put_back(self, trial, how):
-        """The run crashed, or cannot start: back into the queue, or given up. Returns True if given up."""
-        with self.lock():
-            self.hold.release()
-            return self.is_ours(trial) and self._put_back(trial, how, TrialState.WAITING)
-
-    def _put_back(self, trial, how, state):
-        ends = [*self.get(trial).user_attrs.get("ends", []), how]
-        given_up = sum(end.startswith("crashed") for end in ends) >= CRASHES or len(ends) >= DEATHS
-        cause = {"cause": f"given up after {len(ends)} tries: {how.removeprefix('crashed: ')}"} if given_up else {}
-        self.note(trial, ends=ends, **cause)
-        if given_up or state == TrialState.WAITING:
-            self._set(trial, TrialState.FAIL if given_up else state)
-        return given_up
-
-    @patient
-    def is_busy(self):
-        """Whether a run is still going: its agent may yet die, so the others stay."""
-        return bool(self.trials(TrialState.RUNNING)) and not self.study.user_attrs.get("stopped")
-
-
-class WandbQueue(Queue):
-    """The runs of a W&B sweep that this folder has taken. W&B's server hands them out, and its hyperband stops them;
-    what was interrupted it does not hand out again: for that they are in a queue of our own.
-
-    _register_agent and _agent_heartbeat are what `wandb agent` itself calls, private to wandb 0.31, which is pinned.
-    """
-
-    def __init__(self, sweep):
-        super().__init__(sweep, create=True)
-        self.agent, self.mine, self.asked, self.over = None, None, -math.inf, False
-
-    def _heartbeat(self, *running):
-        """Tell the server which runs this agent works on. Returns the server's commands."""
-        import wandb
-        from wandb.apis.public.sweeps import _agent_heartbeat, _register_agent
-
-        if self.agent is None:
-            self.api, (entity, project, name) = wandb.Api(), self.sweep["path"].split("/")
-            where = {"sweep_id": name, "project": project, "entity": entity}
-            self.agent = _register_agent(self.api, platform.node(), **where)["id"]
-        return _agent_heartbeat(self.api, self.agent, {}, dict.fromkeys(running, True))
-
-    def _ask(self, runs):
-        if self.over or time.monotonic() < self.asked + 5:  # as often as `wandb agent` asks
-            return None
-        for command in self._heartbeat():
-            self.over |= command["type"] == "exit"
-            if command["type"] in ("run", "resume"):
-                self.mine = command["run_id"]
-                run = {"id": self.mine, "point": {k: v["value"] for k, v in command["args"].items()}}
-                self.study.add_trial(create_trial(state=TrialState.WAITING, user_attrs={"run": run}))
-                return self._take(self.trials(TrialState.WAITING)[-1])
-        self.asked = time.monotonic()
-
-    def beat(self, trial):
-        run_id = trial.user_attrs["run"]["id"]
-        if run_id == self.mine and any(command["type"] == "stop" for command in self._heartbeat(run_id)):
-            self.note(trial, stops=True)
-        return super().beat(trial)
-
-    def is_busy(self):
-        return not self.over or super().is_busy()
-
-
-def queue_of(sweep):
-    return WandbQueue(sweep) if sweep["backend"] == "wandb" else Queue(sweep)
 
 
 # ----------------------------------------------------------------- an agent: claim a run, start it, watch it, settle it
@@ -993,7 +587,7 @@ def work(sweeps, env, agent, count=None, patience=math.inf, leave=False):
                 start(attempt, env)
                 watch(attempt, patience)
                 settle(attempt)
-            except StorageAway:
+            except engine.StorageAway:
                 raise
             except Exception as error:  # about one run: it ends this try, not the agent
                 give_up(attempt, error)
@@ -1012,18 +606,14 @@ def give_up(a, error):
     if a.child and a.child.poll() is None:
         a.child.kill()
         a.child.wait()
-    if isinstance(error, OSError):
-        a.code = 4
-        a.queue.end(a.trial, TrialState.WAITING)
-    else:
-        a.queue.put_back(a.trial, f"crashed: {first_line(error)}")
+    a.code = 4 if isinstance(error, OSError) else a.code
+    a.queue.end(a.trial, TrialState.WAITING, tried=None if a.code == 4 else f"crashed: {first_line(error)}")
     a.say(f"cannot go on: {first_line(error)}" + ("; this agent stops" if a.code == 4 else ""))
 
 
 def claim(queues, agent):
     """An Attempt at the first run there is, or None."""
-    found = next(((queue, trial) for queue in queues if (trial := queue.claim())), None)
-    return Attempt(*found, agent) if found else None
+    return next((Attempt(queue, trial, agent) for queue in queues if (trial := queue.claim())), None)
 
 
 def start(a, env):
@@ -1050,8 +640,8 @@ def start(a, env):
         # in a group of its own, out of reach of the terminal's Ctrl-C
         group = {"process_group": 0, "preexec_fn": lambda: die_with(parent, signal.SIGKILL)}
         a.child = subprocess.Popen(command, env=env, **streams, **group)
-    varied = {k: a.point[k] for k, p in a.queue.config["parameters"].items() if len(levels(p)) > 1 and k in a.point}
-    point = " ".join(f"{k}={v:.6g}" if isinstance(v, float) else f"{k}={v}" for k, v in varied.items())
+    varied = [k for k, p in a.queue.config["parameters"].items() if len(levels(p)) > 1 and k in a.point]
+    point = " ".join(f"{k}={v:.6g}" if isinstance(v := a.point[k], float) else f"{k}={v}" for k in varied)
     a.say(f"{verb}: {point} (log: {a.log})")
 
 
@@ -1062,7 +652,7 @@ def watch(a, patience=math.inf):
         with contextlib.suppress(subprocess.TimeoutExpired):
             a.code = a.child.wait(0.5)
         try:
-            if time.monotonic() > beaten + min(BEAT, 5 if isinstance(a.queue, WandbQueue) else BEAT):
+            if time.monotonic() > beaten + min(engine.BEAT, 5 if isinstance(a.queue, engine.WandbQueue) else math.inf):
                 beaten = time.monotonic()
                 a.lost = not a.queue.beat(a.trial)
                 quiet, usual = silence(a.folder)
@@ -1093,55 +683,59 @@ def silence(folder):
 def report_growth(a):
     """Report to the queue what metrics.csv has grown by. Returns whether hyperband stops the run."""
     queue, config, known = a.queue, a.queue.config, a.trial.intermediate_values
-    if isinstance(queue, WandbQueue):  # the program reports to the server, and the server decides
+    if isinstance(queue, engine.WandbQueue):  # the program reports to the server, and the server decides
         return queue.get(a.trial).user_attrs.get("stops", False)
     sign, rule = -1 if config["metric"].get("goal") == "maximize" else 1, config.get("early_terminate")
     try:
-        values = [sign * v for v in history(a.folder, config["metric"]["name"])]
+        values = history(a.folder, config["metric"]["name"])
     except (InputError, ValueError):  # damaged by a crash: the program mends it as it starts
         return False
     every = max(1, int(a.point.get("n_epochs", REPORTS)) // REPORTS)
     new = sorted({*range(every, len(values) + 1, every), *bands(rule, len(values))} - set(known))
     for step in new:  # each is an fsync
-        queue.storage.set_trial_intermediate_value(a.trial._trial_id, step, sign * values[step - 1])
-    stops = bool(rule and new) and hyperband_stops(values, lambda band: [sign * v for v in queue.pool(band)], rule)
+        queue.storage.set_trial_intermediate_value(a.trial._trial_id, step, values[step - 1])
     known |= {step: values[step - 1] for step in new}
-    return stops
+    signed = [sign * v for v in values]
+    return bool(rule and new) and engine.hyperband_stops(
+        signed, lambda band: [sign * v for v in queue.pool(band)], rule
+    )
 
 
 def settle(a):
     """Write down what came of the run: a row if it is over, else back into the queue; and a line that says so."""
-    queue, config, metric, tail = a.queue, a.queue.config, a.queue.config["metric"]["name"], last_line(a.log)
+    queue, config, metric = a.queue, a.queue.config, a.queue.config["metric"]["name"]
+    said = a.log.read_text(errors="replace").splitlines() if a.log.exists() else ["no log"]
+    tail = ([line for line in said if line.strip() and line[:2] != "$ "] or ["it printed nothing"])[-1][:200]
     summary, values = read_json(a.folder / "summary.json") or {}, history(a.folder, metric)
-    if a.code in (130, 143) and not stop_level() and isinstance(queue, WandbQueue) and "early_terminate" in config:
+    if (
+        a.code in (130, 143)
+        and not stop_level()
+        and isinstance(queue, engine.WandbQueue)
+        and "early_terminate" in config
+    ):
         a.stopped_early = True  # the server told the program itself
     status = summary.get("status") or ("stopped early" if a.stopped_early else None)
-    then = sha256_of(queue.sweep, a.point)
-    now = (read_json(a.folder / "config.json") or {}).get("data", {}).get("sha256")
-    if status and then and now and now != then:  # the designs were replaced while agents were at work
+    if status and (other := other_designs(queue.sweep, a.folder)):  # they were replaced while agents were at work
         kept, status, a.code = queue.folder / f"{a.id}.other-designs", None, 2
         shutil.move(a.folder, kept.with_suffix(f".{secrets.token_hex(2)}") if kept.exists() else kept)
-        tail = f"its designs are {str(now)[:12]}, the sweep's {then[:12]}; the run is in {kept}, and not recorded"
+        tail = f"{other}; the run is in {kept}, and not recorded"
     if a.lost:
         outcome = "taken over by another agent, while this machine was suspended"
         queue.hold.release()
     elif status in OVER:
         record_result(queue.sweep, a.folder, status)
-        value, state = values[-1] if values else None, TrialState.PRUNED
-        outcome = (
-            f"diverged: {summary.get('cause')}" if status == "diverged" else f"finished without a value of {metric}"
-        )
-        if status == "finished" and values:
-            value, state = objective(config, values), TrialState.COMPLETE
+        state, value, outcome = TrialState.FAIL, None, f"diverged: {summary.get('cause')}"
+        if status == "stopped early":
+            state, value, outcome = TrialState.PRUNED, (values or [None])[-1], "stopped early by hyperband"
+        elif status == "finished" and values:
+            state, value = TrialState.COMPLETE, objective(config, values)
             outcome = f"finished, {metric} {value:.6g} with {summary.get('active_dims')} dims"
-        elif status == "stopped early":
-            outcome = "stopped early by hyperband"
-        else:
-            value, state = None, TrialState.FAIL
+        elif status == "finished":
+            outcome = f"finished without a value of {metric}"
         queue.end(a.trial, state, value, **({"cause": outcome} if state == TrialState.FAIL else {}))
     elif a.code == 2:
         # most likely this machine's fault, so others may try: but a run that nobody can start must not stay for ever
-        queue.put_back(a.trial, f"cannot start: {tail}")
+        queue.end(a.trial, TrialState.WAITING, tried=f"cannot start: {tail}")
         outcome = f"cannot start, and this agent stops: {tail}"
     elif a.code in (4, None, 130, 143, -signal.SIGINT, -signal.SIGTERM) or a.killed:
         queue.end(a.trial, TrialState.WAITING)
@@ -1149,12 +743,11 @@ def settle(a):
         outcome = full if a.code == 4 else "stopped; the next agent continues it"
     else:
         cause = a.hung or f"{ending(a.code)}: {tail}"
-        if not values:  # if another point crashed alike before its first epoch, all would: it is not the point
-            a.code = 2 if cause in CRASHED.values() and CRASHED.get(a.id) != cause else a.code
-            CRASHED[a.id] = cause
-        given_up = queue.put_back(a.trial, f"crashed: {cause}")
+        given_up = queue.end(a.trial, TrialState.WAITING, tried=f"crashed: {cause}")
         outcome = f"crashed ({cause})" + (", and given up" if given_up else ", will be tried again")
-        outcome += "; two points have crashed alike before their first epoch: this agent stops" if a.code == 2 else ""
+        if not values and cause in CRASHED.values() and CRASHED.get(a.id) != cause:  # it is not the point: all would
+            a.code, outcome = 2, f"{outcome}; two points have crashed alike before their first epoch: this agent stops"
+        CRASHED.update({} if values else {a.id: cause})
     a.say(outcome)
 
 
@@ -1164,27 +757,18 @@ def ending(code):
     return f"killed (signal {-code}{memory})" if code < 0 else f"exit code {code}"
 
 
-def last_line(log):
-    text = log.read_text(errors="replace") if log.exists() else "no log"
-    lines = [line for line in text.splitlines() if line.strip() and line[:2] != "$ "]
-    return lines[-1][:200] if lines else "it printed nothing"
-
-
 def surroundings(slot, agents):
     """The environment of agent `slot` of `agents`: its share of the cores, one GPU of those there are, this Python."""
     env = dict(os.environ, PATH=os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", os.defpath)]))
     available = min(cores(), int(env.get("SLURM_CPUS_PER_TASK", cores())))  # where Slurm does not confine its tasks
     env.setdefault("OMP_NUM_THREADS", str(max(1, available // agents)))
-    named = env["CUDA_VISIBLE_DEVICES"].split(",") if "CUDA_VISIBLE_DEVICES" in env else gpus()
-    return env | ({"CUDA_VISIBLE_DEVICES": named[slot % len(named)]} if named and named[0] else {})
-
-
-def gpus():
-    """What CUDA_VISIBLE_DEVICES may name here: MIG slices, of which CUDA shows a process only the first, or numbers."""
     listed = ""
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30).stdout
-    return re.findall(r"UUID: (MIG-[^)\s]+)", listed) or list(map(str, range(torch.cuda.device_count())))
+    slices = re.findall(r"UUID: (MIG-[^)\s]+)", listed)  # of which CUDA shows a process only the first
+    gpus = slices or list(map(str, range(torch.cuda.device_count())))
+    named = env["CUDA_VISIBLE_DEVICES"].split(",") if "CUDA_VISIBLE_DEVICES" in env else gpus
+    return env | ({"CUDA_VISIBLE_DEVICES": named[slot % len(named)]} if named and named[0] else {})
 
 
 _prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None  # looked up here: after a fork it may not be
@@ -1205,7 +789,7 @@ def launch(jobs, stagger):
     def run(job):
         os.setpgid(0, 0)
         die_with(parent, signal.SIGTERM)
-        sys.exit(guarded(job))
+        sys.exit(record.guarded("sweep.py", job, cannot="cannot write, or read", shown=redacted))
 
     while (len(processes) < len(jobs) and not stops) or any(p.is_alive() for p in processes):
         if len(processes) < len(jobs) and not stops:
@@ -1240,12 +824,12 @@ def on_wandb(path, read):
 
 def known_sweeps():
     """The sweeps of this folder, oldest first; of one whose sweep.json is damaged only id and "damaged"."""
-    found = {path.parent.name: read_json(path) for path in sorted(STATE.glob("*/sweep.json"))}
-    whole = {"id", "backend", "config", "data", "results", "runs", "created"}
-    for name, sweep in found.items():
-        if not isinstance(sweep, dict) or not whole <= set(sweep):
-            found[name] = {"id": name, "created": "", "damaged": f"{STATE / name / 'sweep.json'}: is damaged"}
-    return sorted(found.values(), key=lambda s: s["created"])
+    found, whole = [], {"id", "backend", "config", "data", "results", "runs", "created"}
+    for path in sorted(STATE.glob("*/sweep.json")):
+        sweep = read_json(path)
+        broken = {"id": path.parent.name, "created": "", "damaged": f"{path}: is damaged"}
+        found.append(sweep if isinstance(sweep, dict) and whole <= set(sweep) else broken)
+    return sorted(found, key=lambda s: s["created"])
 
 
 def load_sweep(name, storage=None):
@@ -1277,10 +861,15 @@ def join_wandb(path):
     return sweep | {"data": prints, "results": f"results/{name.split('_')[0]}.csv", "created": time.strftime(NOW)}
 
 
+def current_names():
+    """The ids in .sweeps/current."""
+    current = STATE / "current"
+    return current.read_text(errors="replace").split() if current.exists() else []
+
+
 def asked(args):
     """The sweeps a command is about, in order: SWEEP=, else the current ones."""
-    current = STATE / "current"
-    names = (args.sweep or (current.read_text(errors="replace") if current.exists() else "")).split()
+    names = args.sweep.split() if args.sweep else current_names()
     need(names, "no current sweep; create one (make sweep-01), or name one of `make list`: SWEEP=")
     found = [load_sweep(name, args.storage) for name in names]
     mixed = len({s["backend"] for s in found}) > 1
@@ -1314,19 +903,15 @@ def agent(args):
 
 
 def rebuild_rows(sweep):
-    """Put the runs that are over and have a folder here, but no row any more, or not yet here, into results/NN.csv."""
-    have = {row["id"] for row in read_csv(Path(sweep["results"])).to_dict("records")}
-    kinds = {TrialState.COMPLETE: "finished", TrialState.PRUNED: "stopped early", TrialState.FAIL: "diverged"}
-    added = 0
-    for t in queue_of(sweep).trials(*kinds):
-        run = t.user_attrs["run"]
-        folder = Path(run["point"].get("out", "runs")) / run["id"]
-        if (
-            run["id"] not in have
-            and (folder / "config.json").exists()
-            and (t.state != TrialState.FAIL or is_diverged(t))
-        ):
-            record_result(sweep, folder, kinds[t.state])
+    """Put the runs that are over and have a folder in runs/, but no row, into results/NN.csv. Returns how many."""
+    have, added = {row["id"] for row in read_csv(Path(sweep["results"])).to_dict("records")}, 0
+    early = {t.user_attrs["run"]["id"] for t in queue_of(sweep).trials(TrialState.PRUNED)} if "backend" in sweep else ()
+    for path in sorted(Path("runs").glob("*/config.json")):
+        config, folder = read_json(path), path.parent
+        status = "stopped early" if folder.name in early else record.status(folder)
+        of_it = isinstance(config, dict) and config.get("sweep") == sweep["id"] and not other_designs(sweep, folder)
+        if of_it and status in OVER and folder.name not in have:
+            record_result(sweep, folder, status)
             added += 1
     if added:
         say(f"{sweep['results']}: {added} rows were not there; made again from the runs' folders")
@@ -1334,35 +919,31 @@ def rebuild_rows(sweep):
 
 
 def rebuild(args):
-    """Make the rows of results/NN.csv that are missing again, from the folders in runs/, of which .sweeps may be gone."""
-    known = {sweep["id"] for sweep in known_sweeps()}
-    if not args.sweep or any(name.startswith(args.sweep) for name in known):
-        for sweep in asked(args):
-            rebuild_rows(sweep) or print(f"{sweep['results']}: has all rows of {sweep['id']}")
-        return
-    configs = {path.parent: read_json(path) for path in Path("runs").glob("*/config.json")}
-    folders = {folder: str(config.get("sweep")) for folder, config in configs.items() if isinstance(config, dict)}
-    over = {f: name for f, name in folders.items() if name.startswith(args.sweep) and record.status(f) in OVER}
-    need(over, f"SWEEP {args.sweep}: unknown, and no finished run in runs/ is of it")
-    for folder, name in sorted(over.items()):
-        results = f"results/{name.rpartition('-')[0].split('_')[0]}.csv"
-        record_result({"id": name, "results": results}, folder, record.status(folder))
-        print(f"{results}: {folder.name}, {record.status(folder)}")
+    """Make the rows of results/NN.csv that are missing again, from the folders in runs/; .sweeps may be gone."""
+    if not args.sweep or any(sweep["id"].startswith(args.sweep) for sweep in known_sweeps()):
+        sweeps = asked(args)
+    else:
+        configs = [read_json(path) for path in sorted(Path("runs").glob("*/config.json"))]
+        names = {str(config.get("sweep")) for config in configs if isinstance(config, dict)}
+        results = {name: f"results/{name.rpartition('-')[0].split('_')[0]}.csv" for name in sorted(names)}
+        sweeps = [{"id": k, "results": v, "data": {}} for k, v in results.items() if k.startswith(args.sweep)]
+        need(sweeps, f"SWEEP {args.sweep}: unknown, and no run in runs/ is of it")
+    for sweep in sweeps:
+        rebuild_rows(sweep) or print(f"{sweep['results']}: has all rows of {sweep['id']}")
 
 
 def outcomes(sweep):
     """What has become of each run of a sweep: {run id: dict of kind, problem, value, seconds, cause, folder}."""
-    kinds = {TrialState.COMPLETE: "finished", TrialState.PRUNED: "stopped early", TrialState.WAITING: "waiting"}
-    queue, found = queue_of(sweep), {}
+    kinds, queue, found = {TrialState.COMPLETE: "finished", TrialState.PRUNED: "stopped early"}, queue_of(sweep), {}
     for t in queue.trials():
-        point, cause = t.user_attrs["run"]["point"], t.user_attrs.get("cause", "")
-        kind = kinds.get(t.state) or ("diverged" if is_diverged(t) else "failed")
-        if t.state == TrialState.RUNNING:
-            kind = "running" if queue.is_alive(t) else "interrupted"
+        run, cause = t.user_attrs["run"], t.user_attrs.get("cause", "")
+        kind = kinds.get(t.state) or ("diverged" if cause.startswith("diverged") else "failed")
+        if t.state in (TrialState.WAITING, TrialState.RUNNING):
+            alive = t.state == TrialState.RUNNING and queue.is_alive(t)
+            kind = "running" if alive else "interrupted" if "held" in t.user_attrs else "waiting"
         seconds = (t.datetime_complete - t.datetime_start).total_seconds() if kind == "finished" else None
-        kind = "interrupted" if kind == "waiting" and "held" in t.user_attrs else kind
-        run = {"kind": kind, "problem": point.get("problem"), "value": t.value, "seconds": seconds, "cause": cause}
-        found[t.user_attrs["run"]["id"]] = run | {"folder": Path(point.get("out", "runs")) / t.user_attrs["run"]["id"]}
+        found[run["id"]] = {"kind": kind, "problem": run["point"].get("problem"), "value": t.value, "seconds": seconds}
+        found[run["id"]] |= {"cause": cause, "folder": Path(run["point"].get("out", "runs")) / run["id"]}
     kinds = {"finished": "finished", "running": "running", "pending": "running"}
     for r in on_wandb(sweep["path"], lambda s: list(s.runs)) if sweep["backend"] == "wandb" else ():
         summary = dict(r.summary)  # of another machine's run; of ours we know more
@@ -1378,10 +959,11 @@ def status(args):
     failed = 0
     for sweep in asked(args):
         runs, metric, total = outcomes(sweep), sweep["config"]["metric"], sweep["runs"]
-        n = {kind: sum(run["kind"] == kind for run in runs.values()) for kind in (*OVER, "running", "interrupted")}
+        n = collections.Counter(run["kind"] for run in runs.values())
         over, failed = sum(n[kind] for kind in OVER), failed + n["failed"]
-        left, kinds = (total or 0) - over - n["running"], ", ".join(f"{n[kind]} {kind}" for kind in OVER)
-        parts = [f"{over}/{total or '?'} over ({kinds})", f"{n['running']} running"]
+        left = (total or 0) - over - n["running"]
+        parts = [f"{over}/{total or '?'} over ({', '.join(f'{n[kind]} {kind}' for kind in OVER)})"]
+        parts.append(f"{n['running']} running")
         if total:
             parts.append(f"{left} left" + (f" ({n['interrupted']} of them interrupted)" if n["interrupted"] else ""))
         done = {k: run for k, run in runs.items() if run["kind"] == "finished" and isinstance(run["value"], NUMBER)}
@@ -1399,15 +981,16 @@ def status(args):
         for k, run in runs.items():
             quiet, usual = silence(run["folder"]) if run["kind"] == "running" and "folder" in run else (0, 0)
             mark = f", {quiet / usual:.0f} times its usual: does it hang?" if usual and quiet > 10 * usual else ""
-            print(f"  running: {k}, last epoch {quiet:.0f} s ago{mark}\n" if usual else "", end="")
-            print(f"  failed: {k} {run['cause']}\n" if run["kind"] in ("failed", "diverged") else "", end="")
+            if usual:
+                print(f"  running: {k}, last epoch {quiet:.0f} s ago{mark}")
+            if run["kind"] in ("failed", "diverged"):
+                print(f"  failed: {k} {run['cause']}")
     args.failures = failed  # the exit code of agents
 
 
 def list_sweeps(args):
     """Every sweep of this folder, newest last; * marks the current ones."""
-    current = (STATE / "current").read_text(errors="replace").split() if (STATE / "current").exists() else []
-    found = known_sweeps()
+    current, found = current_names(), known_sweeps()
     for s in found:
         if "damaged" in s:
             print(f"  {s['id']:45s} {s['damaged']}")
@@ -1440,7 +1023,7 @@ def resume(args):
 def sync(args):
     """Upload what was logged offline and what W&B's server did not take; afterwards, what it holds is compared."""
     runs = {p.parents[1] for p in Path(args.out).glob("*/wandb/*run-2*") if p.is_dir()}
-    lacking = {folder: n for folder in sorted(runs) if not is_locked(folder) and (n := missing_epochs(folder))}
+    lacking = [folder for folder in sorted(runs) if not is_locked(folder) and missing_epochs(folder)]
     if not lacking:
         return print(f"nothing to upload: W&B has every epoch of the {len(runs)} runs in {args.out}/*/wandb")
     logs = [str(p) for folder in lacking for p in sorted(folder.glob("wandb/*run-2*")) if p.is_dir()]
@@ -1478,57 +1061,54 @@ def dashboard(args):
     os.execv(command, [command, sweep["storage"] or str(STATE / sweep["id"] / "journal.log")])
 
 
-guarded = functools.partial(record.guarded, "sweep.py", cannot="cannot write, or read", shown=redacted)
-
-
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
+    every, start = [create, agent, resume, status, list_sweeps, stop, rebuild, sync, dashboard], [agent, resume]
+    subs = {f: commands.add_parser(f.__name__.removesuffix("_sweeps"), help=f.__doc__.splitlines()[0]) for f in every}
+    for function, sub in subs.items():
+        sub.set_defaults(function=function)
+
+    def flag(name, meaning, functions=(create,), **how):
+        for function in functions:
+            subs[function].add_argument(name, help=meaning, **how)
 
     def positive(text):
         if not text.isdecimal() or int(text) < 1:
             raise argparse.ArgumentTypeError("must be at least 1")
         return int(text)
 
-    def command(function, name=None):
-        sub = commands.add_parser(name or function.__name__, help=function.__doc__.splitlines()[0])
-        sub.set_defaults(function=function)
-        which = "sweeps, by the beginning of their ids, or entity/project/id of W&B (the current ones)"
-        if function not in (create, list_sweeps, sync):
-            sub.add_argument("--sweep", help=which)
-        if function not in (list_sweeps, sync):
-            place = "postgresql+psycopg://... where there is no common disk ($STORAGE; else a file journal)"
-            sub.add_argument("--storage", default=os.environ.get("STORAGE"), help=place)
-        return sub.add_argument
-
-    add = command(create)
-    add("sweep", help="01, 01b, 02 ... or a .yaml file")
-    add("--backend", choices=["wandb", "local"], help="(wandb when logged in, else local)")
-    add("--problem", help="only this problem")
-    add("--seeds", type=int, help="only the first so many seeds")
-    add("--epochs", type=int, help="so many epochs; pruning_epoch is scaled by the same factor, and nothing else is")
-    add("--strategy", help="the winner of 01, for the later sweeps")
-    add("--set", metavar='"a=1 b=2,3"', help="fix any flag as it is, or vary it over the values listed")
-    add("--edition", help="results go to results/NN-EDITION.csv (trial, if EPOCHS or SET leave the file's values)")
-    add("--project", help="W&B project (train.py's default)")
-    add("--entity", help="W&B entity (yours)")
-    for add in (command(agent), command(resume)):
-        add("--n", type=positive, default=1, help="agents on this machine (1)")
-        add("--count", type=positive, help="at most so many runs by each agent")
-        hang = "end a try that has had no epoch for so many times its usual epoch (never)"
-        add("--patience", type=positive, default=math.inf, help=hang)
-        add("--leave", action="store_true", help="leave when no run waits, though some are at work and may come back")
-        add("--changed", action="store_true", help="the code or a version has changed, but no result can: go on")
-    add("--failed", action="store_true", help="try again what failed, too, from its checkpoints")  # resume alone
-    for function, name in ((status, None), (list_sweeps, "list"), (stop, None), (dashboard, None), (rebuild, None)):
-        command(function, name)
-    command(sync)("--out", default="runs", help="folder of the runs (runs)")
+    which = "sweeps, by the beginning of their ids, or entity/project/id of W&B (the current ones)"
+    flag("--sweep", which, [agent, resume, status, stop, rebuild, dashboard])
+    place = "postgresql+psycopg://... where there is no common disk ($STORAGE; else a file journal)"
+    storage = os.environ.get("STORAGE")
+    flag("--storage", place, [create, agent, resume, status, stop, rebuild, dashboard], default=storage)
+    flag("sweep", "01, 01b, 02 ... or a .yaml file")
+    flag("--backend", "(wandb when logged in, else local)", choices=["wandb", "local"])
+    flag("--problem", "only this problem")
+    flag("--seeds", "only the first so many seeds", type=int)
+    flag("--epochs", "so many epochs; pruning_epoch is scaled by the same factor, and nothing else is", type=int)
+    flag("--strategy", "the winner of 01, for the later sweeps")
+    flag("--set", "fix any flag as it is, or vary it over the values listed", metavar='"a=1 b=2,3"')
+    flag("--edition", "results go to results/NN-EDITION.csv (trial, if EPOCHS or SET leave the file's values)")
+    flag("--project", "W&B project (train.py's default)")
+    flag("--entity", "W&B entity (yours)")
+    flag("--n", "agents on this machine (1)", start, type=positive, default=1)
+    flag("--count", "at most so many runs by each agent", start, type=positive)
+    hang = "end a try that has had no epoch for so many times its usual epoch (never)"
+    flag("--patience", hang, start, type=positive, default=math.inf)
+    leave = "leave when no run waits, though some are at work and may come back"
+    flag("--leave", leave, start, action="store_true")
+    changed = "the code or a version has changed, but no result can: go on"
+    flag("--changed", changed, start, action="store_true")
+    flag("--failed", "try again what failed, too, from its checkpoints", [resume], action="store_true")
+    flag("--out", "folder of the runs (runs)", [sync], default="runs")
     args = parser.parse_args(argv)
     if argv is None and args.function in (status, list_sweeps):
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # make status | head -1
-    return guarded(args.function, args)
+    return record.guarded("sweep.py", args.function, args, cannot="cannot write, or read", shown=redacted)
 
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    leave(main())
+    record.leave(main())

@@ -106,7 +106,7 @@ def main():
             summary = {"status": "diverged", "cause": f"epoch {epoch}: nan", "id": folder.name, "epoch": epoch}
             write(folder / "summary.json", summary)
             return 3
-        while epoch == args.end_epoch and args.end == "hang" and not Path("go").exists():
+        while epoch == args.end_epoch and args.end == "hang" and not (stop or Path("go").exists()):
             time.sleep(0.1)
         state = hashlib.sha256(state.encode()).hexdigest()
         value = 0.01 + args.w_v + int(state[:6], 16) / 2**24 / (10 + epoch)

@@ -5,9 +5,9 @@ import contextlib
 import csv
 import functools
 import io
+import multiprocessing
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -16,6 +16,7 @@ import yaml
 from conftest import ROOT
 
 import data
+import report  # noqa: F401  agents would import it for their first row
 import sweep
 
 STUB = ROOT / "tests" / "stub_train.py"
@@ -56,17 +57,41 @@ def states(made):
     return collections.Counter(t.state.name for t in trials(made))
 
 
+class Forked(multiprocessing.get_context("fork").Process):
+    """sweep.py in a fork of this process, as importing takes 8 s of CPU; it does not hear our Ctrl-C."""
+
+    def __init__(self, *arguments, **env):
+        super().__init__()
+        self.arguments, self.env, self.said = arguments, env, Path(f"said-{time.monotonic_ns()}.log").absolute()
+        self.start()
+
+    def run(self):
+        os.setpgid(0, 0)
+        os.environ.update(self.env)
+        for name in [name for name in sys.modules if name.partition(".")[0] == "wandb"]:
+            del sys.modules[name]  # or it would talk through our process's client
+        for stream in (1, 2):
+            os.dup2(os.open(self.said, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
+        sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+        sweep.engine.BEAT = float(self.env.get("SWEEP_BEAT", sweep.engine.BEAT))
+        code = sweep.main(list(self.arguments))
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+    def send_signal(self, number):
+        os.kill(self.pid, number)
+
+
 def start_agents(*flags, **env):
-    """`sweep.py agent`, as a process of its own that does not hear our Ctrl-C."""
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    command = [sys.executable, str(ROOT / "sweep.py"), "agent", *flags]
-    return subprocess.Popen(command, env={**os.environ, **env}, process_group=0, **pipes)
+    return Forked("agent", *flags, **env)
 
 
 def end(agents, code=0):
     """Wait for agents to end with this exit code and no traceback; returns what they said."""
-    said = agents.communicate(timeout=1800)[0]
-    assert agents.returncode == code and "Traceback" not in said, said
+    agents.join(1800)
+    said = agents.said.read_text()
+    assert agents.exitcode == code and "Traceback" not in said, (agents.exitcode, said)
     return said
 
 

@@ -234,7 +234,14 @@ def test_any_damaged_sweep_file(number, tmp_path, monkeypatch):
     (path,) = create.FILES.glob(f"{number}_*.yaml")
     whole = b"\n".join(line for line in path.read_bytes().splitlines() if not line.startswith(b"#"))
     asked = argparse.Namespace(
-        problem=None, seeds=1, epochs=None, strategy=None, set="n_epochs=9", edition=None, project=None, entity=None
+        problem="beams2d",
+        seeds=1,
+        epochs=None,
+        strategy=None,
+        set="n_epochs=9",
+        edition=None,
+        project=None,
+        entity=None,
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(create, "freeze_data", lambda config: {problem: {"sha256": "0"} for problem in data.PROBLEMS})
@@ -245,7 +252,7 @@ def test_any_damaged_sweep_file(number, tmp_path, monkeypatch):
         (tmp_path / "own.yaml").write_bytes(damaged(whole, where, how))
         try:
             path, config = create.read_yaml("own.yaml")
-            record, points, _ = create.plan(path, config, "beams2d", asked, train, "local")
+            record, points, _ = create.plan(path, config, asked, train, "local")
         except ValueError as error:  # what sweep.py takes for bad input: SweepError and InputError among them
             one_line(error)
             return

@@ -372,7 +372,7 @@ def test_a_queue_without_locks_names_the_file(monkeypatch, capsys):
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
     write(seed=[1])
-    monkeypatch.setattr(sweep.fcntl, "flock", no_locks)
+    monkeypatch.setattr(sweep.record.fcntl, "flock", no_locks)
     assert sweep.main(["create", "quick.yaml", "--backend", "local"]) == 4
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and "journal.lock" in said and "no locks on this file system" in said

@@ -28,6 +28,7 @@ from sweep_kit import (
     write,
 )
 
+import record
 import sweep
 from lvae import InputError
 
@@ -141,11 +142,11 @@ def test_rows_that_were_lost_are_made_again():
     assert "4 rows were not there" in work() and len(rows()) == 4 and "has all rows" in says("rebuild")
     shutil.rmtree(".sweeps")
     Path("results/quick.csv").unlink()
-    assert says("rebuild", "--sweep", made["id"]).count("results/quick.csv: ") == 4
+    assert says("rebuild", "--sweep", made["id"]).count("results/quick.csv: 4 rows were not there") == 1
     assert {(row["id"], row["status"], row["val_rec"]) for row in rows()} == {
         (key, row["status"], row["val_rec"]) for key, row in before.items()
     }
-    assert "no finished run in runs/ is of it" in says("rebuild", "--sweep", "other", code=2)
+    assert "no run in runs/ is of it" in says("rebuild", "--sweep", "other", code=2)
 
 
 def test_grids_are_counted_first_and_their_journal_grows_linearly(capsys):
@@ -197,7 +198,7 @@ def test_a_database_that_is_away_is_waited_for(monkeypatch, capsys):
     queue.away = (ConnectionError,)
     monkeypatch.setattr(time, "sleep", naps.append)
 
-    @sweep.patient
+    @sweep.engine.patient
     def ask(queue):
         if isinstance(answer := answers.pop(0), Exception):
             raise answer
@@ -206,7 +207,7 @@ def test_a_database_that_is_away_is_waited_for(monkeypatch, capsys):
     assert ask(queue) == "a run" and naps == [1, 2, 4]
     assert capsys.readouterr().out.count("the database is away; trying again in") == 3
     answers = [ConnectionError("gone")] * 99
-    assert sweep.guarded(ask, queue) == 4 and 600 < sum(naps) < 1200
+    assert record.guarded("sweep.py", ask, queue) == 4 and 600 < sum(naps) < 1200
 
 
 def test_disks_pipes_and_early_signals_end_in_one_line():

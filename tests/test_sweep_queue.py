@@ -152,7 +152,9 @@ def test_agent_stops_where_no_run_could_work():
         made = create(end=[kind], seed=[1, 2])
         assert said in work(code=code) and states(made) == {"WAITING": 2}
     queue = sweep.Queue(create(seed=[1]))
-    assert [queue.put_back(queue.claim(), "cannot start: as asked") for _ in range(10)] == [False] * 9 + [True]
+    assert [queue.end(queue.claim(), TrialState.WAITING, tried="cannot start: as asked") for _ in range(10)] == [
+        False
+    ] * 9 + [True]
 
 
 def test_nohup():
@@ -201,7 +203,7 @@ def test_launcher_passes_signals_on_and_leaves_nobody_behind():
     running = trials(made, TrialState.RUNNING)
     launcher.kill()  # its agents stop resumably, and so do their runs
     wait_until(lambda: not any(queue.is_alive(t) for t in running))
-    launcher.communicate()
+    launcher.join()
     assert states(made) == {"COMPLETE": 2, "WAITING": 2}
     before, launcher = sum(starts().values()), start_agents("--n", "2")
     wait_until(lambda: sum(starts().values()) == before + 2)
@@ -241,7 +243,7 @@ def test_who_is_alive():
     trial = queue.claim()
     assert queue.is_alive(trial) and other.claim() is None and other.is_busy()
     far = {**trial.user_attrs["held"], "where": ["far", 0, 0]}
-    for age, alive in ((sweep.GRACE - 5, True), (sweep.GRACE + 1, False)):
+    for age, alive in ((sweep.engine.GRACE - 5, True), (sweep.engine.GRACE + 1, False)):
         queue.note(trial, held={**far, "beat": time.time() - age})
         assert queue.is_alive(queue.get(trial)) == alive
     queue.hold.release()
@@ -268,7 +270,9 @@ def test_hyperband_decides_as_wandb_does():
         rule = {"min_iter": min_iter, "eta": eta, "strict": strict}
 
         def stops(h, rule=rule, histories=histories):
-            return sweep.hyperband_stops(h, lambda band: [o[band - 1] for o in histories if len(o) >= band], rule)
+            return sweep.engine.hyperband_stops(
+                h, lambda band: [o[band - 1] for o in histories if len(o) >= band], rule
+            )
 
         assert [i for i in range(0, len(histories), 2) if stops(histories[i])] == stopped
 

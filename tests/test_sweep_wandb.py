@@ -10,6 +10,7 @@ import pytest
 from conftest import ROOT
 from sweep_kit import (
     BASE,
+    Forked,
     checkpoints,
     create,
     end,
@@ -24,14 +25,12 @@ from sweep_kit import (
 import sweep
 
 pytestmark = pytest.mark.usefixtures("here")
-SWEEP, KEY = [sys.executable, str(ROOT / "sweep.py")], {"WANDB_API_KEY": "0" * 40}
+KEY = {"WANDB_API_KEY": "0" * 40}
 
 
 def command(*arguments, env, code=0):
     """Run sweep.py to its end; returns what it said."""
-    done = subprocess.run([*SWEEP, *arguments], env={**os.environ, **env}, capture_output=True, text=True, timeout=300)
-    assert done.returncode == code and "Traceback" not in done.stderr, done.stdout + done.stderr
-    return done.stdout
+    return end(Forked(*arguments, **env), code)
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +41,7 @@ def on_wandb(monkeypatch):
 
 def test_agents_on_wandb(wandb_server):
     """Ctrl-C lets the runs finish; SIGTERM stops one resumably, and the next agent continues it under its own id."""
-    write(seed=[1, 2, 3], nap={"value": 0.2})
+    write(seed=[1, 2, 3], end={"value": "hang"})
     said = command("create", "quick.yaml", env=wandb_server.env)
     assert "backend: wandb, since you are logged in" in said and "3 runs" in said
     (on_server,) = wandb_server.sweeps.values()
@@ -51,13 +50,17 @@ def test_agents_on_wandb(wandb_server):
     agents = start_agents("--n", "2", **wandb_server.env)
     wait_until(lambda: len(checkpoints()) == 2)
     agents.send_signal(signal.SIGINT)
+    wait_until(lambda: "finishing the current runs" in agents.said.read_text())
+    Path("go").touch()
     said = end(agents, 130)
+    Path("go").unlink()
     assert "finishing the current runs" in said and "2/3 over (2 finished" in said
     agents = start_agents(**wandb_server.env)
     wait_until(checkpoints)
     agents.send_signal(signal.SIGTERM)
     said = end(agents, 143)
     assert "1 of them interrupted" in said and "0 failed" in said
+    Path("go").touch()
     said = work(**wandb_server.env)
     assert " continued: seed=" in said
     assert "3/3 over (3 finished, 0 stopped early, 0 diverged, 0 failed), 0 running, 0 left" in said
@@ -73,7 +76,7 @@ def test_agents_on_wandb(wandb_server):
     path = f"stub/{on_server['project']}/{on_server['name']}"
     assert "3/3 over (3 finished" in command("status", "--sweep", path, env=wandb_server.env)
     # what is left of a grid, after the points that are in the results, becomes one list of arms
-    write(seed=[1, 2, 3, 4], nap={"value": 0.2})
+    write(seed=[1, 2, 3, 4], end={"value": "hang"})
     assert "3 points are in results/quick.csv already" in command("create", "quick.yaml", env=wandb_server.env)
     assert list(wandb_server.sweeps.values())[-1]["config"]["parameters"]["arm"] == {"values": ["seed=4"]}
 
@@ -133,16 +136,16 @@ def test_offline_runs_of_a_local_sweep_are_uploaded_later(wandb_server):
 
 def test_epochs_that_the_server_did_not_take_are_found_and_uploaded(wandb_server):
     """It answers 403, or as a captive portal does, in mid-run: the run says finished, and the server lacks epochs."""
-    write(seed=[1, 2], nap={"value": 0.2})
+    write(seed=[1, 2], end={"value": "hang"})
     command("create", "quick.yaml", env=wandb_server.env)
     agents = start_agents("--n", "2", **wandb_server.env)
     wait_until(lambda: len(checkpoints()) == 2)
     wandb_server.refuses = True
+    Path("go").touch()
     end(agents)
     assert {row["status"] for row in rows()} == {"finished"}
     assert all(len(run["history"]) < 20 for run in wandb_server.runs.values())
-    done = subprocess.run([*SWEEP, "sync"], env={**os.environ, **wandb_server.env}, capture_output=True, text=True)
-    assert done.returncode == 1 and done.stderr.count("of its epochs; once more: make sync") == 2, done.stderr
+    assert command("sync", env=wandb_server.env, code=1).count("of its epochs; once more: make sync") == 2
     wandb_server.refuses = False
     command("sync", env=wandb_server.env)
     assert all(len(run["history"]) == 20 for run in wandb_server.runs.values())
@@ -170,8 +173,9 @@ LOGINS = [({}, "local"), (KEY, "wandb"), ({"NETRC": "netrc"}, "wandb"), ({**KEY,
 
 
 @pytest.mark.parametrize("env, backend", LOGINS)
-def test_backend_is_wandb_when_logged_in(env, backend):
+def test_backend_is_wandb_when_logged_in(env, backend, monkeypatch):
     Path("netrc").write_text("machine api.test login user password " + "0" * 40)
-    env = {**os.environ, "NETRC": os.devnull, "WANDB_BASE_URL": "http://api.test", "PYTHONPATH": str(ROOT), **env}
-    code = [sys.executable, "-c", "import sweep; print(sweep.choose_backend(None)[0])"]
-    assert subprocess.run(code, env=env, capture_output=True, text=True, timeout=60).stdout.strip() == backend
+    monkeypatch.setattr(sweep.record, "wandb_server", lambda: "http://api.test")
+    for name, value in {"NETRC": os.devnull, **env}.items():
+        monkeypatch.setenv(name, value)
+    assert sweep.choose_backend(None)[0] == backend

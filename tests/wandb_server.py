@@ -17,7 +17,6 @@ import random
 import re
 import sys
 import threading
-import time
 import traceback
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
@@ -392,10 +391,3 @@ def serve():
     finally:
         listener.shutdown()
         listener.server_close()
-
-
-if __name__ == "__main__":  # by hand: prints the environment to set
-    with serve() as running, contextlib.suppress(KeyboardInterrupt):
-        print("\n".join(f"export {k}={v}" for k, v in running.env.items()), flush=True)
-        while True:
-            time.sleep(3600)
