@@ -591,7 +591,8 @@ def open_wandb(args, run, config):
                 with contextlib.suppress(Exception):
                     bounded(wandb.teardown)  # or the second attempt finds the run "in use"
             last = HUNG or attempt == "offline"
-            say(f"cannot log {attempt} ({first_line(error)})" + ("; going on without it" if last else ""))
+            what = "start" if HUNG else f"log {attempt}"
+            say(f"cannot {what} ({first_line(error)})" + ("; going on without it" if last else ""))
             if last:
                 return NoWandb()
         else:
