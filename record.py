@@ -1,7 +1,7 @@
-"""The record of a run: its folder, lock, CSV files, checkpoints, and W&B. train.py writes every file of a run through this.
+"""The record of a run: its folder, lock, CSV files, checkpoints, and W&B. train.py writes its files through it.
 
-runs/<id>/config.json       flags, data fingerprint, versions, machine; extended: where a larger n_epochs came in, if one did
-runs/<id>/metrics.csv       one row an epoch (COLUMNS; what each means stands in the README)
+runs/<id>/config.json       flags, data fingerprint, versions, machine; extended: where n_epochs grew, if it did
+runs/<id>/metrics.csv       one row an epoch (COLUMNS; docs/records.md says what each means)
 runs/<id>/pruning.csv       one row a proposal (PRUNING_COLUMNS)
 runs/<id>/summary.json      written last: the run is finished
 runs/<id>/checkpoint.pt     while running, with the one before it in checkpoint_previous.pt
@@ -15,7 +15,6 @@ import hashlib
 import importlib.metadata
 import io
 import json
-import math
 import netrc
 import os
 import platform
@@ -25,44 +24,26 @@ import subprocess
 import sys
 import threading
 import zipfile
+from concurrent.futures import Future
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import torch
 
-from data import reachable
 from lvae import InputError, first_line
+from tools.hub import ask
 
-COLUMNS = [
-    "epoch",
-    "rec_loss",
-    "vol_loss",
-    "total_loss",
-    "val_rec",
-    "val_vol_loss",
-    "val_total_loss",
-    "active_dims",
-    "w_v",
-    "pruned",
-]
-COLUMNS += ["val_rec_pruned", "epoch_seconds"]
+COLUMNS = ["epoch", "rec_loss", "vol_loss", "total_loss", "val_rec", "val_vol_loss", "val_total_loss", "active_dims"]
+COLUMNS += ["w_v", "pruned", "val_rec_pruned", "epoch_seconds"]
 PRUNING_COLUMNS = ["epoch", "proposed", "k_consecutive", "recon_tol", "cooldown", "cap", "floor"]
 PRUNING_COLUMNS += ["pruned", "trimmed", "restored", "dims", "std"]
 # Flags that do not change what a run computes: a checkpoint continues under others. `n_epochs` may grow, too.
-FREE_FLAGS = (
-    "out",
-    "resume",
-    "config",
-    "wandb",
-    "wandb_project",
-    "wandb_entity",
-    "device",
-    "figure_every",
-    "checkpoint_every",
-)
-FREE_FLAGS += ("save_model", "test", "arm")  # an arm is compared by the flags that it sets
+FREE_FLAGS = ("out", "resume", "config", "wandb", "wandb_project", "wandb_entity", "device", "figure_every")
+FREE_FLAGS += ("checkpoint_every", "save_model", "test", "arm")  # an arm is compared by the flags that it sets
 # Flags with a value that leaves the choice to the machine; a run that continues keeps the choice made at its start.
 AUTO = {"threads": 0, "precision": "auto"}
+
+# ---- Files -----------------------------------------------------------------------------------------------------------
 
 
 def write_atomically(path, data):
@@ -81,24 +62,52 @@ def write_atomically(path, data):
 
 def to_json(value):
     """JSON text with infinities and NaN as strings ("inf"), which every JSON reader takes."""
-
-    def plain(v):
-        if isinstance(v, dict):
-            return {k: plain(x) for k, x in v.items()}
-        if isinstance(v, list | tuple):
-            return [plain(x) for x in v]
-        return str(v) if isinstance(v, float) and not math.isfinite(v) else v
-
-    return json.dumps(plain(value), indent=1) + "\n"
+    plain = json.loads(json.dumps(value), parse_constant=lambda name: str(float(name)))
+    return json.dumps(plain, indent=1) + "\n"
 
 
-def different_flags(old, new):
-    """Names of the flags whose values forbid that a run of flags `old` is continued with flags `new`."""
-    old, new = json.loads(to_json(old)), json.loads(to_json(new))
-    different = [
-        k for k in new if k not in FREE_FLAGS and k != "n_epochs" and old.get(k) != new[k] and new[k] != AUTO.get(k)
-    ]
-    return different + (["n_epochs"] if new["n_epochs"] < old.get("n_epochs", 0) else [])
+def read_text(path):
+    """The text of a file. OSError for what is none: a pipe or a device may never end."""
+    path = Path(path)
+    if path.exists() and not path.is_file():
+        raise OSError(f"{path} is not a file")
+    return path.read_text()
+
+
+def read_json(path):
+    """The value in a JSON file; None where it is missing, damaged or nested too deep."""
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        return json.loads(read_text(path))
+    return None
+
+
+def read_csv(path):
+    """A CSV as a DataFrame of strings, "" where a cell is empty; an empty frame where there is no file. InputError.
+
+    A last line without its end is left out: somebody is writing it, or was killed.
+    """
+    import pandas
+
+    path = Path(path)
+    try:
+        text = path.read_text() if path.exists() else ""
+        rows = list(csv.reader(io.StringIO(text[: text.rfind("\n") + 1])))
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: is not UTF-8; save it as CSV in UTF-8") from None
+    except csv.Error as error:
+        raise InputError(f"{path}: is no CSV ({error}); delete or mend it") from None
+    for i, row in enumerate(rows, 1):
+        if len(row) != len(rows[0]) or "\0" in "".join(row):
+            what = f"line {i} has {len(row)} cells, the header {len(rows[0])}, or NUL bytes"
+            raise InputError(f"{path}: {what}; delete or mend the line")
+    if rows and ";" in rows[0][0] and len(rows[0]) == 1:
+        raise InputError(f"{path}: its cells are separated by semicolons; allowed: commas")
+    return pandas.DataFrame(rows[1:], columns=rows[0], dtype=str) if rows else pandas.DataFrame()
+
+
+def slug(text):
+    """Text as a name of a file, a folder or an HTML id: [A-Za-z0-9._-], 1 to 100 letters, not starting with a dot."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", str(text)).lstrip(".")[:100] or "-"
 
 
 def lock(file, how):
@@ -112,485 +121,14 @@ def lock(file, how):
         raise OSError(error.errno, said, str(file.name)) from None
 
 
-class Run:
-    """An open run folder, locked by this process until it ends. Raises InputError if another process has it, OSError if unwritable."""
-
-    def __init__(self, folder):
-        self.folder, self.id, self.config = folder, folder.name, None  # open_run sets the config
-        folder.mkdir(parents=True, exist_ok=True)
-        self._lock = open(folder / "lock", "w")  # noqa: SIM115  held for the life of the process
+def is_locked(folder):
+    """True if a process is at work in a run folder: train.py holds an exclusive lock on its file `lock`."""
+    with contextlib.suppress(FileNotFoundError), open(folder / "lock") as file:
         try:
-            lock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise InputError(
-                f"--resume {folder}: another process is working on this run; wait for it or stop it"
-            ) from None
-
-    def start(self, config):
-        """Write config.json and the headers of a fresh run."""
-        write_atomically(self.folder / "metrics.csv", ",".join(COLUMNS) + "\n")
-        write_atomically(self.folder / "pruning.csv", ",".join(PRUNING_COLUMNS) + "\n")
-        write_atomically(self.folder / "config.json", to_json(config))
-
-    def append(self, name, row):
-        """Append one row to a CSV. Floats in 9 digits: enough to tell any two float32 apart."""
-
-        def cell(value):
-            if isinstance(value, list):
-                return " ".join(map(cell, value))
-            return "" if value is None else f"{value:.9g}" if isinstance(value, float) else str(value)
-
-        with open(self.folder / name, "a") as file:
-            file.write(",".join(map(cell, row.values())) + "\n")
-
-    def checkpoint(self, state):
-        """Save the state, with length and hash of both CSV files; the checkpoint before it is kept as checkpoint_previous.pt."""
-        state = state | dict(flags=self.config["flags"], extended=self.config.get("extended", []))
-        state |= dict(sha256=self.config["data"]["sha256"], positions={})
-        for name in ("metrics.csv", "pruning.csv"):
-            with open(self.folder / name, "rb+") as file:
-                os.fsync(file.fileno())
-                text = file.read()
-            state["positions"][name] = (len(text), hashlib.sha256(text).hexdigest())
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        path = self.folder / "checkpoint.pt"
-        new = path.with_name("checkpoint.new.pt")
-        write_atomically(new, buffer.getvalue())
-        if path.exists():
-            os.replace(path, self.folder / "checkpoint_previous.pt")
-        os.replace(new, path)
-
-    def restore(self, device):
-        """The newest whole checkpoint, with the CSV files cut back to it; None if the run has none. Broken ones are named on stderr."""
-        broken = []
-        for name in ("checkpoint.new.pt", "checkpoint.pt", "checkpoint_previous.pt"):
-            path = self.folder / name
-            if not path.exists():
-                continue
-            try:
-                # torch does not verify the archive's checksums when it loads, so that a flipped bit would go unseen
-                with zipfile.ZipFile(path) as archive:
-                    if archive.testzip():
-                        raise ValueError("checksum mismatch")
-                state = torch.load(path, map_location=device, weights_only=True)
-                if (
-                    different_flags(state["flags"], self.config["flags"])
-                    or state["sha256"] != self.config["data"]["sha256"]
-                ):
-                    raise ValueError("it is of other flags or designs")
-                for file, (size, digest) in state["positions"].items():
-                    if hashlib.sha256((self.folder / file).read_bytes()[:size]).hexdigest() != digest:
-                        raise ValueError(f"{file} is damaged, or older")
-            except Exception as error:  # zipfile, pickle and torch raise many types for a damaged file
-                print(
-                    f"checkpoint {path} cannot be used ({first_line(error)}); trying the one before it", file=sys.stderr
-                )
-                broken.append(path)
-                continue
-            for file, (size, _) in state["positions"].items():
-                os.truncate(self.folder / file, size)
-            self.config["extended"] = state["extended"]
-            self.config["continued"] = changes(self.config, state["epoch"] + 1, describe_machine(device))
-            if state["flags"]["n_epochs"] < self.config["flags"]["n_epochs"]:
-                self.config["extended"] = [
-                    *state["extended"],
-                    dict(epoch=state["epoch"] + 1, n_epochs=state["flags"]["n_epochs"]),
-                ]
-            write_atomically(self.folder / "config.json", to_json(self.config))
-            return state
-        if broken:
-            raise InputError(
-                f"--resume {self.folder}: no usable checkpoint ({', '.join(p.name for p in broken)}: see above)"
-            )
-        self.start(self.config)  # stopped before its first checkpoint: from the beginning
-        return None
-
-    def metrics_digest(self):
-        """sha256 of metrics.csv without its epoch_seconds column: equal for two runs that computed the same."""
-        lines = (self.folder / "metrics.csv").read_text().splitlines()
-        return hashlib.sha256("\n".join(line.rsplit(",", 1)[0] for line in lines).encode()).hexdigest()
-
-    def finish(self, summary, wandb, code):
-        """End W&B's run, then write summary.json: the run is over, whatever its status.
-
-        Not before W&B has everything, since nobody continues a run that is over; but its place on the disk is taken before.
-        """
-        write_atomically(self.folder / "summary.new.json", to_json(summary))
-        wandb.finish(summary, code)
-        os.replace(self.folder / "summary.new.json", self.folder / "summary.json")
-        tidy(self.folder)
-
-
-def tidy(folder):
-    """Delete the checkpoints of a run that is over, except a diverged run's last good one. Any process may, at any time."""
-    for path in folder.glob("checkpoint*") if status(folder) == "finished" else ():
-        path.unlink(missing_ok=True)
-
-
-def _read_config(path):
-    """A run's config.json, or None where it is missing or damaged."""
-    with contextlib.suppress(KeyError, TypeError):
-        config = read_json(path)
-        needed = [
-            config["name"],
-            config["data"]["sha256"],
-            config["data"]["source"],
-            *(config["flags"][flag] for flag in AUTO),
-        ]
-        return config if None not in needed and isinstance(config["flags"]["n_epochs"], int) else None
-
-
-def status(folder):
-    """None while a run is unfinished, else what its summary says: finished or diverged; damaged if it says neither."""
-    if not (folder / "summary.json").exists():
-        return None
-    summary = read_json(folder / "summary.json")
-    found = summary.get("status") if isinstance(summary, dict) else None
-    return found if found in ("finished", "diverged") else "damaged"
-
-
-def locate(args, fingerprint):
-    """The folder to work in, and the config of the run that is in it already, or None. Flags left to `auto` take that run's values."""
-    folder, old = Path(args.out) / (run_id() or secrets.token_hex(4)), None
-    if args.resume == "auto":
-        # an agent's run has its id, and is none of those that another sweep's agents left or work on
-        others = [] if run_id() else Path(args.out).glob("*/config.json")
-        for path in sorted(others, key=lambda p: -p.stat().st_mtime):
-            config = _read_config(path)
-            if (
-                not config
-                or status(path.parent)
-                or config["data"] != fingerprint
-                or config["flags"]["n_epochs"] != args.n_epochs
-            ):
-                continue
-            if not different_flags(config["flags"], vars(args)):
-                folder, old = path.parent, config
-                break
-    elif args.resume:
-        folder = Path(args.resume)
-        folder = folder if folder.name not in ("", "..") else folder.resolve()  # the name is the run's id
-        old = _read_config(folder / "config.json")
-        if old is None:
-            raise InputError(f"--resume {folder}: its config.json is damaged")
-        if different := different_flags(old["flags"], vars(args)):
-            recorded = ", ".join(f"--{key} {old['flags'].get(key)}" for key in different[:5])
-            raise InputError(f"--resume {folder}: was started with other flags; allowed: {recorded}")
-        if old["data"]["sha256"] != fingerprint["sha256"]:
-            raise InputError(
-                f"--resume {folder}: was started on other designs (source {old['data']['source']}); they have changed since"
-            )
-        if status(folder) == "damaged":
-            raise InputError(f"--resume {folder}: its summary.json is damaged; delete it to compute the run again")
-        if status(folder) and args.n_epochs > old["flags"]["n_epochs"]:
-            raise InputError(
-                f"--n_epochs {args.n_epochs}: {folder} is {status(folder)} and cannot be made longer; leave the flag out"
-            )
-    elif (
-        args.config
-        and (theirs := _read_config(Path(args.config)))
-        and theirs["data"]["sha256"] != fingerprint["sha256"]
-    ):
-        raise InputError(
-            f"--config {args.config}: ran on other designs (source {theirs['data']['source']}) than --data {args.data}"
-        )
-    for flag in AUTO if old else ():
-        setattr(args, flag, old["flags"][flag])
-    return folder, old
-
-
-def changes(config, epoch, now):
-    """config["continued"]: where a run went on with another commit, version or CPU, which is said on stderr, too."""
-    earlier = [entry for entry in config.get("continued", []) if entry["epoch"] < epoch]  # later ones are lost
-    then = earlier[-1] if earlier else config
-
-    def what(entry):
-        versions = {f"{k} version": v for k, v in entry.get("versions", {}).items()}
-        return {"commit": entry.get("git"), "cpu": entry.get("machine", {}).get("cpu")} | versions
-
-    other = [f"{k} {what(then).get(k)} -> {v}" for k, v in what(now).items() if what(then).get(k) != v]
-    if other:
-        print(f"warning: from epoch {epoch + 1} on, this run is made by others: {'; '.join(other)}", file=sys.stderr)
-    return [*earlier, {"epoch": epoch, "changed": other} | now] if other else earlier
-
-
-def made_by(config):
-    """The commit that made a run; where it was continued by others, those, too, with what changed."""
-    later = []
-    with contextlib.suppress(AttributeError, KeyError, TypeError):  # a damaged record: nothing is known of it
-        later = [
-            f"from epoch {part['epoch'] + 1}: {', '.join(part['changed'])}" for part in config.get("continued", [])
-        ]
-    return "; ".join([str(config.get("git")), *later])
-
-
-def open_run(folder, old, args, fingerprint, device):
-    """Open and lock the run in `folder`; a fresh one is started, with its config. Returns the Run and its config."""
-    run = Run(folder)
-    config = dict(
-        id=folder.name,
-        name=f"{args.problem}-{args.strategy}-s{args.seed}-{folder.name}",
-        flags=vars(args),
-        data=fingerprint,
-    )
-    if old:
-        if status(folder):  # by the process that had the lock until now
-            raise InputError(f"--resume {folder}: another process has just ended this run")
-        given = vars(args) | dict(arm=args.arm or old["flags"].get("arm"), out=str(folder.parent))
-        config = run.config = old | {"flags": given}  # n_epochs may have grown: restore() sees to it
-    elif (folder / "config.json").exists():
-        raise InputError(f"--out {args.out}: another process has just started the run {folder.name}")
-    else:
-        config |= describe_machine(device) | dict(
-            started=datetime.datetime.now().astimezone().isoformat(timespec="seconds")
-        )
-        config["sweep"] = os.environ.get("WANDB_RUN_GROUP")  # set by sweep.py's agents
-        run.config = config
-        run.start(config)
-    return run, config
-
-
-# ----------------------------------------------------------------------------------------------------------------------- W&B
-
-
-HUNG = []  # third parties' calls that did not return: their exit hooks would not, either
-
-
-def bounded(function, seconds=30):
-    """function(), in a thread that is waited for so long: the start of W&B's service may never return. TimeoutError."""
-    found = []
-
-    def run():
-        try:
-            found.append((function(), None))
-        except BaseException as error:
-            found.append((None, error))
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if not found:
-        HUNG.append(function)
-        raise TimeoutError(f"no answer within {seconds:g} s")
-    value, error = found[0]
-    if error is not None:
-        raise error
-    return value
-
-
-def leave(code):
-    """End the process with this exit code; at once where an exit hook would wait for what hangs."""
-    if HUNG:
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(OSError, ValueError):
-                stream.flush()
-        os._exit(code)
-    sys.exit(code)
-
-
-def wandb_server():
-    """The address of W&B's server. wandb.setup() says it, too, but starts its service for that."""
-    from wandb.sdk.wandb_setup import singleton
-
-    return singleton().settings.base_url
-
-
-class NoWandb:
-    """Stands in for a W&B run when there is none, so that the training loop has no branches."""
-
-    def log(self, row):
-        pass
-
-    def images(self, folder, epoch):
-        pass
-
-    def finish(self, summary, code):
-        pass
-
-    def leave(self, code):
-        pass
-
-
-class Wandb:
-    """A W&B run that can neither delay the start by more than a few seconds nor end the training. Its steps are the epochs.
-
-    What a process had not sent when it was killed is lost to W&B's client, even offline. So a resumed run first logs the rows of
-    metrics.csv that W&B lacks; at its end, what its earlier processes left in wandb/ goes to wandb/superseded/: incomplete, and in the
-    way of `wandb sync`.
-    """
-
-    def __init__(self, mode, run, config, project, entity):
-        import wandb
-
-        self._wandb, self.lost = wandb, False
-        settings = wandb.Settings(init_timeout=10, root_dir=str(run.folder))
-        kwargs = dict(
-            dir=str(run.folder), id=run.id, name=config["name"], config=config["flags"], project=project, entity=entity
-        )
-        self.run = wandb.init(mode=mode, resume="allow" if mode == "online" else None, settings=settings, **kwargs)
-        self.folder, self.first = (
-            Path(self.run.settings.sync_dir),
-            self.run.starting_step,
-        )  # a server that has epochs 0..e: e + 1
-        self.run.define_metric("epoch")
-        self.run.define_metric("*", step_metric="epoch")
-        for key in ("data", "git", "versions", "machine"):
-            self.run.config.update({f"_{key}": config[key]}, allow_val_change=True)
-        with open(run.folder / "metrics.csv") as file:
-            for row in csv.DictReader(file):
-                self.log({key: int(text) if text.isdigit() else float(text) for key, text in row.items() if text})
-        self.earlier = [path for path in (run.folder / "wandb").glob(f"*run-2*-{run.id}") if path != self.folder]
-
-    def _call(self, function, *args, **kwargs):
-        """Call W&B's client; when its service process has died, which raises many types, the run goes on without it."""
-        try:
-            if not self.lost:
-                function(*args, **kwargs)
-        except Exception as error:
-            self.lost = True
-            print(f"W&B: its client died ({first_line(error)}); going on without it", file=sys.stderr, flush=True)
-
-    def log(self, row):
-        if row["epoch"] >= self.first:
-            self._call(self.run.log, {key: value for key, value in row.items() if value is not None}, step=row["epoch"])
-
-    def images(self, folder, epoch):
-        def upload():
-            images = {path.stem: self._wandb.Image(str(path)) for path in sorted(folder.glob("*.png"))}
-            self.run.log(images, step=max(epoch, self.first))
-
-        self._call(upload)
-
-    def finish(self, summary, code):
-        # A dead server would hold finish() for many minutes; the data are on disk already, and `wandb sync` uploads them later.
-        self._call(self.run.summary.update, summary)
-        thread = threading.Thread(target=self._call, args=[self.run.finish], kwargs=dict(exit_code=code), daemon=True)
-        thread.start()
-        thread.join(60)
-        if thread.is_alive():
-            offline = self.folder.with_name("offline-" + self.folder.name.removeprefix("offline-"))
-            with contextlib.suppress(OSError):
-                os.rename(self.folder, offline)  # under this name `wandb sync` takes it
-            print(f"W&B does not answer; later: wandb sync {offline}", file=sys.stderr, flush=True)
-            self.lost = True
-        elif not self.lost:
-            for path in self.earlier:
-                with contextlib.suppress(OSError):
-                    path.parent.joinpath("superseded").mkdir(exist_ok=True)
-                    path.rename(path.parent / "superseded" / path.name)
-
-    def leave(self, code):
-        """End the process here where W&B's exit hook would wait once more, or print a traceback."""
-        if self.lost:
-            sys.stdout.flush()
-            os._exit(code)
-
-
-def logged_in(server):
-    """True if there is a W&B key for this server: in the environment, or in ~/.netrc, where `wandb login` puts it."""
-    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
-        return True
-    with contextlib.suppress(OSError, netrc.NetrcParseError):
-        return netrc.netrc(os.environ.get("NETRC")).authenticators(urlsplit(server).hostname) is not None
+            return True
     return False
-
-
-def open_wandb(args, run, config):
-    """The W&B run that --wandb asks for. auto: online when logged in or under an agent, else offline; WANDB_MODE has the last word."""
-    mode = args.wandb
-    if mode == "auto":
-        mode = os.environ.get("WANDB_MODE") or "auto"
-    if mode == "disabled":
-        return NoWandb()
-    os.environ.setdefault("WANDB_SILENT", "true")
-    try:
-        import wandb
-
-        server = wandb_server()
-    except Exception as error:  # its settings are checked by pydantic, which raises its own
-        print(f"W&B: cannot be used ({first_line(error)}); going on without it", file=sys.stderr, flush=True)
-        return NoWandb()
-    if mode == "auto":
-        mode = "online" if "WANDB_SWEEP_ID" in os.environ or logged_in(server) else "offline"
-    if mode == "online" and not reachable(server):
-        print(
-            "W&B: its server cannot be reached; this run is logged offline (`wandb sync` uploads it later)",
-            file=sys.stderr,
-            flush=True,
-        )
-        mode = "offline"
-    for attempt in dict.fromkeys((mode, "offline")):
-        try:
-            found = bounded(lambda mode=attempt: Wandb(mode, run, config, args.wandb_project, args.wandb_entity), 60)
-        except TimeoutError as error:
-            print(f"W&B: cannot start ({error}); going on without it", file=sys.stderr, flush=True)
-            break
-        except Exception as error:  # wandb.Error, or what the client's service raises
-            going = "; going on without it" if attempt == "offline" else ""
-            print(f"W&B: cannot log {attempt} ({first_line(error)}){going}", file=sys.stderr, flush=True)
-            with contextlib.suppress(Exception):
-                bounded(wandb.teardown)  # or the second attempt finds the run "in use"
-            if HUNG:
-                break
-        else:
-            if attempt == "offline":
-                how = "`wandb login` logs online, --wandb disabled not at all"
-                print(f"W&B: logged offline, in {run.folder / 'wandb'}; {how}", flush=True)
-            return found
-    return NoWandb()
-
-
-# ---- What a run ran on: its results are equal bit for bit only where the CPU is ----------------------------------------------
-
-# On a cluster: which job, on which node, after how many restarts
-SLURM = ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURMD_NODENAME", "SLURM_RESTART_COUNT")
-
-
-def _git_commit():
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
-        here = Path(__file__).parent
-        commit = subprocess.run(
-            ["git", "-C", here, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5
-        ).stdout.strip()
-        looked_at = [
-            "status",
-            "--porcelain",
-            "-uno",
-            "--",
-            ":/",
-            ":!/results",
-        ]  # agents add rows to results/ between the runs
-        dirty = subprocess.run(["git", "-C", here, *looked_at], capture_output=True, text=True, timeout=5).stdout
-        return commit + ("+changes" if dirty else "") or None
-
-
-def cpu_model():
-    """The CPU, as far as it decides which kernels torch takes: "Intel(R) Xeon(R) Processor 207, AVX512" (name, model, capability)."""
-    text = ""
-    with contextlib.suppress(OSError):
-        text = Path("/proc/cpuinfo").read_text()
-    found = [
-        match[1].strip() for key in ("model name", "model") if (match := re.search(rf"^{key}\s*:(.*)", text, re.M))
-    ]
-    return f"{' '.join(found) or platform.processor() or platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
-
-
-def describe_machine(device):
-    """Versions and machine, as config.json records them."""
-    versions = {"python": platform.python_version()}
-    for package in ("torch", "numpy", "engibench", "wandb"):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[package] = importlib.metadata.version(package)
-    machine = {"host": platform.node(), "system": platform.platform(), "cpu": cpu_model()}
-    machine |= {"cores": os.cpu_count(), "device": str(device)}
-    machine |= {k.lower(): v for k, v in os.environ.items() if k in SLURM}
-    if device.type == "cuda":
-        machine["gpu"] = torch.cuda.get_device_name(device)
-    return {"git": _git_commit(), "versions": versions, "machine": machine}
-
-
-# ---- What others need, once ---------------------------------------------------------------------------------------------------
 
 
 def guarded(program, function, *arguments, cannot="cannot write", shown=str):
@@ -611,19 +149,134 @@ def guarded(program, function, *arguments, cannot="cannot write", shown=str):
         return 130
 
 
-def read_text(path):
-    """The text of a file. OSError for what is none: a pipe or a device may never end."""
-    path = Path(path)
-    if path.exists() and not path.is_file():
-        raise OSError(f"{path} is not a file")
-    return path.read_text()
+# ---- A run -----------------------------------------------------------------------------------------------------------
 
 
-def read_json(path):
-    """The value in a JSON file; None where it is missing, damaged or nested too deep."""
-    with contextlib.suppress(OSError, ValueError, RecursionError):
-        return json.loads(read_text(path))
-    return None
+class Run:
+    """An open run folder, locked by this process until it ends. InputError if another has it, OSError if unwritable."""
+
+    def __init__(self, folder):
+        self.folder, self.id, self.config = folder, folder.name, None  # open_run sets the config
+        folder.mkdir(parents=True, exist_ok=True)
+        self._lock = open(folder / "lock", "w")  # noqa: SIM115  held for the life of the process
+        try:
+            lock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            busy = "another process is working on this run; wait for it or stop it"
+            raise InputError(f"--resume {folder}: {busy}") from None
+
+    def start(self, config):
+        """Write config.json and the headers of a fresh run."""
+        write_atomically(self.folder / "metrics.csv", ",".join(COLUMNS) + "\n")
+        write_atomically(self.folder / "pruning.csv", ",".join(PRUNING_COLUMNS) + "\n")
+        write_atomically(self.folder / "config.json", to_json(config))
+
+    def append(self, name, row):
+        """Append one row to a CSV. Floats in 9 digits: enough to tell any two float32 apart."""
+
+        def cell(value):
+            if isinstance(value, list):
+                return " ".join(map(cell, value))
+            return "" if value is None else f"{value:.9g}" if isinstance(value, float) else str(value)
+
+        with open(self.folder / name, "a") as file:
+            file.write(",".join(map(cell, row.values())) + "\n")
+
+    def checkpoint(self, state):
+        """Save the state, with length and hash of both CSV files, and keep the checkpoint before it."""
+        state = state | dict(flags=self.config["flags"], extended=self.config.get("extended", []))
+        state |= dict(sha256=self.config["data"]["sha256"], positions={})
+        for name in ("metrics.csv", "pruning.csv"):
+            with open(self.folder / name, "rb+") as file:
+                os.fsync(file.fileno())
+                text = file.read()
+            state["positions"][name] = (len(text), hashlib.sha256(text).hexdigest())
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        new, path = (self.folder / name for name in ("checkpoint.new.pt", "checkpoint.pt"))
+        write_atomically(new, buffer.getvalue())
+        if path.exists():
+            os.replace(path, self.folder / "checkpoint_previous.pt")
+        os.replace(new, path)
+
+    def _read_checkpoint(self, path, device):
+        """The state in a checkpoint. Raises ValueError, or what zipfile, pickle and torch do, where it does not fit."""
+        with zipfile.ZipFile(path) as archive:  # torch does not verify checksums: a flipped bit would go unseen
+            if archive.testzip():
+                raise ValueError("checksum mismatch")
+        state = torch.load(path, map_location=device, weights_only=True)
+        other_designs = state["sha256"] != self.config["data"]["sha256"]
+        if other_designs or different_flags(state["flags"], self.config["flags"]):
+            raise ValueError("it is of other flags or designs")
+        for file, (size, digest) in state["positions"].items():
+            if hashlib.sha256((self.folder / file).read_bytes()[:size]).hexdigest() != digest:
+                raise ValueError(f"{file} is damaged, or older")
+        return state
+
+    def restore(self, device):
+        """The newest whole checkpoint, with the CSV files cut back to it; None if there is none. Names broken ones."""
+        broken = []
+        for name in ("checkpoint.new.pt", "checkpoint.pt", "checkpoint_previous.pt"):
+            if not (path := self.folder / name).exists():
+                continue
+            try:
+                state = self._read_checkpoint(path, device)
+            except Exception as error:
+                said = f"checkpoint {path} cannot be used ({first_line(error)}); trying the one before it"
+                print(said, file=sys.stderr)
+                broken.append(name)
+                continue
+            for file, (size, _) in state["positions"].items():
+                os.truncate(self.folder / file, size)
+            epoch, n_epochs = state["epoch"] + 1, state["flags"]["n_epochs"]
+            grown = [dict(epoch=epoch, n_epochs=n_epochs)] if n_epochs < self.config["flags"]["n_epochs"] else []
+            self.config["extended"] = [*state["extended"], *grown]
+            self.config["continued"] = _changes(self.config, epoch, describe_machine(device))
+            write_atomically(self.folder / "config.json", to_json(self.config))
+            return state
+        if broken:
+            raise InputError(f"--resume {self.folder}: no usable checkpoint ({', '.join(broken)}: see above)")
+        self.start(self.config)  # stopped before its first checkpoint: from the beginning
+        return None
+
+    def metrics_digest(self):
+        """sha256 of metrics.csv without its epoch_seconds column: equal for two runs that computed the same."""
+        lines = (self.folder / "metrics.csv").read_text().splitlines()
+        return hashlib.sha256("\n".join(line.rsplit(",", 1)[0] for line in lines).encode()).hexdigest()
+
+    def finish(self, summary, wandb, code):
+        """End W&B's run, then write summary.json: the run is over, whatever its status.
+
+        Not before W&B has everything, since nobody continues a run that is over; but its place on the disk is taken
+        before.
+        """
+        write_atomically(self.folder / "summary.new.json", to_json(summary))
+        wandb.finish(summary, code)
+        os.replace(self.folder / "summary.new.json", self.folder / "summary.json")
+        tidy(self.folder)
+
+
+def tidy(folder):
+    """Delete the checkpoints of a finished run, not a diverged run's last good one. Any process may, at any time."""
+    for path in folder.glob("checkpoint*") if status(folder) == "finished" else ():
+        path.unlink(missing_ok=True)
+
+
+def status(folder):
+    """None while a run is unfinished, else what its summary says: finished or diverged; damaged if it says neither."""
+    if not (folder / "summary.json").exists():
+        return None
+    summary = read_json(folder / "summary.json")
+    found = summary.get("status") if isinstance(summary, dict) else None
+    return found if found in ("finished", "diverged") else "damaged"
+
+
+def different_flags(old, new):
+    """Names of the flags whose values forbid that a run of flags `old` is continued with flags `new`."""
+    old, new = json.loads(to_json(old)), json.loads(to_json(new))
+    bound = [k for k in new if k not in FREE_FLAGS and k != "n_epochs"]
+    different = [k for k in bound if old.get(k) != new[k] and new[k] != AUTO.get(k)]
+    return different + (["n_epochs"] if new["n_epochs"] < old.get("n_epochs", 0) else [])
 
 
 def run_id():
@@ -634,59 +287,316 @@ def run_id():
     return given or None
 
 
-def is_locked(folder):
-    """True if a process is at work in a run folder: train.py holds an exclusive lock on its file `lock`."""
-    with contextlib.suppress(FileNotFoundError), open(folder / "lock") as file:
-        try:
-            lock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
+def _read_config(path):
+    """A run's config.json, or None where it is missing or damaged."""
+    with contextlib.suppress(KeyError, TypeError):
+        config = read_json(path)
+        needed = [config["name"], config["data"]["sha256"], config["data"]["source"]]
+        needed += [config["flags"][flag] for flag in AUTO]
+        return config if None not in needed and isinstance(config["flags"]["n_epochs"], int) else None
+
+
+def _refuse(folder, old, args, fingerprint):
+    """Refuse to continue the run in a folder, whose config is `old`, with other flags or designs."""
+    if old is None:
+        raise InputError(f"--resume {folder}: its config.json is damaged")
+    if different := different_flags(old["flags"], vars(args)):
+        recorded = ", ".join(f"--{key} {old['flags'].get(key)}" for key in different[:5])
+        raise InputError(f"--resume {folder}: was started with other flags; allowed: {recorded}")
+    if old["data"]["sha256"] != fingerprint["sha256"]:
+        designs = f"other designs (source {old['data']['source']}); they have changed since"
+        raise InputError(f"--resume {folder}: was started on {designs}")
+    if (over := status(folder)) == "damaged":
+        raise InputError(f"--resume {folder}: its summary.json is damaged; delete it to compute the run again")
+    if over and args.n_epochs > old["flags"]["n_epochs"]:
+        what = f"{folder} is {over} and cannot be made longer; leave the flag out"
+        raise InputError(f"--n_epochs {args.n_epochs}: {what}")
+
+
+def locate(args, fingerprint):
+    """The folder to work in, and the config of its run or None. Flags left to `auto` take that run's values."""
+    folder, old = Path(args.out) / (run_id() or secrets.token_hex(4)), None
+    if args.resume == "auto":
+        # an agent's run has its id, and is none of those that another sweep's agents left or work on
+        others = [] if run_id() else Path(args.out).glob("*/config.json")
+        for path in sorted(others, key=lambda p: -p.stat().st_mtime):
+            config = _read_config(path)
+            if not config or status(path.parent) or config["data"] != fingerprint:
+                continue
+            if config["flags"]["n_epochs"] == args.n_epochs and not different_flags(config["flags"], vars(args)):
+                folder, old = path.parent, config
+                break
+    elif args.resume:
+        folder = Path(args.resume)
+        folder = folder if folder.name not in ("", "..") else folder.resolve()  # the name is the run's id
+        old = _read_config(folder / "config.json")
+        _refuse(folder, old, args, fingerprint)
+    elif args.config:
+        theirs = (_read_config(Path(args.config)) or {}).get("data", fingerprint)
+        if theirs["sha256"] != fingerprint["sha256"]:
+            designs = f"other designs (source {theirs['source']}) than --data {args.data}"
+            raise InputError(f"--config {args.config}: ran on {designs}")
+    for flag in AUTO if old else ():
+        setattr(args, flag, old["flags"][flag])
+    return folder, old
+
+
+def open_run(folder, old, args, fingerprint, device):
+    """Open and lock the run in `folder`; a fresh one is started, with its config. Returns the Run and its config."""
+    run = Run(folder)
+    if old:
+        if status(folder):  # by the process that had the lock until now
+            raise InputError(f"--resume {folder}: another process has just ended this run")
+        given = vars(args) | dict(arm=args.arm or old["flags"].get("arm"), out=str(folder.parent))
+        run.config = old | {"flags": given}  # n_epochs may have grown: restore() sees to it
+    elif (folder / "config.json").exists():
+        raise InputError(f"--out {args.out}: another process has just started the run {folder.name}")
+    else:
+        name = f"{args.problem}-{args.strategy}-s{args.seed}-{folder.name}"
+        run.config = dict(id=folder.name, name=name, flags=vars(args), data=fingerprint) | describe_machine(device)
+        run.config["started"] = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+        run.config["sweep"] = os.environ.get("WANDB_RUN_GROUP")  # set by sweep.py's agents
+        run.start(run.config)
+    return run, run.config
+
+
+# ---- What a run ran on: its results are equal bit for bit only where the CPU is --------------------------------------
+
+# On a cluster: which job, on which node, after how many restarts
+SLURM = ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURMD_NODENAME", "SLURM_RESTART_COUNT")
+
+
+def _git_commit():
+    def git(*arguments):
+        command = ["git", "-C", Path(__file__).parent, *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=5).stdout.strip()
+
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        dirty = git("status", "--porcelain", "-uno", "--", ":/", ":!/results")  # agents add rows to results/
+        return git("rev-parse", "HEAD") + ("+changes" if dirty else "") or None
+
+
+def cpu_model():
+    """The CPU, as far as it decides which kernels torch takes: "Intel(R) Xeon(R) Processor 207, AVX512"."""
+    text = ""
+    with contextlib.suppress(OSError):
+        text = Path("/proc/cpuinfo").read_text()
+    found = [re.search(rf"^{key}\s*:(.*)", text, re.M) for key in ("model name", "model")]
+    name = " ".join(match[1].strip() for match in found if match) or platform.processor() or platform.machine()
+    return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def cores():
     """How many cores this process may use: its affinity, and the CPU quota of its container (cgroup v2 or v1)."""
     n = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    for folder, names in (
-        ("/sys/fs/cgroup", ["cpu.max"]),
-        ("/sys/fs/cgroup/cpu", ["cpu.cfs_quota_us", "cpu.cfs_period_us"]),
-    ):
-        with contextlib.suppress(OSError, ValueError):
-            quota, period = map(
-                int, " ".join(Path(folder, name).read_text() for name in names).split()
-            )  # "max": no quota
+    for names in (["cpu.max"], ["cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"]):
+        with contextlib.suppress(OSError, ValueError):  # "max": no quota
+            text = " ".join(Path("/sys/fs/cgroup", name).read_text() for name in names)
+            quota, period = map(int, text.split())
             n = min(n, max(1, quota // period)) if quota > 0 else n
     return n
 
 
-def read_csv(path):
-    """A CSV as a DataFrame of strings, "" where a cell is empty; an empty frame where there is no file. Raises InputError.
+def describe_machine(device):
+    """Commit, versions and machine, as config.json records them."""
+    versions = {"python": platform.python_version()}
+    for package in ("torch", "numpy", "engibench", "wandb"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    machine = {"host": platform.node(), "system": platform.platform(), "cpu": cpu_model()}
+    machine |= {"cores": os.cpu_count(), "device": str(device)}
+    machine |= {k.lower(): v for k, v in os.environ.items() if k in SLURM}
+    if device.type == "cuda":
+        machine["gpu"] = torch.cuda.get_device_name(device)
+    return {"git": _git_commit(), "versions": versions, "machine": machine}
 
-    A last line without its end is left out: somebody is writing it, or was killed.
+
+def _changes(config, epoch, now):
+    """config["continued"]: where a run went on with another commit, version or CPU, which is said on stderr, too."""
+    earlier = [entry for entry in config.get("continued", []) if entry["epoch"] < epoch]  # later ones are lost
+
+    def what(entry):
+        versions = {f"{k} version": v for k, v in entry.get("versions", {}).items()}
+        return {"commit": entry.get("git"), "cpu": entry.get("machine", {}).get("cpu")} | versions
+
+    then = what(earlier[-1] if earlier else config)
+    other = [f"{k} {then.get(k)} -> {v}" for k, v in what(now).items() if then.get(k) != v]
+    if other:
+        print(f"warning: from epoch {epoch + 1} on, this run is made by others: {'; '.join(other)}", file=sys.stderr)
+    return [*earlier, {"epoch": epoch, "changed": other} | now] if other else earlier
+
+
+def made_by(config):
+    """The commit that made a run; where it was continued by others, those, too, with what changed."""
+    later = []
+    with contextlib.suppress(AttributeError, KeyError, TypeError):  # a damaged record: nothing is known of it
+        later = [f"from epoch {e['epoch'] + 1}: {', '.join(e['changed'])}" for e in config.get("continued", [])]
+    return "; ".join([str(config.get("git")), *later])
+
+
+# ---- W&B -------------------------------------------------------------------------------------------------------------
+
+HUNG = []  # third parties' calls that did not return, or whose process died: their exit hooks would not return, either
+
+
+def bounded(function, seconds=30):
+    """function(), in a thread that is waited for so long: the start of W&B's service may never end. TimeoutError."""
+    future = Future()
+
+    def run():
+        try:
+            future.set_result(function())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        return future.result(seconds)
+    except TimeoutError:
+        if future.done():  # the function's own
+            raise
+        HUNG.append(function)
+        raise TimeoutError(f"no answer within {seconds:g} s") from None
+
+
+def leave(code):
+    """End the process with this exit code; at once where an exit hook would wait for what hangs."""
+    if HUNG:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
+def wandb_server():
+    """The address of W&B's server. wandb.setup() says it, too, but starts its service for that."""
+    from wandb.sdk.wandb_setup import singleton
+
+    return singleton().settings.base_url
+
+
+def logged_in(server):
+    """True if there is a W&B key for this server: in the environment, or in ~/.netrc, where `wandb login` puts it."""
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    with contextlib.suppress(OSError, netrc.NetrcParseError):
+        return netrc.netrc(os.environ.get("NETRC")).authenticators(urlsplit(server).hostname) is not None
+    return False
+
+
+class NoWandb:
+    """Stands in for a W&B run when there is none, so that the training loop has no branches."""
+
+    def log(self, *_):
+        pass
+
+    images = finish = leave = log
+
+
+class Wandb(NoWandb):
+    """A W&B run that can neither delay the start by more than a few seconds nor end the training. Its steps are epochs.
+
+    What a process had not sent when it was killed is lost to W&B's client, even offline. So a resumed run first logs
+    the rows of metrics.csv that W&B lacks. At its end, what its earlier processes left in wandb/ goes to
+    wandb/superseded/: it is incomplete, and in the way of `wandb sync`.
     """
-    import pandas
 
-    path = Path(path)
+    def __init__(self, mode, run, config, project, entity):
+        import wandb
+
+        self.lost, folder, resume = False, str(run.folder), "allow" if mode == "online" else None
+        names = dict(id=run.id, name=config["name"], project=project, entity=entity, dir=folder)
+        settings = wandb.Settings(init_timeout=10, root_dir=folder)
+        self.run = wandb.init(mode=mode, resume=resume, config=config["flags"], settings=settings, **names)
+        self.folder = Path(self.run.settings.sync_dir)
+        self.first = self.run.starting_step  # a server that has epochs 0..e: e + 1
+        self.run.define_metric("epoch")
+        self.run.define_metric("*", step_metric="epoch")
+        about = {f"_{key}": config[key] for key in ("data", "git", "versions", "machine")}
+        self.run.config.update(about, allow_val_change=True)
+        for row in read_csv(run.folder / "metrics.csv").to_dict("records"):
+            self.log({key: int(text) if text.isdigit() else float(text) for key, text in row.items() if text})
+        self.earlier = [path for path in (run.folder / "wandb").glob(f"*run-2*-{run.id}") if path != self.folder]
+
+    def _call(self, function, *args, **kwargs):
+        """Call W&B's client; when its service process has died, which raises many types, the run goes on without it."""
+        try:
+            if not self.lost:
+                function(*args, **kwargs)
+        except Exception as error:
+            self.lost = True
+            HUNG.append(function)
+            print(f"W&B: its client died ({first_line(error)}); going on without it", file=sys.stderr, flush=True)
+
+    def log(self, row):
+        if row["epoch"] >= self.first:
+            self._call(self.run.log, {key: value for key, value in row.items() if value is not None}, step=row["epoch"])
+
+    def images(self, folder, epoch):
+        def upload():
+            import wandb
+
+            images = {path.stem: wandb.Image(str(path)) for path in sorted(folder.glob("*.png"))}
+            self.run.log(images, step=max(epoch, self.first))
+
+        self._call(upload)
+
+    def finish(self, summary, code):
+        """Send what is left, for a minute at most: a dead server would hold W&B's client for many."""
+        self._call(self.run.summary.update, summary)
+        try:
+            bounded(lambda: self._call(self.run.finish, exit_code=code), 60)
+        except TimeoutError:
+            offline = self.folder.with_name("offline-" + self.folder.name.removeprefix("offline-"))
+            with contextlib.suppress(OSError):
+                os.rename(self.folder, offline)  # under this name `wandb sync` takes it
+            print(f"W&B does not answer; later: wandb sync {offline}", file=sys.stderr, flush=True)
+            return
+        for path in () if self.lost else self.earlier:
+            with contextlib.suppress(OSError):
+                path.parent.joinpath("superseded").mkdir(exist_ok=True)
+                path.rename(path.parent / "superseded" / path.name)
+
+
+def open_wandb(args, run, config):
+    """The W&B run that --wandb asks for; WANDB_MODE has the last word on `auto`."""
+    mode = args.wandb
+    if mode == "auto":
+        mode = os.environ.get("WANDB_MODE") or "auto"
+    if mode == "disabled":
+        return NoWandb()
+
+    def say(text):
+        print(f"W&B: {text}", file=sys.stderr, flush=True)
+
+    os.environ.setdefault("WANDB_SILENT", "true")
     try:
-        text = path.read_text()
-    except FileNotFoundError:
-        return pandas.DataFrame()
-    except UnicodeDecodeError:
-        raise InputError(f"{path}: is not UTF-8; save it as CSV in UTF-8") from None
-    try:
-        rows = list(csv.reader(io.StringIO(text[: text.rfind("\n") + 1])))
-    except csv.Error as error:
-        raise InputError(f"{path}: is no CSV ({error}); delete or mend it") from None
-    for i, row in enumerate(rows, 1):
-        if len(row) != len(rows[0]) or any("\0" in cell for cell in row):
-            raise InputError(
-                f"{path}: line {i} has {len(row)} cells, the header {len(rows[0])}, or NUL bytes; delete or mend the line"
-            )
-    if rows and len(rows[0]) == 1 and ";" in rows[0][0]:
-        raise InputError(f"{path}: its cells are separated by semicolons; allowed: commas")
-    return pandas.DataFrame(rows[1:], columns=rows[0], dtype=str) if rows else pandas.DataFrame()
+        import wandb
 
-
-def slug(text):
-    """Text as a name of a file, a folder or an HTML id: [A-Za-z0-9._-], 1 to 100 letters, not starting with a dot."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", str(text)).lstrip(".")[:100] or "-"
+        server = wandb_server()
+    except Exception as error:  # its settings are checked by pydantic, which raises its own
+        say(f"cannot be used ({first_line(error)}); going on without it")
+        return NoWandb()
+    if mode == "auto":  # online when logged in or under an agent
+        mode = "online" if "WANDB_SWEEP_ID" in os.environ or logged_in(server) else "offline"
+    if mode == "online" and str(ask(server, 3)).startswith("no answer"):
+        say("its server cannot be reached; this run is logged offline (`wandb sync` uploads it later)")
+        mode = "offline"
+    for attempt in dict.fromkeys((mode, "offline")):
+        try:
+            found = bounded(lambda mode=attempt: Wandb(mode, run, config, args.wandb_project, args.wandb_entity), 60)
+        except Exception as error:  # wandb.Error, or what the client's service raises
+            if not HUNG:
+                with contextlib.suppress(Exception):
+                    bounded(wandb.teardown)  # or the second attempt finds the run "in use"
+            last = HUNG or attempt == "offline"
+            what = "start" if HUNG else f"log {attempt}"
+            say(f"cannot {what} ({first_line(error)})" + ("; going on without it" if last else ""))
+            if last:
+                return NoWandb()
+        else:
+            if attempt == "offline":
+                how = "`wandb login` logs online, --wandb disabled not at all"
+                print(f"W&B: logged offline, in {run.folder / 'wandb'}; {how}", flush=True)
+            return found

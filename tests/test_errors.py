@@ -112,17 +112,15 @@ def test_a_copied_record_keeps_its_designs(capsys):
     assert "--config copied.json: ran on other designs" in capsys.readouterr().err
 
 
-def test_the_command_line_says_the_same():
-    result = subprocess.run([sys.executable, str(ROOT / "train.py"), "--lr=0"], capture_output=True, text=True)
-    assert (result.returncode, result.stdout) == (2, "")
-    assert result.stderr == "train.py: --lr: 0 is out of range; allowed: 0 < value < inf\n"
-
-
-def test_a_path_may_hold_what_the_terminal_cannot_show():
-    command = [sys.executable, str(ROOT / "train.py"), *FAST, "--n_epochs=1", "--out=é"]
-    result = subprocess.run(command, env={**os.environ, "PYTHONIOENCODING": "ascii"}, capture_output=True, text=True)
-    assert (result.returncode, result.stderr.count("Traceback")) == (0, 0), result.stderr
-    assert "run      \\xe9/" in result.stdout
+def test_the_command_line_says_the_same_and_shows_what_the_terminal_cannot():
+    """A path may hold letters that the terminal's encoding lacks."""
+    command, env = [sys.executable, str(ROOT / "train.py")], {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([*command, "--lr=0", "--out=é"], env=env, capture_output=True, text=True)
+    said = "train.py: --lr: 0 is out of range; allowed: 0 < value < inf\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", said)
+    done = subprocess.run([*command, *FAST, "--n_epochs=1", "--out=é"], env=env, capture_output=True, text=True)
+    assert (done.returncode, done.stderr.count("Traceback")) == (0, 0), done.stderr
+    assert "run      \\xe9/" in done.stdout
 
 
 def test_precedence_flag_over_arm_over_profile_over_default():
@@ -137,11 +135,12 @@ def test_precedence_flag_over_arm_over_profile_over_default():
     assert train.parse(["--save_model=True"]).save_model and not train.parse(["--save_model=False"]).save_model
 
 
-def test_a_schedule_that_cannot_work_is_a_warning(capsys):
-    run("--pruning_epoch=6", name="a")
-    assert "never prunes" in capsys.readouterr().err
-    run("--polynomial_schedule_n=5", name="b")
-    assert "before w_v is reached" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    "flag, said", {"pruning_epoch=6": "never prunes", "polynomial_schedule_n=5": "before w_v is reached"}.items()
+)
+def test_a_schedule_that_cannot_work_is_a_warning(flag, said, capsys):
+    train.schedule(train.parse([*FAST, f"--{flag}"]), 1792)
+    assert said in capsys.readouterr().err
 
 
 CORNERS = {

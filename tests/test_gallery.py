@@ -1,4 +1,4 @@
-"""The gallery of a run: every kept dimension, the right order, and the physics of the right designs under the right conditions."""
+"""The gallery of a run: every kept dimension, in order, and the physics of the right designs and conditions."""
 
 import csv
 import json
@@ -17,54 +17,57 @@ from tools import gallery
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A heatconduction2d run on 40 made-up designs, with an untrained model of three dimensions: enough to draw and to simulate."""
+    """A heatconduction2d run on 40 made-up designs, with an untrained model of nine dimensions: enough to draw."""
     root = tmp_path_factory.mktemp("gallery")
     rng = np.random.default_rng(0)
     x, y = np.meshgrid(np.linspace(0, 1, 101), np.linspace(0, 1, 101), indexing="ij")
     designs = np.stack([0.5 + 0.4 * np.sin(a * x + b) * np.cos(c * y) for a, b, c in rng.uniform(1, 9, (40, 3))])
     conditions = dict(volume=rng.uniform(0.3, 0.6, 40), length=rng.uniform(0, 1, 40))
     np.savez(root / "designs.npz", designs=designs.astype(np.float32), **conditions)
-    flags = dict(
-        problem="heatconduction2d",
-        strategy="plummet",
-        data=str(root / "designs.npz"),
-        toy_dims=3,
-        n_epochs=5,
-        latent_dim=9,
-        lipschitz=30.0,
-    )
+    flags = dict(problem="heatconduction2d", strategy="plummet", data=str(root / "designs.npz"), toy_dims=3)
+    flags |= dict(n_epochs=5, latent_dim=19, lipschitz=30.0)
     loaded = data.load("heatconduction2d", flags["data"])
     torch.manual_seed(0)
-    model = lvae.CompactLVAE(flags, (101, 101), [1, 4, 7], torch.zeros(3), torch.eye(3))
+    dims = list(range(1, 19, 2))
+    model = lvae.CompactLVAE(flags, (101, 101), dims, torch.zeros(9), torch.eye(9))
     z = model.encode(loaded.train).detach()
-    saved = dict(flags=flags, shape=[101, 101], dims=[1, 4, 7], cov=z.T.cov(), mean=z.mean(0), state=model.state_dict())
+    saved = dict(flags=flags, shape=[101, 101], dims=dims, cov=z.T.cov(), mean=z.mean(0), state=model.state_dict())
     folder = root / "runs" / "abc"
     folder.mkdir(parents=True)
     torch.save(saved, folder / "model.pt")
-    (folder / "config.json").write_text(
-        json.dumps(dict(id="abc", name="heat-abc", flags=flags, data=loaded.fingerprint))
-    )
+    config = dict(id="abc", name="heat-abc", flags=flags, data=loaded.fingerprint)
+    (folder / "config.json").write_text(json.dumps(config))
     return folder, loaded
 
 
-def test_gallery_of_a_run(run, tmp_path, capsys):
+def test_gallery_of_a_run(run, tmp_path, capsys, monkeypatch):
     folder, designs = run
-    assert gallery.main(["--run", str(folder), "--out", str(tmp_path), "--designs", "4", "--physics", "2"]) == 0
+    drawn = []
+    pictures = gallery.images
+    monkeypatch.setattr(gallery, "images", lambda *args, **how: (drawn.append((args, how)), pictures(*args, **how))[1])
+    assert gallery.main(["--run", str(folder), "--out", str(tmp_path), "--designs", "3", "--physics", "1"]) == 0
     page = tmp_path / "gallery-abc"
     assert str(page / "index.html") in capsys.readouterr().out
     text = (page / "index.html").read_text()
     titles = ["Reconstructions, best to worst", "Physics", "Latent traversals", "Interpolation", "Samples"]
-    assert (
-        re.findall("<h2>(.*?)</h2>", text) == titles
-        and "Each of the 3 kept dimensions" in text
-        and "3 of 9 dims kept" in text
-    )
-    assert text.count("<figcaption>") == 6 and not re.search(r'alt=""|aria-label=""', text)
+    assert re.findall("<h2>(.*?)</h2>", text) == titles
+    assert "Each of the 9 kept dimensions" in text and "9 of 19 dims kept" in text
+    assert text.count("<figcaption>") == 7 and not re.search(r'alt=""|aria-label=""', text)
+    # eight dimensions are seen at once, the ninth is folded away; dark is material, said once
+    seen, folded = text.split("<summary>The rest of the 9 dimensions")
+    assert "Dimensions 1 to 8 of 9" in seen and "Dimensions 9 to 9 of 9" in folded.split("</details>")[0]
+    assert text.count("dark is material") == 1 and "Dark" not in text
+    # each reconstruction carries its error, the smallest first
+    found = [float(title.removeprefix("error ")) for title in drawn[0][0][2][1]]
+    error = (lvae.load(folder)(designs.val) - designs.val).square().mean((1, 2, 3)).detach()
+    assert found == sorted(found) and found[0] == pytest.approx(error.min().item(), rel=0.05)
+    grows = [float(label.split("\n")[1].replace("−", "-")) for rows in drawn[1:3] for label in rows[0][1]]
+    assert len(grows) == 9 and grows == sorted(grows, reverse=True)
     errors = [float(v) for v in re.search(r"error from ([\d.e−]+) to ([\d.e−]+)", text).groups()]
     assert errors[0] < errors[1]
     with open(page / "tables" / "physics.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [row["what"] for row in rows] == ["reconstruction"] * 2 + ["sample"] * 2
+    assert [row["what"] for row in rows] == ["reconstruction", "sample"]
     for row in rows:  # the original's objective is that of its own conditions
         i = int(row["validation design"])
         conditions = {name: values[i].item() for name, values in designs.conditions["val"].items()}
@@ -90,8 +93,11 @@ def test_gallery_without_physics_or_model(run, tmp_path, capsys, monkeypatch):
     bare.mkdir()
     (bare / "config.json").write_text((folder / "config.json").read_text())
     capsys.readouterr()
-    cases = {"no model.pt; train with --save_model=True": ["--run", str(bare)], "--run nowhere: its config.json": ["--run", "nowhere"],
-             "--designs 1": ["--run", str(folder), "--designs", "1"]}  # fmt: skip
+    cases = {
+        "no model.pt; train with --save_model=True": ["--run", str(bare)],
+        "--run nowhere: its config.json": ["--run", "nowhere"],
+        "--designs 1": ["--run", str(folder), "--designs", "1"],
+    }
     for said, argv in cases.items():
         assert gallery.main([*argv, "--out", str(tmp_path / "none")]) == 2
         error = capsys.readouterr().err

@@ -25,6 +25,7 @@ from test_train import FAST, ROOT, in_an_empty_folder, run, summary  # noqa: F40
 import data
 import sweep
 import train
+from tools.hub import ask
 
 PATHED = {**os.environ, "PYTHONPATH": str(ROOT)}
 BLOBS = data._toy(3, n=60, size=24)["designs"]  # (60, 24, 24) in [0, 1], smooth
@@ -76,8 +77,8 @@ REFUSED = {  # what is saved: what the one line says
     "MATLAB, square": (np.moveaxis(BLOBS, 0, -1), "would be 24 designs of 24 x 60, but looks like (H, W, N)"),
     "MATLAB, smooth": (np.moveaxis(BLOBS[:, :20], 0, -1), "would be 20 designs of 24 x 60, but looks like (H, W, N)"),
     "MATLAB, small": (np.moveaxis(BLOBS[:, :20], 0, -1)[..., :6], "it looks like (H, W, N), as MATLAB has it"),
-    "five": (BLOBS[:5], "5 designs are too few; at least 17 are needed where no `split` is given"),
-    "none": (BLOBS[:0], "0 designs are too few"),
+    "five": (BLOBS[:5], "split, of 5; at least 2 are needed, and 17 in all where no `split` is given"),
+    "none": (BLOBS[:0], "0 designs in the train split, of 0"),
     "one": (BLOBS[0], "has shape (24, 24); custom needs (N, H, W)"),
     "flat": (BLOBS.reshape(60, -1), "if each row is a design: x.reshape(-1, HEIGHT, WIDTH)"),
     "colours": (np.stack([BLOBS] * 3, -1), "make colours grey: x.mean(3)"),
@@ -169,7 +170,7 @@ def test_the_memory_that_is_free_is_at_most_what_there_is(monkeypatch):
     assert data.free_memory() == 12345
 
 
-# ------------------------------------------------------------------------------------------------------------- the hub
+# ---- the hub ---------------------------------------------------------------------------------------------------------
 
 HEAT = "IDEALLab/heat_conduction_2d_v0"
 
@@ -225,7 +226,6 @@ def test_published_designs_beyond_0_and_1_are_refused(hub):
 PAGE = b"<html>log in</html>"
 FAULTS = {  # what the hub does with a path: what is said
     "403": (lambda path: (403, "text/html", PAGE), "HTTP 403 at http"),
-    "503": (lambda path: (503, "text/html", PAGE), "HTTP 503 at http"),
     "a web page": (lambda path: (200, "text/html", PAGE), "a web page at http"),
     "files refused": (lambda path: (403, "text/html", PAGE) if "resolve" in path else None, "HTTP 403"),
     "parquet refused": (lambda path: (403, "text/html", PAGE) if "parquet" in path else None, "HTTP 403"),
@@ -239,7 +239,7 @@ def test_a_hub_that_fails_is_named_and_costs_no_run(fault, hub, monkeypatch, cap
     does, said = FAULTS[fault]
     hub(does)
     monkeypatch.setenv("HUB_SECONDS", "6" if "6 s" in said else "60")  # only one has to wait until it is over
-    monkeypatch.setattr(data, "ask", functools.partial(data.ask, seconds=0.5))
+    monkeypatch.setattr("tools.hub.ask", functools.partial(ask, seconds=0.5))
     assert data.load("heatconduction2d", "auto").fingerprint["source"] == "sample"
     line = capsys.readouterr().out
     assert line.startswith("data: the bundled sample, since EngiBench's hub gave no heatconduction2d designs")
@@ -268,47 +268,48 @@ def test_a_certificate_that_nobody_knows_is_named(monkeypatch, tmp_path):
     with serve(HEAT, {}) as server:
         server.socket = context.wrap_socket(server.socket, server_side=True)
         url = server.url.replace("http:", "https:")
-        assert data.ask(url) is None and data.reachable(url)  # the client may know it
+        assert hub.ask(url) is None  # the client may know it
         monkeypatch.setattr(constants, "ENDPOINT", url)
         assert "CERTIFICATE_VERIFY_FAILED" in hub.asked_again(HEAT)
 
 
-# ------------------------------------------------------------------------------------------------- W&B that cannot start
+# ---- W&B that cannot start -------------------------------------------------------------------------------------------
 
 TINY = ["--problem=toy", "--n_epochs=1", "--latent_dim=4", "--batch_size=512", "--threads=1"]
+START = "import record, sys, time, train, tools.figures; tools.figures.draw = lambda *_: None; "
+HANG = START + "record.Wandb = lambda *_: (print('hangs', flush=True), time.sleep(99)); "
+MAIN = f"record.leave(train.main({TINY}))"
 
 
-def process(script, *flags, **env):
-    """A script of ours as a process: (exit code, stdout, stderr)."""
-    clean = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")} | {"NETRC": os.devnull}
-    command = [sys.executable, str(ROOT / script), *flags]
+def process(code, **env):
+    """Code as a process, not logged in: (exit code, stdout, stderr)."""
+    clean = {k: v for k, v in PATHED.items() if not k.startswith("WANDB_")} | {"NETRC": os.devnull}
+    command = [sys.executable, "-c", code]
     done = subprocess.run(command, env=clean | env, capture_output=True, text=True, timeout=120)
     return done.returncode, done.stdout, done.stderr
 
 
-def test_a_wandb_service_that_cannot_start_costs_no_run():
-    code, out, error = process("train.py", *TINY, WANDB_X_SERVICE_WAIT="0.001")
+def test_a_wandb_service_that_cannot_start_costs_no_run(monkeypatch, capsys):
+    code, out, error = process(START + MAIN, WANDB_X_SERVICE_WAIT="0.001")
     assert (code, error.count("\n")) == (0, 1) and "going on without it" in error and "run      runs/" in out
     write(seed=[1])
-    code, out, error = process("sweep.py", "create", "quick.yaml", WANDB_X_SERVICE_WAIT="0.001")
-    assert (code, error) == (0, "") and "backend: local, since you are not logged in" in out
-
-
-HANG = "import record, sys, time, train; record.Wandb = lambda *_: (print('hangs', flush=True), time.sleep(99)); "
+    monkeypatch.setenv("WANDB_X_SERVICE_WAIT", "0.001")
+    monkeypatch.setenv("NETRC", os.devnull)
+    assert sweep.main(["create", "quick.yaml"]) == 0
+    assert "backend: local, since you are not logged in" in capsys.readouterr().out
 
 
 def test_a_wandb_that_hangs_is_left_behind():
     short = "record.bounded.__defaults__ = (1,); old = record.bounded; record.bounded = lambda f, s=1: old(f, 1); "
-    code = HANG + short + f"record.leave(train.main({TINY}))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=PATHED)
-    assert done.returncode == 0 and "W&B: cannot start (no answer within 1 s); going on without it" in done.stderr
+    code, _, error = process(HANG + short + MAIN)
+    assert code == 0 and "W&B: cannot start (no answer within 1 s); going on without it" in error
     assert len(list(Path("runs").glob("*/summary.json"))) == 1
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stop_before_the_first_epoch_ends_at_once(number):
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    child = subprocess.Popen([sys.executable, "-c", HANG + f"record.leave(train.main({TINY}))"], **pipes, env=PATHED)
+    child = subprocess.Popen([sys.executable, "-c", HANG + MAIN], **pipes, env=PATHED)
     assert "hangs" in [child.stdout.readline().strip() for _ in range(2)]
     start = time.monotonic()
     child.send_signal(number)
@@ -319,12 +320,12 @@ def test_a_stop_before_the_first_epoch_ends_at_once(number):
 
 
 def test_a_run_that_is_logged_offline_says_where():
-    code, out, error = process("train.py", *TINY)
+    code, out, error = process(START + MAIN)
     (folder,) = Path("runs").iterdir()
     assert (code, error) == (0, "") and f"W&B: logged offline, in {folder}/wandb; " in out
 
 
-# ------------------------------------------------------------------------------------------- what the end of a run says
+# ---- what the end of a run says --------------------------------------------------------------------------------------
 
 
 def test_the_help_has_no_none():
@@ -352,7 +353,7 @@ def test_a_ratio_to_no_error_is_none(capsys, tmp_path):
     assert "--batch_size 256 is above the 42 training designs: each step takes all of them" in said.err
 
 
-# ------------------------------------------------------------------------------------------------------------- machines
+# ---- machines --------------------------------------------------------------------------------------------------------
 
 MIG = """GPU 0: NVIDIA H100 (UUID: GPU-11)
   MIG 3g.40gb     Device  0: (UUID: MIG-aa)
@@ -388,7 +389,7 @@ def test_threads_are_those_of_the_quota(monkeypatch):
     assert told == [1, 3]
 
 
-# --------------------------------------------------------------------------------------------- pip install, and sweeps
+# ---- pip install, and sweeps -----------------------------------------------------------------------------------------
 
 
 def test_pip_installs_lvae_alone(tmp_path):

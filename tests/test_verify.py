@@ -2,31 +2,28 @@
 
 import csv
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
 
+import train
 from sweep import record_result
-from tools import verify
+from tools import figures, verify
 
 RUN = "--problem=toy --latent_dim=6 --batch_size=256 --n_epochs=3 --pruning_epoch=1 --polynomial_schedule_n=1"
-RUN += " --min_active_dims=1 --threads=1"
+RUN += " --min_active_dims=1 --threads=1 --wandb=disabled --save_model=False"
 
 
 @pytest.fixture
-def table(tmp_path, monkeypatch):
+def table(here, monkeypatch):
     """results/01-first.csv with two seeds of a small run."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("WANDB_RUN_ID", raising=False)
+    monkeypatch.setattr(figures, "draw", lambda trainer, folder: None)
     Path(".sweeps").mkdir()
     for seed in (1, 2):
-        command = [sys.executable, str(ROOT / "train.py"), *RUN.split(), "--wandb=disabled", f"--seed={seed}"]
-        subprocess.run(command, env={**os.environ, "WANDB_RUN_ID": f"s{seed}"}, check=True, capture_output=True)
+        monkeypatch.setenv("WANDB_RUN_ID", f"s{seed}")
+        assert train.main([*RUN.split(), f"--seed={seed}"]) == 0
         record_result({"id": "01-first-x", "results": "results/01-first.csv"}, Path(f"runs/s{seed}"), "finished")
+    monkeypatch.delenv("WANDB_RUN_ID")
     return Path("results/01-first.csv")
 
 
@@ -43,16 +40,18 @@ def change(path, seed, **values):
 
 def test_rows_come_out_again_or_are_named(table, capsys, monkeypatch):
     before = sorted(map(str, Path(".").rglob("*")))
+    assert verify.main(["--runs", str(table), "--ids", "s1"]) == 0  # by a process of its own
+    said = capsys.readouterr().out
+    assert said.count(": equal, ") == 1 and "1 of 1 rows came out again (of 2 in " in said
+    assert sorted(map(str, Path(".").rglob("*"))) == before  # nothing is left behind
+
+    first = change(table, 1)[0]  # from here on what comes out is the first row's, unchanged
+    designs = {"source": "toy", "sha256": first["data_sha256"]}
+    monkeypatch.setattr(verify, "again", lambda row: (row | {"val_rec": float(row["val_rec"])}, designs))
     assert verify.main(["--runs", str(table), "--share", "1"]) == 0
     said = capsys.readouterr().out
     assert said.count(": equal, ") == 2 and "2 of 2 rows came out again" in said
-    assert sorted(map(str, Path(".").rglob("*"))) == before  # nothing is left behind
-
-    designs = {
-        "source": "toy",
-        "sha256": change(table, 1)[0]["data_sha256"],
-    }  # from here on what comes out is the first row's, unchanged
-    came = {"val_rec": float(change(table, 1)[0]["val_rec"]), "metrics_sha256": "of this machine"}
+    came = {"val_rec": float(first["val_rec"]), "metrics_sha256": "of this machine"}
     monkeypatch.setattr(verify, "again", lambda row: (came, designs))
     rows = change(table, 1, metrics_sha256="another machine")
     assert verify.main(["--runs", str(table), "--ids", "s1"]) == 0

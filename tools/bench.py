@@ -1,18 +1,20 @@
-"""Speed against the published network, on the same designs in one run: time to quality, images a second, memory, where the epoch goes.
+"""Speed against the published network, on the same designs in one run: time to quality, images a second, memory.
 
     make bench                  # writes results/bench.csv and results/bench.md
     make bench QUICK=1          # beams2d alone, one seed, shorter budgets
     make bench DEVICE=cuda      # the same on a GPU
     make budget                 # hours of the six sweeps at the measured rate: results/budget.md
 
-The published network is the one of EngiOpt's LVAE: 4x4/2, 4x4/2, 3x3/2, 3x3/2 convolutions with batch norm (64 to 512 channels) and its
-mirror image, designs resized to 100x100 and back, every step logged and read back with .item(). Every measurement is a process of its own.
+The published network is the one of EngiOpt's LVAE: 4x4/2, 4x4/2, 3x3/2, 3x3/2 convolutions with batch norm (64 to 512
+channels) and its mirror image, designs resized to 100x100 and back, every step logged and read back with .item().
+Every measurement is a process of its own.
 """
 
 import argparse
 import contextlib
 import csv
 import datetime
+import functools
 import json
 import math
 import os
@@ -36,6 +38,8 @@ from sweep import expand, levels, read_yaml
 
 PROBLEMS = ("beams2d", "heatconduction2d", "photonics2d")
 LATENT, BATCH = 100, 128
+ROOT = Path(__file__).parent.parent
+COMMON = dict(data="sample", latent_dim=LATENT)
 
 
 class Published(nn.Module):
@@ -72,7 +76,7 @@ def published(t):
 
 
 def published_epoch(t, model, optimizer, epoch, log=None):
-    """One epoch of the published training loop on a train.Trainer's designs; log: read back and logged every step, as published."""
+    """One epoch of the published training loop on a Trainer's designs; log: every step is logged, as published."""
     model.train()
     for indices in torch.randperm(len(t.train)).split(t.batch):
         x = t.train[indices.to(t.device)]
@@ -99,19 +103,16 @@ def published_error(t, model, x):
 def trainer(problem, device, precision, seed=1001, **flags):
     """A train.Trainer on the bundled designs. Seeds from 1001 on: the study's own stay untouched."""
     torch.backends.cudnn.allow_tf32 = False  # fp32 means the same for convolutions as for matrix products
-    settings = dict(
-        problem=problem,
-        data="sample",
-        latent_dim=LATENT,
-        seed=seed,
-        device=device,
-        precision=precision,
-        wandb="disabled",
-    )
-    args = train.parse([f"--{key}={value}" for key, value in (settings | flags).items()])
+    settings = COMMON | dict(problem=problem, seed=seed, device=device, precision=precision, wandb="disabled") | flags
+    args = train.parse([f"--{key}={value}" for key, value in settings.items()])
     designs = data.load(args.problem, args.data)
     train.schedule(args, len(designs.train))
     return train.Trainer(args, designs, train.settle(args))
+
+
+def shortened(epochs):
+    """Flags of a run of so few epochs that prunes half-way."""
+    return dict(n_epochs=epochs, polynomial_schedule_n=epochs // 3, pruning_epoch=epochs // 2)
 
 
 def synchronize(device):
@@ -130,22 +131,19 @@ def wandb_log():
         run.finish()
 
 
-# ---- Measurements: each runs in a process of its own, and prints one JSON object ------------------------------------------------
-
-
 def measure_rate(problem, network, precision, device, seconds):
-    """Training images a second at batch 128; FLOP/s by torch's count, its share of a large matrix product's; peak memory."""
+    """Training images a second at batch 128; FLOP/s, and their share of a large matrix product's; peak memory."""
     t = trainer(problem, device, precision, batch_size=BATCH, strategy="none")
     # One or two whole batches an epoch, and next to no validation: the steps are what is measured
     t.train, t.val = t.train[: min(2, len(t.train) // BATCH) * BATCH], t.val[:2]
     with wandb_log() if network == "published, as shipped" else contextlib.nullcontext() as log:
         if network == "ours":
-            step = lambda: t.epoch(0)  # noqa: E731
+            step = functools.partial(t.epoch, 0)
         else:
             model, optimizer = published(t)
             if precision == "bf16":
                 model = model.to(memory_format=torch.channels_last)
-            step = lambda: published_epoch(t, model, optimizer, 0, log)  # noqa: E731
+            step = functools.partial(published_epoch, t, model, optimizer, 0, log)
         with FlopCounterMode(display=False) as counter:
             step()
         synchronize(t.device)
@@ -180,7 +178,7 @@ def peak_memory(device):
 
 
 def measure_published_quality(problem, device, precision, seed, seconds):
-    """The published network, as shipped, for a fixed budget: its best val_rec, the seconds until then, and the mean design's error."""
+    """The published network, as shipped, for a fixed budget: its best val_rec, when, and the mean design's error."""
     t = trainer(problem, device, precision, seed, batch_size=BATCH)
     published_error(t, published(t)[0], t.val)  # what the first call loads is not timed
     model, optimizer = published(t)
@@ -197,10 +195,9 @@ def measure_published_quality(problem, device, precision, seed, seconds):
 
 
 def measure_our_quality(problem, device, precision, seed, epochs, quality=None):
-    """Ours: seconds until val_rec first reaches `quality`, at the shipped schedule, `epochs` at most; None: a whole run of so many."""
-    short = dict(n_epochs=epochs, polynomial_schedule_n=epochs // 3, pruning_epoch=epochs // 2)
+    """Ours: seconds until val_rec first reaches `quality` as shipped, in `epochs` at most; None: a short whole run."""
     trainer(problem, device, precision, seed).epoch(0)  # what the first call loads is not timed
-    t = trainer(problem, device, precision, seed, **({} if quality else short))
+    t = trainer(problem, device, precision, seed, **({} if quality else shortened(epochs)))
     with wandb_log() as log:
         start = time.perf_counter()
         for epoch in range(epochs):
@@ -228,10 +225,8 @@ def measure_outside(problem, device, precision, epochs):
 
     train.Trainer.steps, train.fit = timed(train.Trainer.steps, "steps"), timed(train.fit, "fit")
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
-        flags = dict(problem=problem, device=device, precision=precision, data="sample", latent_dim=LATENT, seed=1001)
-        flags |= dict(
-            wandb="offline", out=folder, n_epochs=epochs, polynomial_schedule_n=epochs // 3, pruning_epoch=epochs // 2
-        )
+        flags = COMMON | dict(problem=problem, device=device, precision=precision, seed=1001, wandb="offline")
+        flags |= dict(out=folder) | shortened(epochs)
         train.main([f"--{key}={value}" for key, value in flags.items()])
     return dict(outside_share=1 - spent["steps"] / spent["fit"])
 
@@ -246,12 +241,9 @@ def measure_epoch(problem, device, seconds):
     return dict(epoch_s=statistics.mean(spent))
 
 
-# ---- The run of all of them -----------------------------------------------------------------------------------------------------
-
-
 def start(name, threads, **arguments):
-    """Start a measurement in a process of its own with so many threads."""
-    env = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(Path(__file__).parent.parent)}
+    """Start a measurement in a process of its own with so many threads; it prints one JSON object."""
+    env = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "tools.bench", "--measure", name, "--arguments", json.dumps(arguments)]
     return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -263,28 +255,32 @@ def result(process):
     return json.loads(out.splitlines()[-1])
 
 
-def spread(values, form="{:.3g}"):
+def spread(values):
     """Median and range of some numbers, as text."""
-    shown = [form.format(v) for v in (statistics.median(values), min(values), max(values))]
-    return shown[0] if len(values) == 1 else f"{shown[0]} ({shown[1]} to {shown[2]})"
+    median, low, high = (f"{v:.3g}" for v in (statistics.median(values), min(values), max(values)))
+    return median if len(values) == 1 else f"{median} ({low} to {high})"
+
+
+def table_row(cells):
+    return "| " + " | ".join(cells) + " |"
 
 
 class Table:
-    """Rows (measure, problem, setting, published, ours, ratio), printed as they come and written to results/ after each."""
+    """Rows of results/NAME.csv and .md, printed as they come and written after each."""
 
     COLUMNS = ("measure", "problem", "setting", "published", "ours", "ratio")
 
-    def __init__(self, path, about):
-        self.path, self.about, self.rows = Path(path), about, []
-        print("| " + " | ".join(self.COLUMNS) + " |\n|" + " --- |" * len(self.COLUMNS), flush=True)
+    def __init__(self, name, about):
+        self.path, self.about, self.rows = Path("results") / name, about, []
+        print(table_row(self.COLUMNS) + "\n|" + " --- |" * len(self.COLUMNS), flush=True)
 
     def add(self, *row):
         self.rows.append([f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in row])
-        print("| " + " | ".join(self.rows[-1]) + " |", flush=True)
+        print(table_row(self.rows[-1]), flush=True)
         self.path.parent.mkdir(exist_ok=True)
         with open(self.path.with_suffix(".csv"), "w", newline="") as file:
             csv.writer(file).writerows([self.COLUMNS, *self.rows])
-        lines = ["| " + " | ".join(row) + " |" for row in (self.COLUMNS, ["---"] * len(self.COLUMNS), *self.rows)]
+        lines = map(table_row, (self.COLUMNS, ["---"] * len(self.COLUMNS), *self.rows))
         self.path.with_suffix(".md").write_text(self.about + "\n\n" + "\n".join(lines) + "\n")
 
 
@@ -295,102 +291,85 @@ def machine(device):
     return f"{cores()} cores of {cpu_model()}"
 
 
+def add_rates(table, problem, precision, device, seconds):
+    """Rate, memory and FLOP/s of the three networks."""
+    asked = dict(problem=problem, precision=precision, seconds=seconds, device=device)
+    networks = ("published, as shipped", "published", "ours")
+    shipped, plain, ours = (result(start("rate", cores(), network=network, **asked)) for network in networks)
+    for setting, theirs in ((f"{precision}, published logs each step", shipped), (precision, plain)):
+        rates = theirs["images_per_s"], ours["images_per_s"]
+        table.add("training images/s", problem, setting, *rates, rates[1] / rates[0])
+    memory = f"peak memory of the {'process' if device == 'cpu' else 'tensors on the GPU'}, MiB"
+    table.add(memory, problem, precision, plain["peak_mib"], ours["peak_mib"], plain["peak_mib"] / ours["peak_mib"])
+    for name, unit in dict(gflops="GFLOP/s", matmul_share="share of a matrix product's FLOP/s").items():
+        table.add(unit, problem, precision, plain[name], ours[name], "")
+
+
+def add_quality(table, device, seeds, seconds, epochs):
+    """Time to quality on the beams, with all threads, seed after seed; published as shipped. Both learn in fp32."""
+    asked = dict(problem="beams2d", precision="fp32", device=device)
+    theirs = [result(start("published_quality", cores(), seconds=seconds, seed=seed, **asked)) for seed in seeds]
+    best, first = [run["best_val_rec"] for run in theirs], theirs[0]
+    setting = f"val_rec {spread(best)}, its best in {first['budget']:.0f} s or {first['epochs']} epochs"
+    setting += f"; the mean design's: {first['mean_design']:.3g}"
+    ours = [
+        result(start("our_quality", cores(), epochs=epochs, quality=quality, seed=seed, **asked))
+        for quality, seed in zip(best, seeds, strict=True)
+    ]
+    spent = [[run["seconds"] for run in runs] for runs in (theirs, ours)]
+    ratio = spread([a / b for a, b in zip(*spent, strict=True)])
+    if max(best) >= first["mean_design"]:
+        ratio = "none: published is above the mean design"
+    elif not all(run["reached"] for run in ours):
+        ratio = f"none: not reached in {epochs} epochs by every seed"
+    table.add("seconds to quality", "beams2d", setting, *map(spread, spent), ratio)
+
+
 def bench(device, quick):
+    """Measure everything, into results/bench.csv and .md."""
     rate_s, budget_s, epochs, seeds = (3, 60, 20, [1001]) if quick else (8, 300, 40, [1001, 1002, 1003])
     problems, suffix = PROBLEMS[:1] if quick else PROBLEMS, "" if device == "cpu" else f"-{device}"
-    command = f"make bench{' QUICK=1' if quick else ''}{' DEVICE=cuda' if device == 'cuda' else ''}"
-    about = f"`{command}` on {machine(device)}, torch {torch.__version__}, {datetime.date.today()}; latent_dim {LATENT}, bundled designs."
-    about += (
-        " Batch 128, no pruning; to quality: ours at its defaults, published with Adam at 4e-4, 4 times its default."
-    )
-    about += " Ratio: in our favour."
     precisions = ("fp32", "bf16") if train.multiplies_bf16(torch.device(device)) else ("fp32",)
+    command = f"make bench{' QUICK=1' if quick else ''}{' DEVICE=cuda' if device == 'cuda' else ''}"
+    about = (
+        f"`{command}` on {machine(device)}, torch {torch.__version__}, {datetime.date.today()}; latent_dim {LATENT}, "
+    )
+    about += "bundled designs. Batch 128, no pruning; to quality: ours at its defaults, published with Adam at 4e-4, "
+    about += "4 times its default. Ratio: in our favour."
     if len(precisions) == 1:
         about += " bf16 is not measured: this machine only emulates it."
-    table = Table(f"results/bench{'-quick' if quick else ''}{suffix}", about)
-
-    # (a), (c), (e): rate, memory, FLOP/s
+    table = Table(f"bench{'-quick' if quick else ''}{suffix}", about)
     for problem in problems:
         for precision in precisions:
-            networks = ("published, as shipped", "published", "ours")
-            common = dict(problem=problem, precision=precision, seconds=rate_s, device=device)
-            shipped, plain, ours = (result(start("rate", cores(), network=network, **common)) for network in networks)
-            for setting, theirs in ((f"{precision}, published logs each step", shipped), (precision, plain)):
-                rates = theirs["images_per_s"], ours["images_per_s"]
-                table.add("training images/s", problem, setting, *rates, rates[1] / rates[0])
-            memory = f"peak memory of the {'process' if device == 'cpu' else 'tensors on the GPU'}, MiB"
-            units = dict(peak_mib=memory, gflops="GFLOP/s", matmul_share="share of a matrix product's FLOP/s")
-            for name, unit in units.items():
-                table.add(
-                    unit,
-                    problem,
-                    precision,
-                    plain[name],
-                    ours[name],
-                    plain[name] / ours[name] if name == "peak_mib" else "",
-                )
-
-    # (b): time to quality on the beams, with all threads, seed after seed; published as shipped. Both learn in fp32
-    arguments = dict(problem="beams2d", precision="fp32", device=device)
-    theirs = [result(start("published_quality", cores(), seconds=budget_s, seed=seed, **arguments)) for seed in seeds]
-    best, (spent, passes, mean) = (
-        [run["best_val_rec"] for run in theirs],
-        (theirs[0][key] for key in ("budget", "epochs", "mean_design")),
-    )
-    setting = f"val_rec {spread(best)}, its best in {spent:.0f} s or {passes} epochs; the mean design's: {mean:.3g}"
-    goals = zip(best, seeds, strict=True)
-    ours = [
-        result(start("our_quality", cores(), epochs=epochs, quality=q, seed=seed, **arguments)) for q, seed in goals
-    ]
-    seconds = [[run["seconds"] for run in runs] for runs in (theirs, ours)]
-    ratio = spread([a / b for a, b in zip(*seconds, strict=True)])
-    if max(best) >= mean or not all(run["reached"] for run in ours):
-        ratio = "none: " + (
-            "published is above the mean design"
-            if max(best) >= mean
-            else f"not reached in {epochs} epochs by every seed"
-        )
-    table.add("seconds to quality", "beams2d", setting, *map(spread, seconds), ratio)
-
-    # Does bf16 cost quality? Ours, whole short runs
-    for precision in precisions if len(precisions) > 1 else ():
-        arguments = dict(problem="beams2d", precision=precision, epochs=epochs, device=device)
-        ends = [result(start("our_quality", cores(), seed=seed, **arguments))["val_rec"] for seed in seeds]
+            add_rates(table, problem, precision, device, rate_s)
+    add_quality(table, device, seeds, budget_s, epochs)
+    for precision in precisions if len(precisions) > 1 else ():  # does bf16 cost quality? Ours, whole short runs
+        asked = dict(problem="beams2d", precision=precision, epochs=epochs, device=device)
+        ends = [result(start("our_quality", cores(), seed=seed, **asked))["val_rec"] for seed in seeds]
         table.add(f"val_rec after {epochs} epochs", "beams2d", precision, "", spread(ends), "")
-
-    # (d): outside the steps
     for problem in problems:
-        found = result(
-            start("outside", cores(), problem=problem, precision="auto", epochs=20 if quick else 60, device=device)
-        )
-        table.add("share of the loop outside the steps", problem, "W&B offline", "", found["outside_share"], "")
-
-    # Two runs side by side with half the cores each, against one with all of one's half
-    if device == "cpu" and (half := cores() // 2):
-        arguments = dict(problem="beams2d", network="ours", precision="fp32", seconds=2 * rate_s, device=device)
-        one = result(start("rate", half, **arguments))["images_per_s"]
-        two = [start("rate", half, **arguments) for _ in range(2)]
+        asked = dict(problem=problem, precision="auto", epochs=20 if quick else 60, device=device)
+        share = result(start("outside", cores(), **asked))["outside_share"]
+        table.add("share of the loop outside the steps", problem, "W&B offline", "", share, "")
+    if device == "cpu" and (half := cores() // 2):  # two runs side by side, against one with all of one's half
+        asked = dict(problem="beams2d", network="ours", precision="fp32", seconds=2 * rate_s, device=device)
+        one = result(start("rate", half, **asked))["images_per_s"]
+        two = [start("rate", half, **asked) for _ in range(2)]
         both = sum(result(process)["images_per_s"] for process in two)
-        table.add(
-            "two runs at once, images/s",
-            "beams2d",
-            f"{half} thread(s) each; ratio to one such run",
-            "",
-            both,
-            both / one,
-        )
+        setting = f"{half} thread(s) each; ratio to one such run"
+        table.add("two runs at once, images/s", "beams2d", setting, "", both, both / one)
     print(f"written: {table.path.with_suffix('.csv')}, {table.path.with_suffix('.md')}")
 
 
 def budget(device):
-    """Hours of each sweep at the rate measured now: seconds an epoch as the sweep trains, one agent a core (a GPU: one agent)."""
+    """Hours of each sweep at the rate measured now, one agent a core (a GPU: one agent), into results/budget.md."""
     agents = cores() if device == "cpu" else 1
     rates = {}
     for problem in PROBLEMS:
         together = [start("epoch", 1, problem=problem, device=device, seconds=15) for _ in range(agents)]
         rates[problem] = statistics.mean(result(process)["epoch_s"] for process in together)
     rows, total = [], 0.0
-    for path in sorted((Path(__file__).parent.parent / "sweeps").glob("*.yaml")):
+    for path in sorted((ROOT / "sweeps").glob("*.yaml")):
         _, config = read_yaml(str(path))
         parameters = config["parameters"]
         if config["method"] == "grid":
@@ -400,13 +379,12 @@ def budget(device):
         epochs = parameters["n_epochs"]["value"]
         hours = runs * epochs * statistics.mean(rates[problem] for problem in problems) / agents / 3600
         total += hours
-        rows.append(f"| {path.stem.replace('_', ' ')} | {runs} | {epochs} | {hours:.1f} |")
+        rows.append(table_row([path.stem.replace("_", " "), str(runs), str(epochs), f"{hours:.1f}"]))
     seconds = ", ".join(f"{problem} {rate:.2f} s" for problem, rate in rates.items())
     command = f"make budget{' DEVICE=cuda' if device == 'cuda' else ''}"
+    where = f"{machine(device)}, {agents} agent(s) at a time, {datetime.date.today()}"
     lines = [
-        f"`{command}` on {machine(device)}, {agents} agent(s) at a time, {datetime.date.today()}, on the bundled designs."
-    ]
-    lines += [
+        f"`{command}` on {where}, on the bundled designs.",
         f"An epoch: {seconds}. 03 at the defaults: hyperband stops runs early, but latent_dim and batch vary.",
         "",
     ]
@@ -417,14 +395,14 @@ def budget(device):
     print("\n".join(lines), f"\nwritten: {path}")
 
 
-def main():
+def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one seed, shorter budgets")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="(cpu)")
     parser.add_argument("--budget", action="store_true", help="hours of the sweeps instead of the benchmark")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     parser.add_argument("--arguments", type=json.loads, help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: no GPU that torch can use; allowed here: cpu")
     if args.measure:

@@ -1,13 +1,13 @@
-"""What a finished run's model can draw: latent traversals, reconstructions best to worst, interpolations, samples, and their physics.
+"""What a finished run's model can draw: reconstructions, latent traversals, interpolations, samples, and their physics.
 
-    python -m tools.gallery --run runs/<id>              # make gallery RUN=runs/<id>; the run needs model.pt (train with --save_model)
+    python -m tools.gallery --run runs/<id>              # make gallery RUN=runs/<id>; the run needs its model.pt
 
-Expect report/gallery-<id>/index.html in about a minute on a CPU: most of it is the physics, one simulation a design (--physics 0: none).
-A pixel error is not what an engineer cares about, so designs are also scored with EngiBench's objective.
+Expect report/gallery-<id>/index.html in about a minute on a CPU: most of it is the physics, one simulation a design
+(--physics 0: none). A pixel error is not what an engineer cares about, so designs are also scored with EngiBench's
+objective.
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -16,212 +16,185 @@ import torch
 from matplotlib.figure import Figure
 
 import data
-from lvae import load
+from lvae import InputError, load
+from record import guarded, read_json
 from report import COLOURS, Page, change, log_axis, num, panel
 from tools.designs import objective
+from tools.figures import mosaic
 
 STEPS = 7  # of a traversal and of an interpolation
+FIRST = 8  # dimensions whose traversals are shown at once; the rest is folded away
 OBJECTIVE = {  # name, what is better, what else to look at; all dimensionless (tools/designs.py)
     "beams2d": ("compliance", "lower", "More material makes it better by itself: look at the volume, too."),
-    "heatconduction2d": (
-        "thermal compliance",
-        "lower",
-        "More conductor makes it better by itself: look at the volume, too.",
-    ),
+    "heatconduction2d": ("thermal compliance", "lower", "More conductor makes it better: look at the volume, too."),
     "photonics2d": (
         "mode overlap",
         "higher",
-        "It is the product of the two overlaps less a small penalty on material, and may be negative. Designs are scored as "
-        "they are, as Photonics2D v1 does: v0 blurs and projects a finished design once more (EngiBench's pull request 264).",
+        "It is the product of the two overlaps less a small penalty on material, and may be negative. Designs are "
+        "scored as they are, as Photonics2D v1 does: v0 blurs and projects a finished design once more (EngiBench's "
+        "pull request 264).",
     ),
 }
-PER_PAGE = 20  # rows of a traversal figure
+PHYSICS = ["what", "validation design", "objective of the original", "its objective"]
+PHYSICS += ["volume of the original", "its volume", "squared error"]
 
 
-def images(rows, labels=None, columns=None, size=1.1):
-    """A figure of designs: rows is a list of lists of (H, W) arrays in [0, 1], shown dark on light as the material is drawn."""
-    wide = max(len(row) for row in rows)
-    height, width = rows[0][0].shape
-    figure = Figure(
-        figsize=(size * wide + (0.9 if labels else 0), size * height / width * len(rows) + (0.3 if columns else 0.1)),
-        layout="constrained",
-    )
-    axes = figure.subplots(len(rows), wide, squeeze=False)
-    for i, row in enumerate(rows):
-        for j in range(wide):
-            axis = axes[i, j]
-            axis.set(xticks=[], yticks=[])
-            axis.grid(False)
-            for spine in axis.spines.values():
-                spine.set_visible(False)
-            if j < len(row):
-                axis.imshow(row[j], cmap="gray_r", vmin=0, vmax=1, aspect="equal", interpolation="nearest")
-            if j == 0 and labels:
-                axis.set_ylabel(labels[i], rotation=0, ha="right", va="center", fontsize=7)
-            if i == 0 and columns:
-                axis.set_title(columns[j], fontsize=7)
+def images(rows, labels=None, titles=None):
+    """A figure of designs: rows of (H, W) arrays in [0, 1], a label a row, a title (or None) a design."""
+    (height, width), side, wide = rows[0][0].shape, 0.9 if labels else 0, 1.1 * max(map(len, rows))
+    tall = (1.1 * height / width + (0.25 if titles else 0.1)) * len(rows)
+    figure = Figure(figsize=(side + wide, tall))
+    axis = figure.add_axes((side / (side + wide), 0, wide / (side + wide), 1))
+    mosaic(axis, [np.stack(row) for row in rows], labels or [""] * len(rows), titles, fontsize=7)
     return figure
 
 
 def frame(x):
-    """(rows, columns) slices of the part of the domain in which designs (N, 1, H, W) differ: photonics2d's has a wide empty margin."""
+    """The (rows, columns) slices in which designs (N, 1, H, W) differ: photonics2d's have a wide empty margin."""
     varies = (x.amax(0) - x.amin(0))[0] > 0.01
     rows, columns = varies.any(1).nonzero().flatten().tolist(), varies.any(0).nonzero().flatten().tolist()
     return (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)) if rows else (slice(None), slice(None))
 
 
 def open_run(folder):
-    """(config, model, designs) of a finished run. Raises data.InputError with one line."""
-    folder = Path(folder)
+    """(config, model, designs) of a finished run. Raises InputError."""
+    config = read_json(folder / "config.json")
     try:
-        config = json.loads((folder / "config.json").read_text())
-        flags, source, sha256 = config["flags"], config["data"]["source"], config["data"]["sha256"]
-        problem, wanted = flags["problem"], flags["data"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise data.InputError(
-            f"--run {folder}: its config.json cannot be read ({type(error).__name__}); allowed: a run folder"
-        ) from None
+        flags, wanted, sha256 = config["flags"], config["flags"]["data"], config["data"]["sha256"]
+        problem, about = flags["problem"], (config["id"], config["name"], config["data"]["source"])
+    except (KeyError, TypeError):
+        raise InputError(f"--run {folder}: its config.json cannot be read; allowed: a run folder") from None
     if not (folder / "model.pt").exists():
-        raise data.InputError(
-            f"--run {folder}: no model.pt; train with --save_model=True, or run the record again with it"
-        )
+        advice = "train with --save_model=True, or run the record again with it"
+        raise InputError(f"--run {folder}: no model.pt; {advice}")
     designs = data.load(problem, wanted, flags.get("toy_dims", 3), flags.get("n_train", 0))
     if designs.fingerprint["sha256"] != sha256:
-        raise data.InputError(
-            f"--run {folder}: it was trained on other designs ({source}) than --data {wanted} gives here"
-        )
+        other = f"other designs ({about[2]}) than --data {wanted} gives here"
+        raise InputError(f"--run {folder}: it was trained on {other}")
     return config, load(folder / "model.pt"), designs
 
 
+def square(a, b):
+    """Mean squared error of each design, (N,)."""
+    return ((a - b) ** 2).mean((1, 2, 3))
+
+
 @torch.no_grad()
-def draw(page, config, model, designs, count, simulations):
+def draw(page, problem, model, designs, count, simulations):
     """All sections of the page. count: designs a row of pictures shows; simulations: how many designs are scored."""
-    x = designs.val  # (N, 1, H, W)
+    x, part = designs.val, frame(designs.val)  # (N, 1, H, W)
     z = model.encode(x)  # (N, k)
     y = model.decode(z)
-    error = ((y - x) ** 2).mean((1, 2, 3))
+
+    def cut(batch):  # designs (n, 1, H, W) as arrays, without the margin in which none differs
+        return [design[0][part].numpy() for design in batch]
+
+    seen = cut(x[:1])[0].shape
+    cropped = f" Shown are the {seen[0]} x {seen[1]} pixels in which designs differ." if seen != model.shape else ""
+    page.text(f"In all pictures dark is material.{cropped}")
+    error = square(y, x)
     order = error.argsort()
     picked = order[torch.linspace(0, len(order) - 1, min(count, len(order))).round().long()]
     page.section(
         "Reconstructions, best to worst",
         "Validation designs, from the smallest to the largest squared error; the steps between are equal.",
     )
-    part = frame(x)
-    rows = [[d[0][part].numpy() for d in row] for row in (x[picked], y[picked], (y - x)[picked].abs())]
-    told = f"mean squared error from {num(float(error.min()))} to {num(float(error.max()))}, median {num(float(error.median()))}"
-    columns, shown = [f"{float(e):.2g}" for e in error[picked]], rows[0][0].shape
+    told = f"mean squared error from {num(float(error.min()))} to {num(float(error.max()))}"
+    told += f", median {num(float(error.median()))}"
+    titles = [[None] * len(picked), [f"error {e:.2g}" for e in error[picked].tolist()], [None] * len(picked)]
+    rows = [cut(batch) for batch in (x[picked], y[picked], (y - x)[picked].abs())]
     page.image(
         "reconstructions",
-        images(rows, ["design", "reconstruction", "difference"], columns),
+        images(rows, ["design", "reconstruction", "difference"], titles),
         f"{len(picked)} validation designs, their reconstructions and the differences: {told}",
-        f"{told[0].upper() + told[1:]}. The column title is the error. Dark is material."
-        + (
-            f" Shown: the {shown[0]} x {shown[1]} pixels in which designs differ."
-            if shown != tuple(x.shape[2:])
-            else ""
-        ),
+        f"{told[0].upper() + told[1:]}.",
     )
-    if simulations and config["flags"]["problem"] in OBJECTIVE and designs.conditions["val"]:
-        physics(page, config["flags"]["problem"], designs, x, y, model, simulations)
-    traversals(page, model, z, part)
+    if simulations and problem in OBJECTIVE and designs.conditions["val"]:
+        physics(page, problem, designs, y, model, simulations)
+    traversals(page, model, x, z, cut)
     page.section(
         "Interpolation",
         "Straight lines in the latent space between two validation designs: the ends are reconstructions.",
     )
-    pairs = np.random.default_rng(0).permutation(len(x))[: 2 * min(4, len(x) // 2)].reshape(-1, 2)
+    pairs = np.random.default_rng(0).permutation(len(x))[: 2 * min(4, len(x) // 2)].reshape(-1, 2).tolist()
     t = torch.linspace(0, 1, STEPS)[:, None]
-    rows = [[x[a, 0], *model.decode((1 - t) * z[a] + t * z[b])[:, 0], x[b, 0]] for a, b in pairs.tolist()]
-    rows = [[design[part].numpy() for design in row] for row in rows]
+    rows = [cut([x[a], *model.decode((1 - t) * z[a] + t * z[b]), x[b]]) for a, b in pairs]
+    between = [f"{float(v):.2f}" for v in t[1:-1, 0]]
+    titles = [["design", f"error {error[a]:.2g}", *between, f"error {error[b]:.2g}", "design"] for a, b in pairs]
     page.image(
         "interpolation",
-        images(rows, columns=["design", *(f"{float(v):.2f}" for v in t[:, 0]), "design"]),
+        images(rows, titles=titles),
         f"{len(rows)} interpolations between two validation designs in {STEPS} steps",
         "Left and right: the designs themselves.",
     )
     page.section(
-        "Samples",
-        "New designs: latents drawn from a Gaussian with the training designs' mean and std in each dimension.",
+        "Samples", "New designs: latents drawn from a Gaussian with the training designs' mean and covariance."
     )
-    drawn = model.sample(2 * count, seed=0)[:, 0][(slice(None), *part)].numpy()
-    page.image(
-        "samples",
-        images([list(drawn[:count]), list(drawn[count:])]),
-        f"{2 * count} designs drawn at random",
-        "Dimensions are drawn independently of one another, which real designs need not be.",
-    )
+    drawn = cut(model.sample(2 * count, seed=0))
+    page.image("samples", images([drawn[:count], drawn[count:]]), f"{2 * count} designs drawn at random", "")
 
 
-def traversals(page, model, z, part):
-    """Each kept dimension from the 1st to the 99th percentile of the validation designs, the others at their mean; widest first."""
-    k, order = z.shape[1], z.std(0).argsort(descending=True)
+def traversals(page, model, x, z, cut):
+    """Each kept dimension from the 1st to the 99th percentile of the validation designs, the others at their mean."""
+    k, mean = z.shape[1], z.mean(0)
     low, high = torch.quantile(z, 0.01, dim=0), torch.quantile(z, 0.99, dim=0)
+    held = [torch.where(torch.arange(k) == i, mean, z) for i in range(k)]
+    cost = torch.stack([square(model.decode(point), x).mean() for point in held]) - square(model.decode(z), x).mean()
+    order = cost.argsort(descending=True).tolist()
     page.section(
         "Latent traversals",
-        f"Each of the {k} kept dimensions swept from the 1st to the 99th percentile of the validation designs, the others "
-        "at their mean, the most varying dimension first. A row in which nothing moves is a dimension that could still go.",
+        f"Each of the {k} kept dimensions swept from the 1st to the 99th percentile of the validation designs, the "
+        "others at their mean. First the dimension that matters most. The number is what the error grows by where it "
+        "is held at its mean. A row in which nothing moves is a dimension that could still go.",
     )
-    for first in range(0, k, PER_PAGE):
-        rows, labels = [], []
-        for i in order[first : first + PER_PAGE].tolist():
-            point = z.mean(0).repeat(STEPS, 1)
+    for first in range(0, k, FIRST):
+        rows, chosen = [], order[first : first + FIRST]
+        for i in chosen:
+            point = mean.repeat(STEPS, 1)
             point[:, i] = torch.linspace(float(low[i]), float(high[i]), STEPS)
-            rows.append([design[part].numpy() for design in model.decode(point)[:, 0]])
-            labels.append(f"dim {model.dims[i]}\nstd {num(float(z[:, i].std()), 2)}")
-        last = first + len(rows)
+            rows.append(cut(model.decode(point)))
+        if first == FIRST:
+            page.text(f"The rest of the {k} dimensions", kind="fold")
+        which = f"Dimensions {first + 1} to {first + len(rows)} of {k}"
         page.image(
             f"traversals-{first + 1}",
-            images(rows, labels),
-            f"traversals of kept dimensions {first + 1} to {last} of {k}, most varying first",
-            f"Dimensions {first + 1} to {last} of {k}; left the 1st, right the 99th percentile.",
+            images(rows, [f"dim {model.dims[i]}\n{num(float(cost[i]), 2)}" for i in chosen]),
+            f"traversals of kept dimensions {first + 1} to {first + len(rows)} of {k}, those that matter most first",
+            f"{which}; left the 1st, right the 99th percentile.",
         )
+    if k > FIRST:
+        page.text("", kind="unfold")
 
 
-def physics(page, problem, designs, x, y, model, count):
-    """The objective of originals, of their reconstructions, and of samples under the conditions of the nearest original."""
-    conditions = designs.conditions["val"]
+def physics(page, problem, designs, y, model, count):
+    """The objective of originals, of their reconstructions y, and of samples under the conditions of the nearest."""
+    x, conditions = designs.val, designs.conditions["val"]
     name, better, advice = OBJECTIVE[problem]
 
-    def score(i, design):
-        return objective(
-            problem, {name: v[i].item() for name, v in conditions.items()}, np.asarray(design, dtype=float).clip(0, 1)
-        )
+    def row(what, i, design):
+        def score(d):
+            own = {key: values[i].item() for key, values in conditions.items()}
+            return objective(problem, own, np.asarray(d[0], dtype=float).clip(0, 1))
+
+        volumes = float(x[i].mean()), float(design.mean())
+        return [what, i, score(x[i]), score(design), *volumes, float(((design - x[i]) ** 2).mean())]
 
     chosen = np.random.default_rng(0).permutation(len(x))[:count].tolist()
-    rows = []
-    for i in chosen:
-        own, other = score(i, x[i, 0]), score(i, y[i, 0])
-        rows.append(
-            (
-                "reconstruction",
-                i,
-                own,
-                other,
-                float(x[i].mean()),
-                float(y[i].mean()),
-                float(((y[i] - x[i]) ** 2).mean()),
-            )
-        )
-    for drawn in model.sample(count, seed=0):
-        # A sample has no conditions: it is scored under those of the validation design that looks most like it
-        i = int(((x - drawn) ** 2).mean((1, 2, 3)).argmin())
-        own, other = score(i, x[i, 0]), score(i, drawn[0])
-        rows.append(
-            ("sample", i, own, other, float(x[i].mean()), float(drawn.mean()), float(((drawn - x[i, 0]) ** 2).mean()))
-        )
+    rows = [row("reconstruction", i, y[i]) for i in chosen]
+    # A sample has no conditions: it is scored under those of the validation design that looks most like it
+    rows += [row("sample", int(square(x, drawn).argmin()), drawn) for drawn in model.sample(count, seed=0)]
     page.section(
         "Physics",
-        f"The objective of EngiBench's {problem}, simulated, beside the originals': {name}, dimensionless, {better} is better. "
-        "A sample is scored under the conditions of the validation design nearest to it in pixels, and compared with that design.",
+        f"The objective of EngiBench's {problem}, simulated, beside the originals': {name}, dimensionless, {better} is "
+        "better. A sample is scored under the conditions of the validation design nearest to it in pixels, and "
+        "compared with that design.",
     )
     items = []
     for kind in ("reconstruction", "sample"):
         own, other = np.array([r[2:4] for r in rows if r[0] == kind]).T
-        ratio = np.log(other / own) if (own > 0).all() and (other > 0).all() else None
-        told = (
-            f"median change {change(float(np.median(ratio)))}"
-            if ratio is not None
-            else f"median {num(float(np.median(other)))} against {num(float(np.median(own)))}"
-        )
+        ratio = np.median(np.log(other / own)) if (own > 0).all() and (other > 0).all() else None
+        told = f"median {num(float(np.median(other)))} against {num(float(np.median(own)))}"
+        told = told if ratio is None else f"median change {change(float(ratio))}"
         figure, axes = panel(f"{kind}s", wide=True, height=3.2)
         ends = [min(own.min(), other.min()), max(own.max(), other.max())]
         axes.plot(ends, ends, color=COLOURS[7], lw=1, ls="--")
@@ -230,73 +203,41 @@ def physics(page, problem, designs, x, y, model, count):
         if ratio is not None and ends[1] / ends[0] > 10:
             log_axis(axes.xaxis)
             log_axis(axes.yaxis)
-        items.append(
-            (
-                f"physics-{kind}",
-                figure,
-                f"{name} of {len(own)} originals and their {kind}s: {told}",
-                f"On the dashed line: as good as the original; {'above' if better == 'lower' else 'below'} it: worse. "
-                f"{told[0].upper() + told[1:]}.",
-            )
-        )
+        worse = "above" if better == "lower" else "below"
+        caption = f"On the dashed line: as good as the original; {worse} it: worse. {told[0].upper() + told[1:]}."
+        items.append((f"physics-{kind}", figure, f"{name} of {len(own)} originals and their {kind}s: {told}", caption))
     page.figures(items, wide=True)
-    columns = [
-        "what",
-        "validation design",
-        "objective of the original",
-        "its objective",
-        "volume of the original",
-        "its volume",
-        "squared error",
-    ]
-    page.table(
-        "physics",
-        columns,
-        [list(r) for r in rows],
-        f"Every design that was simulated. {advice}",
-        closed=True,
+    page.table("physics", PHYSICS, rows, f"Every design that was simulated. {advice}", closed=True)
+
+
+def run(args):
+    """Write the gallery that the command line asks for, and print where it is."""
+    if args.designs < 2 or args.physics < 0:
+        asked = f"--designs {args.designs} --physics {args.physics}"
+        raise InputError(f"{asked}: allowed: at least 2, and at least 0")
+    config, model, designs = open_run(args.run)
+    flags, val_rec = config["flags"], (read_json(args.run / "summary.json") or {}).get("val_rec")
+    page = Page(args.out / f"gallery-{config['id']}", f"Gallery of {config['name']}")
+    source, n = designs.fingerprint["source"], len(designs.val)
+    page.facts(
+        [
+            ("Run", f"{config['name']}, {flags['n_epochs']} epochs, {flags['strategy']}"),
+            ("Result", f"val_rec {num(val_rec)}, {len(model.dims)} of {flags['latent_dim']} dims kept"),
+            ("Data", f"{source}, {n} validation designs; the test designs are not touched"),
+        ]
     )
+    draw(page, flags["problem"], model.eval(), designs, args.designs, args.physics)
+    print(page.write())
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", required=True, help="folder of a finished run with model.pt")
-    parser.add_argument("--out", default="report", help="folder for the page (report)")
-    parser.add_argument("--designs", type=int, default=8, help="designs in a row of pictures (8)")
-    parser.add_argument("--physics", type=int, default=12, help="designs of each kind to simulate; 0: none (12)")
-    args = parser.parse_args(argv)
-    try:
-        if args.designs < 2 or args.physics < 0:
-            raise data.InputError(
-                f"--designs {args.designs} --physics {args.physics}: allowed: at least 2, and at least 0"
-            )
-        config, model, designs = open_run(args.run)
-        page = Page(Path(args.out) / f"gallery-{config['id']}", f"Gallery of {config['name']}")
-        summary = Path(args.run) / "summary.json"
-        summary = json.loads(summary.read_text()) if summary.exists() else {}
-        page.facts(
-            [
-                ("Run", f"{config['name']}, {config['flags']['n_epochs']} epochs, {config['flags']['strategy']}"),
-                (
-                    "Result",
-                    f"val_rec {num(summary.get('val_rec'))}, {len(model.dims)} of {config['flags']['latent_dim']} dims kept",
-                ),
-                (
-                    "Data",
-                    f"{designs.fingerprint['source']}, {len(designs.val)} validation designs; the test designs are not touched",
-                ),
-            ]
-        )
-        draw(page, config, model.eval(), designs, args.designs, args.physics)
-        path = page.write()
-    except data.InputError as error:
-        print(f"tools.gallery: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"tools.gallery: --out {args.out}: cannot write ({error.strerror or error})", file=sys.stderr)
-        return 4
-    print(path)
-    return 0
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--run", required=True, type=Path, help="folder of a finished run with model.pt")
+    p.add_argument("--out", default="report", type=Path, help="folder for the page (report)")
+    p.add_argument("--designs", type=int, default=8, help="designs in a row of pictures (8)")
+    p.add_argument("--physics", type=int, default=12, help="designs of each kind to simulate; 0: none (12)")
+    args = p.parse_args(argv)
+    return guarded("tools.gallery", run, args, cannot=f"--out {args.out}: cannot write")
 
 
 if __name__ == "__main__":

@@ -1,28 +1,90 @@
-"""A published dataset from Hugging Face's hub, as .npz on stdout: a program of its own, so that data.py can end it.
+"""EngiBench's published datasets from Hugging Face's hub. It needs neither torch nor EngiBench.
 
-python tools/hub.py IDEALLab/beams_2d_50_100_v0 volfrac,rmin,forcedist > x.npz      # HF_HUB_OFFLINE=1: from the cache alone
+Run as a program, it writes a dataset as .npz to stdout, so that load() can end it when it takes too long:
 
-It needs neither torch nor EngiBench. Exit codes: 0; 1, the hub gave none (why: stderr); 4, the cache cannot be used.
+    python tools/hub.py IDEALLab/beams_2d_50_100_v0 volfrac,rmin,forcedist > x.npz   # HF_HUB_OFFLINE=1: the cache alone
+
+Exit codes: 0; 1, the hub gave none (why: stderr); 4, the cache cannot be used.
 """
 
+import contextlib
+import http.client
 import io
 import os
+import subprocess
 import sys
+import threading
+import urllib.error
+import urllib.request
+from pathlib import Path
 
 import numpy as np
 
 SPLITS = ("train", "val", "test")
+SECONDS = 300  # for a dataset, all together; $HUB_SECONDS overrides it
 
 
-def reasons(error):
-    """An exception and what it came from, innermost last."""
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
+class CacheError(Exception):
+    """The cache cannot be used. Without it, others who use it would train on other designs."""
 
 
 def first_line(error):
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
+
+
+def ask(url, seconds=5):
+    """None where a server answers at url, or why not: its HTTP status, a web page, no answer. Proxies are honoured.
+
+    In a thread, since a dead DNS server outlasts any timeout. A certificate that this Python does not know is an
+    answer: the client may know it (REQUESTS_CA_BUNDLE), and names it otherwise.
+    """
+    answer = []
+
+    def probe():
+        try:
+            with urllib.request.urlopen(urllib.request.Request(url), timeout=seconds) as found:
+                answer.append("a web page" if "html" in found.headers.get("Content-Type", "") else None)
+        except urllib.error.HTTPError as error:
+            answer.append(f"HTTP {error.code}")
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            answer.append(None if "CERTIFICATE" in str(error) else f"no answer ({first_line(error)})")
+
+    thread = threading.Thread(target=probe, daemon=True)
+    thread.start()
+    thread.join(seconds + 1)
+    return answer[0] if answer else f"no answer within {seconds} s"
+
+
+def load(dataset, columns):
+    """{name: array} of a dataset: `optimal_design`, `split`, and those of `columns` that it has.
+
+    From the cache, without a request, if it is there, else from the hub. Bounded in time. Raises OSError where the hub
+    gives none, and CacheError.
+    """
+    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "huggingface"
+    cache = Path(os.environ.get("HF_DATASETS_CACHE") or Path(home, "datasets")) / dataset.replace("/", "___")
+    if cache.is_dir():
+        with contextlib.suppress(OSError):  # left unfinished by another
+            return _fetch(dataset, columns, HF_HUB_OFFLINE="1")
+    url = f"{os.environ.get('HF_ENDPOINT', 'https://huggingface.co')}/api/datasets/{dataset}"
+    if (said := ask(url)) not in (None, "HTTP 401"):  # private: the client knows its token
+        raise OSError(f"{said} at {url}")
+    return _fetch(dataset, columns)
+
+
+def _fetch(dataset, columns, **env):
+    """What main() gives, in a process of its own, which is ended after HUB_SECONDS."""
+    seconds = float(os.environ.get("HUB_SECONDS") or SECONDS)
+    command = [sys.executable, __file__, dataset, ",".join(columns)]
+    try:
+        done = subprocess.run(command, env={**os.environ, **env}, capture_output=True, timeout=seconds)
+    except subprocess.TimeoutExpired:
+        raise OSError(f"{dataset} was not there within {seconds:g} s; HUB_SECONDS=1000 waits longer") from None
+    if done.returncode:
+        said = (done.stderr.decode(errors="replace").strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        raise CacheError(said) if done.returncode == 4 else OSError(said)
+    with np.load(io.BytesIO(done.stdout), allow_pickle=False) as file:
+        return dict(file)
 
 
 def asked_again(dataset):
@@ -58,17 +120,20 @@ def main(dataset, columns):
             )
         parts["split"] = np.repeat(SPLITS, [len(found[split]) for split in SPLITS])
     except Exception as error:  # datasets, huggingface_hub, pyarrow and httpx raise a dozen types between them
-        chain = list(reasons(error))
-        status = next((e.response.status_code for e in chain if getattr(e, "response", None) is not None), None)
-        local = next((e for e in chain if isinstance(e, OSError) and e.errno and e.filename), None)
-        if local:
-            print(f"{local.filename}: {local.strerror}", file=sys.stderr)
-            return 4
-        print(asked_again(dataset) or first_line(error) if status is None else f"HTTP {status}", file=sys.stderr)
+        chain, status = [], None
+        while error is not None:  # what it came from is innermost
+            chain.append(error)
+            status = status or getattr(getattr(error, "response", None), "status_code", None)
+            error = error.__cause__ or error.__context__
+        for cause in chain:
+            if isinstance(cause, OSError) and cause.errno and cause.filename:
+                print(f"{cause.filename}: {cause.strerror}", file=sys.stderr)
+                return 4
+        print(f"HTTP {status}" if status else asked_again(dataset) or first_line(chain[0]), file=sys.stderr)
         return 1
-    buffer = io.BytesIO()
-    np.savez(buffer, **parts)
     with open(stdout, "wb") as file:
+        buffer = io.BytesIO()
+        np.savez(buffer, **parts)
         file.write(buffer.getbuffer())
     return 0
 

@@ -2,9 +2,9 @@
 
     python -m tools.ship --runs results/baselines.csv --arm strategy=plummet      # make ship
 
-The best is the one with the least val_rec. The test error takes no part: it is measured once, on what is shipped. The run's
-folder must still be there, with its model.pt. models/<problem>/ is then a run's folder, too: for tools.gallery --run, and for
-train.py --config.
+The best is the one with the least val_rec. The test error takes no part: it is measured once, on what is shipped. The
+run's folder must still be there, with its model.pt. models/<problem>/ is then a run's folder, too: for tools.gallery
+--run, and for train.py --config.
 """
 
 import argparse
@@ -17,43 +17,40 @@ import torch
 import torch.nn.functional as F
 
 import data
-from lvae import load
-from record import guarded, read_csv, read_json, to_json, write_atomically
+from lvae import InputError, load
+from record import guarded, read_json, to_json, write_atomically
 from tools.design import regression
+from tools.verify import finished_rows
 
 LOSS = 0.01  # how much of val_rec the 8 bits may cost, at most
 
 
 def quantise(saved):
-    """What model.pt holds, with each large weight (outputs, inputs) in 8 bits: (int8, scale (outputs, 1)). A quarter of the size.
+    """What model.pt holds, with each large weight (outputs, inputs) in 8 bits: (int8, scale (outputs, 1)).
 
-    The largest weight of a row becomes 127, so that none is off by more than 1/254 of it. load() reads both.
+    That is a quarter of the size. The largest weight of a row becomes 127, so that none is off by more than 1/254 of
+    it. load() reads both.
     """
 
     def narrow(weight):
         scale = weight.abs().amax(1, keepdim=True).clamp_min(1e-30) / 127
         return (weight / scale).round().to(torch.int8), scale
 
-    return saved | dict(
-        state={key: narrow(value) if value.numel() > 2**14 else value for key, value in saved["state"].items()}
-    )
-
-
-def finished_rows(path):
-    return [row for row in read_csv(Path(path)).to_dict("records") if row["status"] == "finished"]
+    state = {key: narrow(value) if value.numel() > 2**14 else value for key, value in saved["state"].items()}
+    return saved | dict(state=state)
 
 
 def best(path, arm=None):
-    """The finished row with the least val_rec of each problem in a results CSV, of one arm alone if it is given. Raises InputError."""
+    """The finished row with the least val_rec of each problem in a results CSV, of one arm if given. InputError."""
     rows = sorted(finished_rows(path), key=lambda row: -float(row["val_rec"]))
     found = {row["problem"]: row for row in rows if not arm or row["arm"] == arm}
     if not found:
-        raise data.InputError(f"--runs {path}: no finished rows" + (f" of --arm {arm}" if arm else ""))
+        raise InputError(f"--runs {path}: no finished rows" + (f" of --arm {arm}" if arm else ""))
     return list(found.values())
 
 
 def ship(row, runs, out):
-    """Write out/<problem>/ of the run of a row; returns what to say of it. Raises InputError if its model is not that of the row."""
+    """Write out/<problem>/ of the run of a row; returns what to say of it. InputError if its model is another."""
     source, target = runs / row["id"], out / row["problem"]
     load(source / "model.pt")  # or one clear line
     designs, saved = data.load(row["problem"], row["data"]), torch.load(source / "model.pt", weights_only=True)
@@ -68,7 +65,7 @@ def ship(row, runs, out):
     recorded = float(row["val_rec"])
     if abs(val_rec / recorded - 1) > LOSS:
         wrong = f"val_rec {val_rec:.4g} in 8 bits, {recorded:.4g} in its row; allowed: {LOSS:.0%} apart"
-        raise data.InputError(f"{source / 'model.pt'}: {wrong}")
+        raise InputError(f"{source / 'model.pt'}: {wrong}")
     target.mkdir(parents=True, exist_ok=True)
     write_atomically(target / "model.pt", buffer.getvalue())
     shutil.copyfile(source / "config.json", target / "config.json")

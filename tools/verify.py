@@ -3,10 +3,11 @@
     make verify RUNS=results/01-first.csv                    # a random tenth of the rows
     python -m tools.verify --runs results/01-first.csv --ids c6a4a0db ea3b9a67
 
-A row is `equal` if every number of its metrics.csv is, bit for bit (metrics_sha256): expected on the type of CPU that made it. It is
-`within the seeds` if log val_rec is no further off than the rows of other seeds with the same flags lie apart, or where no other seed was
-run, any rows with these designs that differ in the seed alone, in any results/NN*.csv beside it: expected on any other CPU.
-Exit code 0: each is one of these; 1: some are not; 2: bad input. Nothing is kept of the runs, and the results are not changed.
+A row is `equal` if every number of its metrics.csv is, bit for bit (metrics_sha256): expected on the type of CPU that
+made it. It is `within the seeds` if log val_rec is no further off than rows of other seeds with these flags lie apart.
+Where no other seed was run, any rows with these designs count that differ in the seed alone, in any results/NN*.csv
+beside it. That is expected on any other CPU. Exit code 0: each is one of these; 1: some are not; 2: bad input. Nothing
+is kept of the runs, and the results are not changed.
 """
 
 import argparse
@@ -22,8 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from lvae import InputError
-from record import FREE_FLAGS as FREE
-from record import cores, cpu_model, read_csv, read_json
+from record import FREE_FLAGS, cores, cpu_model, guarded, read_csv, read_json
 from train import DEFAULTS
 
 # Training designs in samples/ before they grew: a row of then has no n_train
@@ -31,7 +31,8 @@ FIRST_TRAINED_ON = dict(beams2d=716, heatconduction2d=716)
 
 
 def finished_rows(path):
-    return [row for row in read_csv(Path(path)).to_dict("records") if row["status"] == "finished"]
+    """The rows of a results/NN.csv that are finished runs, as dicts."""
+    return [row for row in read_csv(path).to_dict("records") if row["status"] == "finished"]
 
 
 def spread(row, rows):
@@ -39,7 +40,7 @@ def spread(row, rows):
 
     Among rows with this row's flags; where it has no other seed, among any rows with its designs.
     """
-    logs, keys = defaultdict(dict), [key for key in DEFAULTS if key not in (*FREE, "seed")]
+    logs, keys = defaultdict(dict), [key for key in DEFAULTS if key not in (*FREE_FLAGS, "seed")]
     for r in rows:
         if r["data_sha256"] == row["data_sha256"]:
             logs[tuple(r.get(key) for key in keys)][r["seed"]] = math.log(float(r["val_rec"]))
@@ -56,18 +57,10 @@ def again(row):
             known["n_train"] = FIRST_TRAINED_ON.get(row["problem"], 0)
         flags.write_text(json.dumps({"flags": known}))
         command = [sys.executable, str(Path(__file__).parent.parent / "train.py"), f"--config={flags}", f"--out={out}"]
-        command += [
-            "--wandb=disabled",
-            "--save_model=False",
-            *(["--device=auto"] if row["device"] != "cpu" else []),
-        ]  # there may be no GPU
-        done = subprocess.run(
-            command,
-            env={**os.environ, "WANDB_RUN_ID": row["id"]},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        command += ["--wandb=disabled", "--save_model=False"]
+        command += ["--device=auto"] if row["device"] != "cpu" else []  # there may be no GPU
+        env = {**os.environ, "WANDB_RUN_ID": row["id"]}
+        done = subprocess.run(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         summary, config = (read_json(folder / name) or {} for name in ("summary.json", "config.json"))
         return summary or {"cause": done.stderr.strip()}, config.get("data", {})
 
@@ -78,74 +71,56 @@ def compare(row, rows):
     if "val_rec" not in summary:
         return False, f"did not finish ({summary['cause']})"
     if designs.get("sha256") != row["data_sha256"]:
-        return (
-            False,
-            f"other designs ({designs.get('source')} {designs.get('sha256', '')[:12]}, recorded {row['data_sha256'][:12]})",
-        )
+        found = f"{designs.get('source')} {designs.get('sha256', '')[:12]}"
+        return False, f"other designs ({found}, recorded {row['data_sha256'][:12]})"
     if summary["metrics_sha256"] == row["metrics_sha256"]:
         return True, f"equal, val_rec {summary['val_rec']:.6g}"
     off, apart = abs(math.log(summary["val_rec"] / float(row["val_rec"]))), spread(row, rows)
-    word = (
-        "no other seed to compare with"
-        if math.isnan(apart)
-        else "within the seeds"
-        if off <= apart
-        else "NOT within the seeds"
-    )
+    word = "within the seeds" if off <= apart else "NOT within the seeds"
+    word = "no other seed to compare with" if math.isnan(apart) else word
     here, made_on = cpu_model(), row.get("cpu")
     elsewhere = f" (made on {made_on}, this is {here})" if made_on and made_on != here else ""
     values = f"val_rec {summary['val_rec']:.6g}, recorded {float(row['val_rec']):.6g}"
     return off <= apart, f"{word}: {values}, log apart {off:.2g}, seeds {apart:.2g}{elsewhere}"
 
 
-def main(argv=None):
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--runs", required=True, help="a results/NN.csv")
-    p.add_argument(
-        "--share", type=float, default=0.1, help="share of its finished rows to run again, at least one (0.1)"
-    )
-    p.add_argument("--ids", nargs="+", help="these rows instead")
-    p.add_argument("--seed", type=int, default=None, help="of the choice (another one each time)")
-    p.add_argument(
-        "--jobs",
-        type=int,
-        default=cores(),
-        help="runs at a time, each with the threads it was recorded with (all cores)",
-    )
-    args = p.parse_args(argv)
-    try:
-        rows = finished_rows(args.runs)
-        unknown = set(args.ids or ()) - {row["id"] for row in rows}
-        if not rows:
-            raise InputError(f"--runs {args.runs}: no finished rows")
-        if unknown:
-            raise InputError(f"--ids {' '.join(sorted(unknown))}: not finished rows of {args.runs}")
-        if not 0 < args.share <= 1:
-            raise InputError(f"--share {args.share}: allowed: 0 < share <= 1")
-        if args.jobs < 1:
-            raise InputError(f"--jobs {args.jobs}: allowed: at least 1")
-    except InputError as error:
-        print(f"tools.verify: {error}", file=sys.stderr)
-        return 2
-    if args.ids:
-        chosen = [row for row in rows if row["id"] in args.ids]
-    else:
-        chosen = random.Random(args.seed).sample(rows, max(1, round(args.share * len(rows))))
-    beside = [
-        row for path in {Path(args.runs), *Path(args.runs).parent.glob("[0-9]*.csv")} for row in finished_rows(path)
-    ]
+def run(args):
+    """Run the rows again that the command line asks for; 0 if all came out again, else 1."""
+    rows = finished_rows(args.runs)
+    unknown = set(args.ids or ()) - {row["id"] for row in rows}
+    if not rows:
+        raise InputError(f"--runs {args.runs}: no finished rows")
+    if unknown:
+        raise InputError(f"--ids {' '.join(sorted(unknown))}: not finished rows of {args.runs}")
+    if not 0 < args.share <= 1:
+        raise InputError(f"--share {args.share}: allowed: 0 < share <= 1")
+    if args.jobs < 1:
+        raise InputError(f"--jobs {args.jobs}: allowed: at least 1")
+    chosen = [row for row in rows if row["id"] in (args.ids or ())]
+    chosen = chosen or random.Random(args.seed).sample(rows, max(1, round(args.share * len(rows))))
+    tables = {args.runs, *args.runs.parent.glob("[0-9]*.csv")}
+    beside = [row for path in tables for row in finished_rows(path)]
     good, pool = 0, ThreadPoolExecutor(args.jobs)
     try:
         for row, (right, said) in zip(chosen, pool.map(lambda row: compare(row, beside), chosen), strict=True):
             good += right
             print(f"{row['name']}: {said}", flush=True)
-    except KeyboardInterrupt:  # the runs have got it, too, and stop
-        print("tools.verify: interrupted", file=sys.stderr)
-        return 130
-    finally:
+    finally:  # after Ctrl-C the runs have got it, too, and stop
         pool.shutdown(cancel_futures=True)
     print(f"{good} of {len(chosen)} rows came out again (of {len(rows)} in {args.runs})")
-    return 0 if good == len(chosen) else 1
+    return good != len(chosen)
+
+
+def main(argv=None):
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--runs", required=True, type=Path, help="a results/NN.csv")
+    p.add_argument("--share", type=float, default=0.1, help="share of its finished rows, at least one (0.1)")
+    p.add_argument("--ids", nargs="+", help="these rows instead")
+    p.add_argument("--seed", type=int, default=None, help="of the choice (another one each time)")
+    p.add_argument(
+        "--jobs", type=int, default=cores(), help="runs at a time, each with its recorded threads (all cores)"
+    )
+    return guarded("tools.verify", run, p.parse_args(argv))
 
 
 if __name__ == "__main__":
