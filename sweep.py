@@ -903,10 +903,12 @@ def agent(args):
 
 
 def rebuild_rows(sweep):
-    """Put the runs that are over and have a folder in runs/, but no row, into results/NN.csv. Returns how many."""
+    """Put the runs that are over and have a folder, but no row, into results/NN.csv. Returns how many."""
     have, added = {row["id"] for row in read_csv(Path(sweep["results"])).to_dict("records")}, 0
-    early = {t.user_attrs["run"]["id"] for t in queue_of(sweep).trials(TrialState.PRUNED)} if "backend" in sweep else ()
-    for path in sorted(Path("runs").glob("*/config.json")):
+    trials = queue_of(sweep).trials() if "backend" in sweep else ()
+    early = {t.user_attrs["run"]["id"] for t in trials if t.state == TrialState.PRUNED}
+    places = {"runs", *(t.user_attrs["run"]["point"].get("out", "runs") for t in trials)}
+    for path in sorted(path for place in places for path in Path(place).glob("*/config.json")):
         config, folder = read_json(path), path.parent
         status = "stopped early" if folder.name in early else record.status(folder)
         of_it = isinstance(config, dict) and config.get("sweep") == sweep["id"] and not other_designs(sweep, folder)
