@@ -6,7 +6,7 @@ NLOPT := nlopt==2.11.0
 PSYCOPG := "psycopg[binary]==3.3.9"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-data train test soak lint data ground-truth width baselines bench budget agents resume status stop rebuild list sync dashboard report verify ship design design-bench gallery clean distclean
+.PHONY: help setup setup-data train test soak lint data ground-truth width baselines bench budget agents resume status stop rebuild list sync demo dashboard report verify ship design design-bench gallery clean distclean
 
 # A variable that a target does not take starts the wrong work without a word: refuse it. What each target takes:
 USES_train := PROBLEM ARGS
@@ -138,6 +138,9 @@ design: setup ## a design for new conditions: MODEL=models/beams2d CONDITIONS="v
 
 design-bench: setup-data ## gap to the optimum of designs for fresh conditions: results/design.md; QUICK=1
 	$(PY) -m tools.design_bench $(if $(QUICK),--n 20)
+
+demo: setup ## two minutes, no training: a page with the model of beams, its row, and a design for new conditions
+	@$(PY) -m tools.demo
 
 gallery: setup ## what a model draws, and its physics: RUN=runs/<id>, trained with --save_model
 	@test -n "$(RUN)" || { echo "gallery: say which run: make gallery RUN=runs/<id>" >&2; exit 2; }

@@ -10,7 +10,7 @@ import torch
 import data
 import lvae
 import train
-from tools import design, design_bench
+from tools import demo, design, design_bench
 
 
 def own_designs(path, n=60):
@@ -168,3 +168,15 @@ def test_one_condition_of_design_bench(monkeypatch):
     assert said == conditions and best.mean() == pytest.approx(100 / 255) and len(rows) == 5
     assert rows[0]["objective"] > rows[1]["objective"] * 0.9 and {row["condition"] for row in rows} == {7}
     assert {row["optimum"] for row in rows} == {design.objective("heatconduction2d", conditions, best)}
+
+
+def test_the_demo(tmp_path, monkeypatch):
+    monkeypatch.setattr(demo.webbrowser, "open", lambda address: opened.append(address))
+    opened = []
+    assert demo.main(["--out", str(tmp_path)]) == 0
+    page = (tmp_path / "index.html").read_text()
+    assert opened == [(tmp_path / "index.html").as_uri()]
+    header, row = (tmp_path / "tables/row.csv").read_text().splitlines()
+    found, shipped = dict(zip(header.split(","), row.split(","), strict=True)), lvae.load("models/beams2d")
+    assert int(found["numbers kept of 100"]) == len(shipped.dims) and float(found["ratio"]) < 0.2
+    assert page.count("<figure") >= 5 and demo.CONDITIONS in page

@@ -72,6 +72,7 @@ COMMANDS = {  # variables and target: the command (`make -n`)
     "ship RUNS=a.csv": "tools.ship --runs a.csv",
     "design CONDITIONS=a=1 POLISH=2": "tools.design --model models/beams2d --conditions a=1 --polish 2",
     "design-bench QUICK=1": "tools.design_bench --n 20",
+    "demo": "tools.demo",
     "gallery RUN=runs/a": "tools.gallery --run runs/a",
     "clean": "rm -rf report",
     "distclean": "rm -rf .venv",

@@ -1,0 +1,64 @@
+"""Two minutes of it, without training: the model of beams in models/, its picture, its row, and a design for new conditions.
+
+make demo       # writes report/demo/index.html, and opens it where there is a browser
+"""
+
+import argparse
+import sys
+import webbrowser
+from pathlib import Path
+
+import torch
+
+import data
+from lvae import load
+from record import guarded, read_json
+from report import Page, num
+from tools import design, gallery
+from tools.designs import objective
+
+CONDITIONS = "volfrac=0.3 rmin=2 forcedist=0.4"
+
+
+def run(folder):
+    """Write the page into a folder, and print where it is."""
+    at = Path(__file__).parent.parent / "models" / "beams2d"
+    model, flags = load(at), read_json(at / "config.json")["flags"]
+    problem, k = flags["problem"], len(model.dims)
+    designs = data.load(problem, "sample")
+    page = Page(folder, f"{k} numbers for a beam")
+    page.text(
+        f"This model began with {flags['latent_dim']} numbers for a beam and gave up all but {k}. Below: how well they "
+        "describe beams that it has not seen, a beam for conditions that nobody optimised, and what each number does."
+    )
+    with torch.no_grad():
+        error, pca = (
+            (model(designs.val) - designs.val).square().mean().item(),
+            read_json(at / "summary.json")["pca_rec"],
+        )
+    header = ["problem", f"numbers kept of {flags['latent_dim']}", "error", "PCA's error with as many", "ratio"]
+    caption = f"The error is the mean squared error a pixel over {len(designs.val)} validation designs."
+    page.table("row", header, [[problem, k, error, pca, error / pca]], caption)
+
+    conditions, _ = design.settled(problem, design.read(CONDITIONS))
+    found = design.make(model, designs, conditions, 0, False)
+    page.section("A design for new conditions", f"Conditions: {CONDITIONS}. Less compliance is better.")
+    titles = [f"compliance {num(objective(problem, conditions, x))}" for x in found.values()]
+    left, right = found
+    caption = f"Left: {left}. Right: the {right}. Both have the volume that is asked for."
+    page.image("design", gallery.images([list(found.values())], titles=[titles]), f"{left}; {right}", caption)
+    gallery.draw(page, problem, model, designs, 8, 0)
+    path = page.write()
+    print(path)
+    webbrowser.open(Path(path).resolve().as_uri())
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", default="report/demo", type=Path, help="folder for the page (report/demo)")
+    args = parser.parse_args(argv)
+    return guarded("tools.demo", run, args.out, cannot=f"--out {args.out}: cannot write")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
