@@ -154,10 +154,10 @@ def test_the_page_of_design_bench(tmp_path, monkeypatch, capsys):
     assert design_bench.main(["--n=2"]) == 0
     lines = (tmp_path / "design.md").read_text().splitlines()
     assert "| beams2d | 0 | latents | 2 | 4.5% | 4.9% | 50.0% | 5.0% |  |" in lines
-    assert "| beams2d | 0 | nearest | 2 | 3.5% | 3.9% | 100.0% | 4.0% | -1.0% [-1.0%, -1.0%] |" in lines
+    assert "| beams2d | 0 | nearest | 2 | 3.5% | 3.9% | 100.0% | 4.0% | -1.0% [-1.0%, -0.9%] |" in lines
     assert "| beams2d | PCA | 1 |" in lines and "| beams2d | pixels | 5 |" in lines
     assert "| beams2d | cold | more than 10 |" in lines and "| heatconduction2d | nearest | 0 |" in lines
-    assert "| beams2d | 2 | 1.000 | -1.000 | 1.000 | 1.000 | 1.000 |" in lines
+    assert "| beams2d | 2 | 1.0000 | -1.0000 | 1.0000 | 1.0000 | 1.0000 |" in lines
     assert capsys.readouterr().out.count("| latents |") == 10
 
 
