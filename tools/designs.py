@@ -1,7 +1,7 @@
 """Make and score optimised designs: the bundled samples come from here.
 
 python -m tools.designs --problem heatconduction2d --n 16 --out mine.npz     # make data PROBLEM=... N=... SEED=...
-python -m tools.designs --check samples/beams2d.npz                       # range, volume and duplicates of a packed file
+python -m tools.designs --check samples/beams2d.npz                       # range, volume, duplicates
 """
 
 import argparse

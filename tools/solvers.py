@@ -1,7 +1,7 @@
-"""The solvers that data.py needs beyond EngiBench's own; imported only where designs are made or scored.
+"""The solvers that tools/designs.py needs beyond EngiBench's own.
 
-Heat              heatconduction2d without its Docker image: the same discrete problem with CHOLMOD, optimised with nlopt's MMA
-fast_engibench    a context in which EngiBench's beams2d and photonics2d run faster: same formulation, factorisations reused
+Heat              heatconduction2d without its Docker image: the same discrete problem with CHOLMOD and nlopt's MMA
+fast_engibench    a context in which EngiBench's beams2d and photonics2d run faster: factorisations are reused
 """
 
 import contextlib
@@ -19,10 +19,10 @@ QUADRATURE = np.array([(_A, _B, _C), (_A, _C, _B), (_B, _A, _C), (_B, _C, _A), (
 
 
 class Stiffness:
-    """Finite-element systems K(k) u = b on one mesh, where every element has the same matrix times its own stiffness k.
+    """Finite-element systems K(k) u = b on one mesh; every element has the same matrix times its own stiffness k.
 
-    element (m, m); dofs (elements, m): the degrees of freedom of each element; free: those not fixed at 0. The sparsity pattern, the map
-    from k to its values and the symbolic factorisation are made once, so that a solve is one product and one numeric factorisation.
+    element (m, m); dofs (elements, m): the degrees of freedom of each element; free: those not fixed at 0. Sparsity
+    pattern and symbolic factorisation are made once, so that a solve is one product and one numeric factorisation.
     """
 
     def __init__(self, element, dofs, free, size):
@@ -34,9 +34,8 @@ class Stiffness:
         value, owner = np.tile(element.ravel(), len(dofs)), np.repeat(np.arange(len(dofs)), m * m)
         keep = (row >= col) & (col >= 0) & (value != 0)  # CHOLMOD reads the lower triangle
         key, position = np.unique(col[keep].astype(np.int64) * free.size + row[keep], return_inverse=True)
-        self.to_values = sp.csr_matrix(
-            (value[keep], (position, owner[keep])), (key.size, len(dofs))
-        )  # values in CSC order
+        # from k to the matrix's values in CSC order
+        self.to_values = sp.csr_matrix((value[keep], (position, owner[keep])), (key.size, len(dofs)))
         column, rows = np.divmod(key, free.size)
         self.matrix = cvxopt.spmatrix(1.0, rows.tolist(), column.tolist(), (free.size, free.size))
         self.factor = cvxopt.cholmod.symbolic(self.matrix)
@@ -53,14 +52,14 @@ class Stiffness:
 
 
 class Heat:
-    """Steady heat conduction on the unit square with distributed heating: what EngiBench's HeatConduction2D solves with FEniCS.
+    """Steady heat conduction on the unit square with distributed heating: what EngiBench solves with FEniCS.
 
-    P1 elements on a `resolution` x `resolution` grid, conductivity k(a) = eps + (1 - eps) a^p (SIMP), uniform source f, temperature 0 on
-    the boundary except on an adiabatic gap of width `length` in the middle of the bottom edge. Minimised is the thermal compliance
-    J(a) = integral(f T) + alpha integral(|grad a|^2) subject to integral(a) <= volume and 0 <= a <= 1. All quantities are
-    dimensionless, as in EngiBench.
+    P1 elements on a `resolution` x `resolution` grid, conductivity k(a) = eps + (1 - eps) a^p (SIMP), uniform source f,
+    temperature 0 on the boundary except on an adiabatic gap of width `length` in the middle of the bottom edge.
+    Minimised is the thermal compliance J(a) = integral(f T) + alpha integral(|grad a|^2) subject to
+    integral(a) <= volume and 0 <= a <= 1. All quantities are dimensionless, as in EngiBench.
 
-    A design is a[x index, y index], shape (resolution, resolution), as EngiBench's `optimal_design`; the bottom edge is a[:, 0].
+    A design is a[x index, y index], (resolution, resolution), as EngiBench's; the bottom edge is a[:, 0].
     """
 
     def __init__(self, volume=0.5, length=0.5, resolution=101, f=1e-2, eps=1e-3, p=5, alpha=1e-8):
@@ -105,12 +104,11 @@ class Heat:
         self._solve(a)
         t = self._temperature[self.triangles]
         by_node = -(self._dk @ QUADRATURE) * ((t @ self.element) * t).sum(1)[:, None]
-        return np.bincount(self.triangles.ravel(), by_node.ravel(), minlength=a.size) + 2 * self.alpha * (
-            self.laplacian @ a
-        )
+        slope = np.bincount(self.triangles.ravel(), by_node.ravel(), minlength=a.size)
+        return slope + 2 * self.alpha * (self.laplacian @ a)
 
     def optimize(self, evaluations=100, start=None):
-        """Minimise J from a design, or the uniform one, with MMA (Svanberg 1987, nlopt's LD_MMA). Returns (resolution, resolution)."""
+        """The design (resolution, resolution) that MMA (Svanberg 1987) finds from `start`, or from the uniform one."""
         import nlopt  # needed for this alone: `make data` installs it
 
         start = np.full(self.mass.size, self.volume) if start is None else np.clip(np.ravel(start), 0.0, 1.0)
@@ -136,7 +134,7 @@ class Heat:
 
 
 def _beam_filter(nelx, nely, rmin):
-    """The density filter of beams2d, (elements, elements): linear hat of radius rmin (Andreassen et al. 2011, eq. 9)."""
+    """The density filter of beams2d, (elements, elements): linear hat of radius rmin (Andreassen et al. 2011)."""
     x, y = np.divmod(np.arange(nelx * nely), nely)
     reach = int(np.ceil(rmin)) - 1
     rows, columns, weights = [], [], []
@@ -152,7 +150,7 @@ def _beam_filter(nelx, nely, rmin):
 
 
 def _beam_energy(design, st, cfg):
-    """Strain energy of each element at unit stiffness, (elements,), for a flat design: objective and gradient are made of it."""
+    """Strain energy of each element at unit stiffness, (elements,), for a flat design."""
     mesh = (cfg["nelx"], cfg["nely"])
     if mesh not in _BEAM_MESHES:
         _BEAM_MESHES[mesh] = Stiffness(st.KE, st.edofMat, st.free, st.ndof)
@@ -187,19 +185,15 @@ class _CachedSolver:
         if transposed in self.factors:
             return self.factors[transposed].solve(b, "T")
         self.factors = dict(list(self.factors.items())[1 - self.keep :])
-        self.factors[key] = spla.splu(
-            # The pattern is symmetric: minimum degree on A + A' fills in far less than SuperLU's default ordering (COLAMD).
-            matrix,
-            permc_spec="MMD_AT_PLUS_A",
-            diag_pivot_thresh=0.0,
-            options={"SymmetricMode": True},
-        )
+        # The pattern is symmetric: minimum degree on A + A' fills in far less than SuperLU's default ordering (COLAMD)
+        how = dict(permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options={"SymmetricMode": True})
+        self.factors[key] = spla.splu(matrix, **how)
         return self.factors[key].solve(b)
 
 
 @contextlib.contextmanager
 def fast_engibench():
-    """Within it, EngiBench's beams2d and photonics2d use the functions above: each matrix is factorised once, adjoints included."""
+    """Within it, EngiBench's beams2d and photonics2d use the functions above: each matrix is factorised once."""
     import ceviche.solvers
     import engibench.problems.beams2d.backend as backend
     import engibench.problems.beams2d.v0 as v0
