@@ -93,3 +93,10 @@ def test_links_resolve_and_lines_are_short(path):
 def test_documents_are_as_short_as_they_promise():
     assert len((ROOT / "README.md").read_text().split()) <= 1000
     assert len((ROOT / "sweeps/README.md").read_text().split()) <= 500
+
+
+def test_the_readme_says_how_good_designs_for_new_conditions_are():
+    header, *rows = rows_of((ROOT / "results/design.md").read_text())
+    shown, *told = rows_of("| problem | start" + (ROOT / "README.md").read_text().split("| problem | start")[1])
+    found = [[row[header.index(key)] for key in shown] for row in rows if row[1:2] == ["0"]]
+    assert len(told) >= 4 and all(row in found for row in told[:4])
