@@ -422,8 +422,10 @@ class Trainer:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.args.precision == "bf16")
 
     def w_v(self, epoch):
-        n = self.args.polynomial_schedule_n
-        return self.args.w_v * (min(1.0, epoch / n) ** self.args.polynomial_schedule_p if n else 1.0)
+        n, args = self.args.polynomial_schedule_n, self.args
+        # The log volume is a sum: more latents than WIDTH together pull as WIDTH do, else they fall flat before they learn
+        wide = min(1.0, WIDTH / args.latent_dim) if args.volume == "log" else 1.0
+        return args.w_v * wide * (min(1.0, epoch / n) ** args.polynomial_schedule_p if n else 1.0)
 
     def volume(self, z):
         return volume(self.pruner.batch_std(z), self.pruner.active, self.args.volume, self.args.eta)
@@ -562,6 +564,7 @@ def pca_errors(train, x):
 
 # ---- Main ------------------------------------------------------------------------------------------------------------
 
+WIDTH = 100  # the default latent_dim, for which w_v is set
 EPOCHS, STEPS = (
     100,
     6000,

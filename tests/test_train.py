@@ -161,6 +161,9 @@ def test_the_schedule_of_w_v():
     t = trainer("--w_v=0.02", "--polynomial_schedule_n=10", "--polynomial_schedule_p=2")
     assert [t.w_v(e) for e in (0, 5, 10, 99)] == pytest.approx([0, 0.005, 0.02, 0.02])
     assert trainer("--polynomial_schedule_n=0", "--w_v=0.02").w_v(0) == 0.02
+    wide = ["--polynomial_schedule_n=0", "--w_v=0.02", "--latent_dim=250"]
+    assert trainer(*wide).w_v(0) == pytest.approx(0.008)  # the log volume, a sum, pulls as that of 100 latents
+    assert trainer(*wide, "--volume=geometric").w_v(0) == 0.02
 
 
 def test_adam_is_torchs():
