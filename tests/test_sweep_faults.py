@@ -216,7 +216,7 @@ def test_disks_pipes_and_early_signals_end_in_one_line():
     done = subprocess.run(" ".join([*SWEEP, "status | head -0"]), shell=True, capture_output=True, text=True)
     assert done.stderr == ""
     early = subprocess.Popen([*SWEEP, "agent"], stderr=subprocess.PIPE, text=True)
-    time.sleep(0.3)
+    time.sleep(1)  # Python itself has started, and imports take seconds more
     early.send_signal(signal.SIGINT)
     assert early.communicate()[1] == "" and early.returncode in (-signal.SIGINT, 130)
     Path("results").write_text("a file where a folder should be")
