@@ -423,7 +423,7 @@ class Trainer:
 
     def w_v(self, epoch):
         n, args = self.args.polynomial_schedule_n, self.args
-        # The log volume is a sum: more latents than WIDTH together pull as WIDTH do, else they fall flat before they learn
+        # The log volume is a sum. Unless its weight falls with the width, wide models fall flat before they learn
         wide = min(1.0, WIDTH / args.latent_dim) if args.volume == "log" else 1.0
         return args.w_v * wide * (min(1.0, epoch / n) ** args.polynomial_schedule_p if n else 1.0)
 
@@ -565,13 +565,10 @@ def pca_errors(train, x):
 # ---- Main ------------------------------------------------------------------------------------------------------------
 
 WIDTH = 100  # the default latent_dim, for which w_v is set
-EPOCHS, STEPS = (
-    100,
-    6000,
-)  # a run's length where n_epochs is not given: so many epochs, or as many as make so many steps
-WARM_UP = (
-    400  # steps before the first pruning, if pruning_epoch is not given: photonics2d learns nothing in the first 100
-)
+# A run's length where n_epochs is not given: so many epochs, or as many as make so many steps if those are fewer
+EPOCHS, STEPS = 100, 6000
+# Steps before the first pruning, where pruning_epoch is not given: photonics2d learns nothing in the first 100
+WARM_UP = 400
 ROUNDING = 1e-12  # an error of PCA below it is none
 
 

@@ -18,6 +18,8 @@ from conftest import ROOT
 import data
 import report  # noqa: F401  agents would import it for their first row
 import sweep
+import train
+from tools import figures
 
 STUB = ROOT / "tests" / "stub_train.py"
 BASE = {"problem": {"value": "toy"}, "data": {"value": "auto"}, "wandb": {"value": "disabled"}}
@@ -133,3 +135,16 @@ def wait_until(condition, seconds=600):
     while not condition():
         assert time.monotonic() < end, "nothing happened"
         time.sleep(0.05)
+
+
+def two_seeds(patch, flags, name):
+    """Two runs of train.py here, s1 and s2, without figures; the path of results/NAME.csv, which has their rows."""
+    patch.setattr(figures, "draw", lambda trainer, folder: None)
+    results = Path(f"results/{name}.csv")
+    Path(".sweeps").mkdir()
+    for seed in (1, 2):
+        patch.setenv("WANDB_RUN_ID", f"s{seed}")
+        assert train.main([*flags.split(), f"--seed={seed}"]) == 0
+        sweep.record_result({"id": f"{name}-x", "results": str(results)}, Path(f"runs/s{seed}"), "finished")
+    patch.delenv("WANDB_RUN_ID")
+    return results

@@ -8,12 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import ROOT
+from sweep_kit import two_seeds
 
 import data
 import lvae
-import train
-from sweep import record_result
-from tools import figures, ship
+from tools import ship
 
 TOY = "--problem=toy --data=sample --latent_dim=8 --n_epochs=6 --pruning_epoch=2 --polynomial_schedule_n=2"
 TOY += " --batch_size=256 --threads=1 --wandb=disabled"
@@ -26,12 +25,7 @@ def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ship")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(figures, "draw", lambda trainer, folder: None)
-        Path(".sweeps").mkdir()
-        for seed in (1, 2):
-            patch.setenv("WANDB_RUN_ID", f"s{seed}")
-            assert train.main([*TOY.split(), f"--seed={seed}"]) == 0
-            record_result({"id": "04-models-x", "results": "results/04-models.csv"}, Path(f"runs/s{seed}"), "finished")
+        two_seeds(patch, TOY, "04-models")
     return folder
 
 

@@ -5,10 +5,9 @@ import math
 from pathlib import Path
 
 import pytest
+from sweep_kit import two_seeds
 
-import train
-from sweep import record_result
-from tools import figures, verify
+from tools import verify
 
 RUN = "--problem=toy --latent_dim=6 --batch_size=256 --n_epochs=3 --pruning_epoch=1 --polynomial_schedule_n=1"
 RUN += " --min_active_dims=1 --threads=1 --wandb=disabled --save_model=False"
@@ -17,14 +16,7 @@ RUN += " --min_active_dims=1 --threads=1 --wandb=disabled --save_model=False"
 @pytest.fixture
 def table(here, monkeypatch):
     """results/01-first.csv with two seeds of a small run."""
-    monkeypatch.setattr(figures, "draw", lambda trainer, folder: None)
-    Path(".sweeps").mkdir()
-    for seed in (1, 2):
-        monkeypatch.setenv("WANDB_RUN_ID", f"s{seed}")
-        assert train.main([*RUN.split(), f"--seed={seed}"]) == 0
-        record_result({"id": "01-first-x", "results": "results/01-first.csv"}, Path(f"runs/s{seed}"), "finished")
-    monkeypatch.delenv("WANDB_RUN_ID")
-    return Path("results/01-first.csv")
+    return two_seeds(monkeypatch, RUN, "01-first")
 
 
 def change(path, seed, **values):

@@ -11,7 +11,6 @@ photonics2d, whose conditions say next to nothing about its designs, has no opti
 """
 
 import argparse
-import os
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -24,6 +23,7 @@ from sklearn.kernel_ridge import KernelRidge
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
 
 import data
 from lvae import load, predict
@@ -45,11 +45,16 @@ STARTS = ("latents", "PCA", "pixels", "nearest", "cold")
 RESULTS = Path(__file__).parent.parent / "results"
 
 
-def predictors(problem, model):
-    """{name: function of conditions -> design (H, W)}: what each start knows, all from the same training designs."""
+def training(problem, model):
+    """The bundled designs, the training designs' pixels (N, H * W), and their PCA with as many components as the model."""
     designs = data.load(problem, "sample")
-    conditions, x = designs.conditions["train"], designs.train.flatten(1).double().numpy()
-    shape, pca = designs.train.shape[2:], PCA(len(model.dims)).fit(x)
+    pixels = designs.train.flatten(1).double().numpy()
+    return designs, pixels, PCA(len(model.dims), random_state=0).fit(pixels)
+
+
+def predictors(problem, model, designs, x, pca):
+    """{name: function of conditions -> design (H, W)}: what each start knows. The last three are training()'s."""
+    conditions, shape = designs.conditions["train"], designs.train.shape[2:]
     known = {"PCA": regression(conditions, pca.transform(x)), "pixels": regression(conditions, x)}
     return {
         "latents": lambda c: model.design(c, force=True)[0, 0].double().numpy(),
@@ -60,17 +65,16 @@ def predictors(problem, model):
     }
 
 
-def surrogates(problem, model):
-    """{name: function of (design (H, W), conditions) -> objective}: kernel ridge from what is known of an optimum, fitted
-    to the training designs, its hyperparameters by cross-validation on a subset. Where all objectives are positive, it
-    predicts their logarithm."""
-    designs = data.load(problem, "sample")
+def surrogates(problem, model, designs, pixels, pca):
+    """A function of (design (H, W), conditions) -> {what is known of the design: its objective, as predicted from that}.
+
+    Kernel ridge, fitted to the training designs, its hyperparameters by cross-validation on a subset. Where all objectives
+    are positive, it predicts their logarithm. The last three are training()'s.
+    """
     with np.load(f"samples/{problem}.npz") as file:
         y = file["objective"][file["split"].astype(str) == "train"]
     positive = y.min() > 0
     y = np.log(y) if positive else y
-    pixels = designs.train.flatten(1).double().numpy()
-    pca = PCA(len(model.dims)).fit(pixels)
 
     def features(x, c):  # x (n, pixels), c (n, conditions)
         shaped = torch.tensor(x, dtype=torch.float32).reshape(-1, *designs.train.shape[2:])
@@ -159,7 +163,7 @@ def numeric(rows):
 def run(args):
     """Measure what the two CSVs lack, then write the page anew."""
     tables = {name: read_csv(RESULTS / f"{name}.csv") for name in ("design", "surrogates")}
-    with ProcessPoolExecutor(args.jobs) as pool:
+    with ProcessPoolExecutor(args.jobs, initializer=threadpool_limits, initargs=(1,)) as pool:
         for problem in STEPS:
             old = tables["surrogates"]
             done = set(old[old["problem"] == problem]["condition"].astype(int)) if len(old) else set()
@@ -169,7 +173,8 @@ def run(args):
             if not todo:
                 continue
             model = load(args.models / problem)
-            starts, predicted = predictors(problem, model), surrogates(problem, model)
+            known = training(problem, model)
+            starts, predicted = predictors(problem, model, *known), surrogates(problem, model, *known)
             jobs = ((problem, i, c, {k: fitted(problem, c, f(c)) for k, f in starts.items()}) for i, c in todo)
             for best, conditions, found in pool.map(measure, jobs):
                 row = dict(problem=problem, condition=found[0]["condition"], objective=found[0]["optimum"])
@@ -194,7 +199,6 @@ def main(argv=None):
     parser.add_argument("--jobs", type=int, default=cores(), help="processes (all cores that we may use)")
     parser.add_argument("--models", type=Path, default=Path("models"), help="folder with a model a problem (models)")
     args = parser.parse_args(argv)
-    os.environ.update(OMP_NUM_THREADS="1")
     return guarded("tools.design_bench", run, args)
 
 
