@@ -47,11 +47,9 @@ from record import FREE_FLAGS, bounded, cores, is_locked, read_csv, read_json, s
 from sweeps import queue as engine
 from sweeps.queue import STATE, Queue, bands, corners, distributions, levels, need, queue_of, redacted, say
 
-FILES, NOW, STUDY = (
-    Path(__file__).parent / "sweeps",
-    "%Y-%m-%d %H:%M:%S",
-    ("beams2d", "heatconduction2d", "photonics2d"),
-)
+FILES = Path(__file__).parent / "sweeps"
+NOW = "%Y-%m-%d %H:%M:%S"
+STUDY = ("beams2d", "heatconduction2d", "photonics2d")
 # What STRATEGY= puts into the arms of 04 and 06: the strategy's flag, and its most aggressive level of the study (01b)
 AGGRESSIVE = {"plummet": ("plummet_threshold", 0.1), "pca_cdf": ("cdf_threshold", 0.95)}
 AGGRESSIVE |= {"lognorm": ("percentile", 0.4), "probabilistic": ("temperature", 1.0)}

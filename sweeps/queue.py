@@ -33,7 +33,6 @@ STATE = Path(".sweeps")
 BEAT = float(os.environ.get("SWEEP_BEAT", 30))  # seconds between two heartbeats of a run
 GRACE = 4 * BEAT  # an agent elsewhere that has not beaten for so long is dead. Clocks must agree to well within this
 CRASHES, DEATHS = 3, 10  # a run is given up that crashed so often, or that so many agents died over or could not start
-RUNNING, COMPLETE, PRUNED, FAIL, WAITING = TrialState  # in Optuna's order
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
 
@@ -227,7 +226,7 @@ class Queue:
         self.study.set_user_attr("sweep", {k: v for k, v in self.sweep.items() if k != "storage"})
 
     def _add(self, run, **params):
-        self.study.add_trial(create_trial(state=WAITING, user_attrs={"run": run}, **params))
+        self.study.add_trial(create_trial(state=TrialState.WAITING, user_attrs={"run": run}, **params))
 
     def _run_id(self, k):
         return hashlib.sha256(f"{self.name}/{k}".encode()).hexdigest()[:8]
@@ -245,7 +244,9 @@ class Queue:
     def retry(self):
         """Queue what failed again, as the same run, so with its checkpoint: as a new trial, for an old one is over."""
         with self.lock():
-            failed = [t for t in self.trials(FAIL) if not t.user_attrs.get("cause", "").startswith("diverged")]
+            failed = [
+                t for t in self.trials(TrialState.FAIL) if not t.user_attrs.get("cause", "").startswith("diverged")
+            ]
             for t in failed:
                 self._add(t.user_attrs["run"], params=t.params, distributions=t.distributions)
         return len(failed)
@@ -269,7 +270,7 @@ class Queue:
     def is_ours(self, trial):
         """Whether we still hold a run. False: we were taken for dead (suspended), and another agent has the run."""
         now = self.get(trial)
-        return now.state == RUNNING and now.user_attrs["held"].get("token") == self.me["token"]
+        return now.state == TrialState.RUNNING and now.user_attrs["held"].get("token") == self.me["token"]
 
     @patient
     def claim(self):
@@ -278,13 +279,15 @@ class Queue:
             if self.study.user_attrs.get("stopped"):
                 return None
             trials = self.trials()  # once: each look at a database costs many queries
-            for trial in (t for t in trials if t.state == RUNNING):
+            for trial in (t for t in trials if t.state == TrialState.RUNNING):
                 held = trial.user_attrs["held"]
                 ours = held.get("token") == self.me["token"]  # the database took our claim, and its answer was lost
                 died = f"its agent died ({held['host']}, pid {held['pid']})"
                 if ours or not (self.is_alive(trial) or self._give_up(trial, died)):
                     return self._take(trial)
-            waiting = sorted((t for t in trials if t.state == WAITING), key=lambda t: len(t.user_attrs.get("ends", [])))
+            waiting = sorted(
+                (t for t in trials if t.state == TrialState.WAITING), key=lambda t: len(t.user_attrs.get("ends", []))
+            )
             return self._take(waiting[0]) if waiting else self._ask(len(trials))  # what crashed comes last
 
     def _take(self, trial):
@@ -295,8 +298,8 @@ class Queue:
         self.hold = FileLock(folder / "lock")
         self.hold.acquire()
         self.note(trial, held=self.me | {"beat": time.time()})  # before the state: a RUNNING run always has its holder
-        if trial.state == WAITING:
-            self._set(trial, RUNNING)
+        if trial.state == TrialState.WAITING:
+            self._set(trial, TrialState.RUNNING)
         return self.get(trial)
 
     def _ask(self, runs):
@@ -327,7 +330,7 @@ class Queue:
         with self.lock():
             self.hold.release()
             if not self.is_ours(trial) or (tried and self._give_up(trial, tried)):
-                return self.get(trial).state == FAIL
+                return self.get(trial).state == TrialState.FAIL
             self.note(trial, **notes)
             self._set(trial, state, value)
             return False
@@ -338,13 +341,13 @@ class Queue:
         self.note(trial, ends=ends)
         if given_up := sum(end.startswith("crashed") for end in ends) >= CRASHES or len(ends) >= DEATHS:
             self.note(trial, cause=f"given up after {len(ends)} tries: {how.removeprefix('crashed: ')}")
-            self._set(trial, FAIL)
+            self._set(trial, TrialState.FAIL)
         return given_up
 
     @patient
     def is_busy(self):
         """Whether a run is still going: its agent may yet die, so the others stay."""
-        return bool(self.trials(RUNNING)) and not self.study.user_attrs.get("stopped")
+        return bool(self.trials(TrialState.RUNNING)) and not self.study.user_attrs.get("stopped")
 
 
 class WandbQueue(Queue):
@@ -374,7 +377,7 @@ class WandbQueue(Queue):
             if command["type"] in ("run", "resume"):
                 self.mine = command["run_id"]
                 self._add({"id": self.mine, "point": {k: v["value"] for k, v in command["args"].items()}})
-                return self._take(self.trials(WAITING)[-1])
+                return self._take(self.trials(TrialState.WAITING)[-1])
         self.asked = time.monotonic()
 
     def beat(self, trial):
