@@ -438,8 +438,8 @@ def create_on_wandb(sweep, points, args):
 def warn_of_twins(sweep, points):
     """Say where points of a new local sweep are also left in an older one of its name, in this folder."""
     mine = {tuple(command_line(point)) for point in points}
-    others = [s for s in known_sweeps() if s.get("name") == sweep["name"] and s.get("storage", "") is None and points]
-    for other in others:
+    local = [s for s in known_sweeps() if s.get("name") == sweep["name"] and s["backend"] == "local"]
+    for other in [s for s in local if mine and not s.get("storage")]:  # "" from make, where nobody gives one
         with contextlib.suppress(InputError, KeyError):  # what is damaged is in nobody's way
             left = [t.user_attrs["run"]["point"] for t in Queue(other).trials(TrialState.WAITING, TrialState.RUNNING)]
             if n := sum(tuple(command_line(point)) in mine for point in left):

@@ -161,7 +161,7 @@ def test_grids_are_counted_first_and_their_journal_grows_linearly(capsys):
     assert sizes[1] < 4.2 * sizes[0]
 
 
-def test_a_file_that_says_something_twice_or_names_no_file_is_refused():
+def test_a_file_that_says_something_twice_or_names_no_file_is_refused(monkeypatch):
     """a sweep's file with a value or key twice, aliases, 2,000 brackets, a name that is a path | 2"""
     text = (
         "program: {}\nmethod: grid\nmetric: {{name: val_rec}}\nname: {}\nparameters:\n  problem: {{value: toy}}\n  {}\n"
@@ -174,6 +174,7 @@ def test_a_file_that_says_something_twice_or_names_no_file_is_refused():
     for name in ("two words", "../up", '"a\\nb"', ".hidden", '""'):
         Path("bad.yaml").write_text(text.format(STUB, name, "seed: {value: 1}"))
         assert "bad.yaml: name " in says("create", "bad.yaml", code=2)
+    monkeypatch.setenv("STORAGE", "")  # as make exports it
     create(seed=[1, 2])
     write(seed=[2, 3])
     assert f"warning: 1 of these points are also left in {current()['id']}" in says(
