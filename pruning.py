@@ -1,16 +1,16 @@
-"""Which latent dimensions to prune, and when: the strategies, the safeguards, and the pruner that joins them. Needs torch only.
+"""Which latent dimensions to prune, and when: the strategies, the safeguards, and the pruner that joins them.
 
     pruner = Pruner(latent_dim, flags)              # flags: train.py's
-    z = pruner.mask(encoder(x))                     # (B, 1, H, W) -> (B, latent_dim), the pruned ones at their frozen mean
+    z = pruner.mask(encoder(x))                     # (B, latent_dim), the pruned ones at their frozen mean
     pruner.update(z)                                # each training batch, never validation
     row = pruner.step(epoch, val_rec)               # at the end of each epoch: None, or a row of pruning.csv
 
-Two rules prune. A *strategy* finds the dimensions that the volume loss has made flat. *Trimming* then gives up the smallest dimension
-that is left, again and again, as long as the error allows it. A dimension is an index of the latent vector. Where train.py rotates the
-latents, the active indices are the principal axes in order of their variance: then an index is a rank, and so are the counts of
-k_consecutive and the draws of `probabilistic` those of a rank. lognorm's reference is the spectrum in the basis of its epoch.
-
-The plummet is from Chen & Fuge, "Compressing Latent Space via Least Volume" (arXiv 2404.17773; its version 2 prunes during training).
+Two rules prune. A *strategy* finds the dimensions that the volume loss has made flat. *Trimming* then gives up the
+smallest dimension that is left, again and again, as long as the error allows it. A dimension is an index of the latent
+vector. Where train.py rotates the latents, the active indices are the principal axes in order of their variance. Then
+an index is a rank: k_consecutive counts, and `probabilistic` draws, for a rank. lognorm's reference is the spectrum in
+the basis of its epoch. The plummet is from Chen & Fuge, "Compressing Latent Space via Least Volume" (arXiv 2404.17773;
+its version 2 prunes during training). torch is all that is needed.
 """
 
 import math
@@ -19,34 +19,27 @@ import torch
 
 INF = float("inf")
 
-# Safeguards by profile, under the names of their flags. The value that switches a safeguard off is that of "none".
+# Safeguards by profile, under the names of their flags. The value that switches one off is that of "none".
+SAFEGUARDS = ("min_active_dims", "max_prune_per_epoch", "cooldown_epochs", "k_consecutive", "recon_tol")
 PROFILES = {
-    name: dict(
-        zip(
-            ("min_active_dims", "max_prune_per_epoch", "cooldown_epochs", "k_consecutive", "recon_tol"),
-            values,
-            strict=True,
-        )
-    )
-    for name, values in {
-        "none": (0, INF, 0, 1, INF),
-        "min_dims": (10, INF, 0, 1, INF),
-        "max_prune": (0, 20, 0, 1, INF),
-        "cooldown": (0, INF, 20, 1, INF),
-        "consecutive": (0, INF, 0, 5, INF),
-        "recon_tol": (0, INF, 0, 1, 0.05),
-        "moderate": (5, 20, 10, 3, 0.10),
-        "conservative": (10, 10, 20, 5, 0.05),
-    }.items()
+    "none": (0, INF, 0, 1, INF),
+    "min_dims": (10, INF, 0, 1, INF),
+    "max_prune": (0, 20, 0, 1, INF),
+    "cooldown": (0, INF, 20, 1, INF),
+    "consecutive": (0, INF, 0, 5, INF),
+    "recon_tol": (0, INF, 0, 1, 0.05),
+    "moderate": (5, 20, 10, 3, 0.10),
+    "conservative": (10, 10, 20, 5, 0.05),
 }
+PROFILES = {name: dict(zip(SAFEGUARDS, values, strict=True)) for name, values in PROFILES.items()}
 
 
-# ---- Strategies ---------------------------------------------------------------------------------------------------------------
-# Pure functions. std, reference: (latent_dim,) floats, of all dimensions, the pruned ones at the std they had when pruned; active:
-# (latent_dim,) bool; the result: (latent_dim,) bool, the active dimensions that the rule proposes to prune. eta is added to a std
-# wherever its logarithm is taken. A rule judges all dimensions, not only those that are left: else each pruning would shift the
-# spectrum it judges, and repeating it would eat up the dimensions one after the other. So on an unchanged spectrum a second call,
-# after the first one's pruning, proposes nothing. They compute in float64, wherever std lies.
+# ---- Strategies ------------------------------------------------------------------------------------------------------
+# Pure functions. std, reference: (latent_dim,) floats, of all dimensions, the pruned ones at the std they had when
+# pruned; active: (latent_dim,) bool; flags: the strategy's own, and eta, which is added to a std wherever its logarithm
+# is taken; draws: see probabilistic(). The result: (latent_dim,) bool, the active dimensions that the rule proposes.
+# A rule judges all dimensions, not only those that are left. Else each pruning would shift the spectrum it judges, and
+# repeating it would eat up the dimensions one after the other. They compute in float64, wherever std lies.
 
 
 def _log(std, eta):
@@ -59,23 +52,22 @@ def _ascending(std):
 
 
 def plummet(std, active, reference, threshold, eta):
-    """std < threshold * the std just before the steepest fall between neighbours of the sorted log(std + eta). No fall: nothing.
+    """std < threshold * the std before the steepest fall between neighbours of the sorted log(std + eta).
 
-    After the plummet of Chen & Fuge (arXiv 2404.17773): the spectrum of a least-volume autoencoder falls off a cliff after the
-    dimensions it needs. Of equally steep falls the first counts, the one from the larger std.
+    The spectrum of a least-volume autoencoder falls off a cliff after the dimensions it needs (Chen & Fuge). Of equally
+    steep falls the first counts, the one from the larger std. No fall: none.
     """
     log, ranked = torch.sort(_log(std, eta), descending=True, stable=True)
     fall = log[:-1] - log[1:]
     if not (fall > 0).any():  # one dimension, or all alike
         return torch.zeros_like(active)
-    before = std.double()[ranked[fall.argmax()]]
-    return active & (std.double() < threshold * before)
+    return active & (std.double() < threshold * std.double()[ranked[fall.argmax()]])
 
 
 def pca_cdf(std, active, reference, threshold, eta):
-    """All outside the smallest set whose share of the total variance, sum(std**2), reaches threshold; the one that crosses it stays.
+    """All outside the smallest set whose share of the total variance, sum(std**2), reaches threshold.
 
-    Of equal ones on either side of that line, the lower index is proposed. No variance at all: nothing.
+    Of equal ones on either side of that line, the lower index is proposed. No variance at all: none.
     """
     order = _ascending(std)
     share = std.double()[order].flip(0).square().cumsum(0)  # largest first
@@ -87,15 +79,13 @@ def pca_cdf(std, active, reference, threshold, eta):
 
 
 def lognorm(std, active, reference, percentile, alpha, eta):
-    """log(std + eta) < mu + s * ppf(percentile), where log(std + eta) ~ Normal(mu, s) over all dimensions; ppf: Normal quantile.
+    """log(std + eta) < mu + s * (the Normal's quantile at percentile), for log(std + eta) ~ Normal(mu, s) over all.
 
     mu and s (correction 0) are (1 - alpha) * those of the reference + alpha * those of the current std.
     """
 
-    def fit(log):
-        mu = (
-            log[0] + (log - log[0]).mean()
-        )  # shifted, so that equal std give exactly their own log and s = 0, not a rounding error
+    def fit(log):  # shifted, so that equal std give exactly their own log and s = 0, not a rounding error
+        mu = log[0] + (log - log[0]).mean()
         return mu, (log - mu).square().mean().sqrt()
 
     (mu, s), (mu_now, s_now) = fit(_log(reference, eta)), fit(_log(std, eta))
@@ -105,10 +95,10 @@ def lognorm(std, active, reference, percentile, alpha, eta):
 
 
 def probabilistic(std, active, reference, temperature, midpoint, draws, eta):
-    """p_i > draws_i, where p_i = sigmoid((log(midpoint * max std) - log std_i) / temperature), each log with eta: 1/2 at midpoint * max.
+    """p_i > draws_i, where p_i = sigmoid((log(midpoint * max std) - log std_i) / temperature), each log with eta.
 
-    draws (latent_dim,): one uniform number in [0, 1) a dimension, the same at every call. So p_i is the probability that dimension i is
-    ever pruned at that std; with new draws every epoch it would be pruned in the end however small p_i is.
+    draws (latent_dim,): a uniform number in [0, 1) for each dimension, the same at every call. So p_i is the
+    probability that dimension i is ever pruned at that std. With new draws every epoch each would be pruned in the end.
     """
     log = _log(std, eta)
     return active & (torch.sigmoid((math.log(midpoint) + log.max() - log) / temperature) > draws)
@@ -122,52 +112,37 @@ def none(std, active, reference, eta):
 STRATEGIES = {"plummet": plummet, "pca_cdf": pca_cdf, "lognorm": lognorm, "probabilistic": probabilistic, "none": none}
 
 
-# ---- The pruner -----------------------------------------------------------------------------------------------------------------
+# ---- The pruner ------------------------------------------------------------------------------------------------------
 
 
 class Pruner:
-    """Latent statistics over training, and the pruning they lead to. Pruned for good: std and mean frozen, the latent constant.
+    """Latent statistics over training, and the pruning they lead to: a pruned latent is a constant, its frozen mean.
 
-    flags: strategy, plummet_threshold, cdf_threshold, percentile, alpha, temperature, midpoint, the five safeguards (see PROFILES),
-    pruning_epoch, trim_tol, trim_rec, n_epochs, beta, eta, seed. Public: active, std, mean (latent_dim,) on `device`; events (how many),
-    last_event (epoch or None).
+    flags: train.py's; variance: of the validation designs' pixels, for trim_tol. Public: active, std, mean
+    (latent_dim,) on `device`; events, how many prunings there were; last_event, the epoch of the last one, or None.
     """
 
     ON_DEVICE = ("active", "std", "mean")
-    ON_CPU = (
-        "seen",
-        "reference",
-        "draws",
-        "counts",
-        "best",
-        "events",
-        "last_event",
-        "least",
-        "trimmed",
-        "trim_epoch",
-        "trimming",
-    )
+    ON_CPU = ("seen", "reference", "draws", "counts", "best", "events", "last_event")
+    ON_CPU += ("least", "trimmed", "trim_epoch", "trimming")
 
     def __init__(self, latent_dim, flags, device="cpu", variance=0.0):
-        self.flags, self.variance = flags, variance  # variance: of the validation designs' pixels, for trim_tol
+        self.flags, self.variance = flags, variance
         self.active = torch.ones(latent_dim, dtype=torch.bool, device=device)
-        self.std = torch.zeros(latent_dim, device=device)
-        self.mean = torch.zeros(latent_dim, device=device)
+        self.std, self.mean = torch.zeros(latent_dim, device=device), torch.zeros(latent_dim, device=device)
         self.seen = False  # whether a batch has been seen: the first one initialises the averages
         self.reference = None  # std at the end of pruning_epoch, (latent_dim,) float64 on the CPU
         self.draws = None  # drawn then, for `probabilistic`
         self.counts = torch.zeros(latent_dim, dtype=torch.int64)  # epochs in a row in which a dimension was proposed
         self.best = INF  # best val_rec since the reference
-        self.events = 0
-        self.last_event = None
-        self.least = INF  # least val_rec so far, of the whole run
+        self.events, self.last_event = 0, None
+        self.least = INF  # least val_rec of the whole run
         self.trimming = bool(flags.trim_tol or flags.trim_rec) and flags.strategy != "none"  # until the error says stop
-        self.trimmed = []  # what went last, and comes back if the error does not recover
-        self.trim_epoch = None
+        self.trimmed, self.trim_epoch = [], None  # what went last, and comes back if the error does not recover
 
     @torch.no_grad()
     def update(self, z):
-        """Average in a training batch z (B, latent_dim): EMA <- beta * EMA + (1 - beta) * batch, for std (correction 0) and mean.
+        """Average in a training batch z (B, latent_dim): EMA <- beta * EMA + (1 - beta) * batch, of std and mean.
 
         The first batch initialises them; pruned dimensions keep theirs. In place and without waiting for the device.
         """
@@ -182,20 +157,20 @@ class Pruner:
         return torch.where(self.active, z, self.mean.to(z.dtype))
 
     def batch_std(self, z):
-        """std (latent_dim,) of a batch z (B, latent_dim), correction 0, the pruned dimensions at their frozen std. What volume() takes."""
+        """std (latent_dim,) of a batch z (B, latent_dim), the pruned dimensions at their frozen one: for volume()."""
         return torch.where(self.active, z.float().std(0, correction=0), self.std)
 
     def turned(self, std, mean):
-        """The active latents now have this std and mean (k,), in the order of their indices, and are others than before."""
+        """The active latents were rotated: they have this std and mean (k,) now, in the order of their indices."""
         self.std[self.active], self.mean[self.active] = std.to(self.std), mean.to(self.mean)
 
     def step(self, epoch, val_rec):
-        """End an epoch (they count from 0): prune, then trim. Returns None if nothing was proposed or trimmed, else the row of pruning.csv.
+        """End an epoch (they count from 0): prune, then trim. Returns a row of pruning.csv; nothing happened: None.
 
-        From pruning_epoch on, in this order: propose -> k_consecutive -> recon_tol -> cooldown -> cap -> floor -> prune.
-        The row: epoch; proposed, how many dimensions; k_consecutive, recon_tol, cooldown, cap, floor, how many of them each held
-        back; pruned, how many were pruned; trimmed, restored, how many; dims, those that went, each part with the smallest std first
-        (equal ones: lower index first), and their std. A val_rec or std that is not finite prunes nothing: there is nothing to judge by.
+        From pruning_epoch on: propose -> k_consecutive -> recon_tol -> cooldown -> cap -> floor -> prune -> trim.
+        The row says how many were proposed, how many of them each safeguard held back, how many were pruned, trimmed
+        and restored, which (dims: pruned ones, then trimmed ones, each with the smallest std first), and their std.
+        A val_rec or std that is not finite prunes nothing: there is nothing to judge by.
         """
         flags, val_rec = self.flags, float(val_rec)
         if math.isfinite(val_rec):
@@ -205,50 +180,53 @@ class Pruner:
         std, active = self.std.double().cpu(), self.active.cpu()
         if self.reference is None:
             self.reference = std
-            # A generator of its own: nothing that training draws, or has drawn, changes the draws, and they change nothing there.
-            # The seed is XORed with an arbitrary number, or they would be the very numbers that training begins with.
+            # A generator of its own: the draws neither change nor follow what training draws. The seed is XORed with an
+            # arbitrary number, or they would be the very numbers that training begins with.
             generator = torch.Generator().manual_seed(flags.seed ^ 0x50727565)
             self.draws = torch.rand(len(std), generator=generator, dtype=torch.float64)
         if math.isfinite(val_rec):
             self.best = min(self.best, val_rec)
 
         proposed = self._propose(std, active)
-        self.counts = torch.where(
-            proposed, self.counts + 1, 0
-        )  # counts run on whatever holds a dimension back below; a miss resets
+        self.counts = torch.where(proposed, self.counts + 1, 0)  # they run on whatever holds a dimension back below
         row = {"epoch": epoch, "proposed": int(proposed.sum())}
         ready = proposed & (self.counts >= flags.k_consecutive)
         dims = [i for i in _ascending(std).tolist() if ready[i]]
         row["k_consecutive"] = row["proposed"] - len(dims)
         worse = not math.isfinite(val_rec) or val_rec > (1 + flags.recon_tol) * self.best
         cooling = self.last_event is not None and epoch - self.last_event <= flags.cooldown_epochs
-        for safeguard, allowed in (
-            ("recon_tol", 0 if worse else INF),
-            ("cooldown", 0 if cooling else INF),
-            ("cap", flags.max_prune_per_epoch),
-            ("floor", max(0, int(active.sum()) - max(1, flags.min_active_dims))),
-        ):
-            keep = int(min(allowed, len(dims)))
+        above = max(0, int(active.sum()) - max(1, flags.min_active_dims))
+        allowed = {"recon_tol": 0 if worse else INF, "cooldown": 0 if cooling else INF}
+        for safeguard, most in (allowed | {"cap": flags.max_prune_per_epoch, "floor": above}).items():
+            keep = int(min(most, len(dims)))
             row[safeguard] = len(dims) - keep
             dims = dims[:keep]
         if dims:
             self.active[dims] = False
-            self.events += 1
-            self.last_event = epoch
+            self.events, self.last_event = self.events + 1, epoch
         trimmed, restored = self._trim(epoch, val_rec, std)
         row |= {"pruned": len(dims), "trimmed": len(trimmed), "restored": len(restored)}
         gone = dims + trimmed
         return row | {"dims": gone, "std": std[gone].tolist()} if row["proposed"] or gone or restored else None
 
+    def _propose(self, std, active):
+        f = self.flags
+        if not torch.isfinite(std).all():
+            return torch.zeros_like(active)
+        own = {"plummet": (f.plummet_threshold,), "pca_cdf": (f.cdf_threshold,), "lognorm": (f.percentile, f.alpha)}
+        own |= {"probabilistic": (f.temperature, f.midpoint, self.draws), "none": ()}
+        return STRATEGIES[f.strategy](std, active, self.reference, *own[f.strategy], f.eta)
+
     def _trim(self, epoch, val_rec, std):
-        """Give up the smallest active dimensions while val_rec stays within trim_tol or trim_rec. Returns (dims that went, that came back).
+        """Give up the smallest active dimensions while the error allows it. Returns (dims that went, that came back).
 
-        With trim_tol, val_rec may exceed its least by that share of (least + variance / 20). The second term counts where the error is
-        next to nothing. There a share of the error alone would keep dimensions for differences that nobody sees.
+        The error may reach trim_rec, or exceed its least by trim_tol * (least + variance / 20). The second term counts
+        where the error is next to nothing: a share of it alone would keep dimensions for differences that nobody sees.
 
-        Their number follows latent_dim ** (1 - t), t from 0 to 1 between pruning_epoch and half of what is left of the run then, at most
-        a fifth of them at a time. While val_rec is above what is allowed, nothing goes. If it is still there a tenth of the run after
-        the last ones went, those come back, with the weights they had, and no more are trimmed.
+        How many are left follows latent_dim ** (1 - t), t from 0 to 1 between pruning_epoch and half of what is left of
+        the run then. At most a fifth goes at a time. While val_rec is above what is allowed, nothing goes. If it is
+        still there a tenth of the run after the last ones went, those come back, with the weights they had, and no more
+        are trimmed.
         """
         flags, start, end = self.flags, self.flags.pruning_epoch, (self.flags.pruning_epoch + self.flags.n_epochs) // 2
         if not self.trimming or not math.isfinite(val_rec) or not torch.isfinite(std).all():
@@ -269,19 +247,6 @@ class Pruner:
             self.active[dims] = False
             self.trimmed, self.trim_epoch = dims, epoch
         return dims, []
-
-    def _propose(self, std, active):
-        flags = self.flags
-        if not torch.isfinite(std).all():
-            return torch.zeros_like(active)
-        parameters = {
-            "plummet": (flags.plummet_threshold,),
-            "pca_cdf": (flags.cdf_threshold,),
-            "lognorm": (flags.percentile, flags.alpha),
-            "probabilistic": (flags.temperature, flags.midpoint, self.draws),
-            "none": (),
-        }[flags.strategy]
-        return STRATEGIES[flags.strategy](std, active, self.reference, *parameters, flags.eta)
 
     def state_dict(self):
         """All that later events depend on, copied: tensors and plain Python, for torch.load(weights_only=True)."""

@@ -167,6 +167,7 @@ def test_nohup():
 
 def test_agents_share_cores_and_gpus(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+    monkeypatch.delenv("OMP_NUM_THREADS")
     found = [sweep.surroundings(k, 3) for k in range(3)]
     assert [env["CUDA_VISIBLE_DEVICES"] for env in found] == ["4", "7", "4"]
     assert {env["OMP_NUM_THREADS"] for env in found} == {str(max(1, sweep.cores() // 3))}

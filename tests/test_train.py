@@ -34,7 +34,7 @@ OFF = [f"--{flag}={value}" for flag, value in train.LEGACY.items()]
 @pytest.fixture(autouse=True)
 def in_an_empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for name in ("WANDB_RUN_ID", "WANDB_SWEEP_ID", "WANDB_MODE", "WANDB_API_KEY", "OMP_NUM_THREADS"):
+    for name in ("WANDB_RUN_ID", "WANDB_SWEEP_ID", "WANDB_MODE", "WANDB_API_KEY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(figures, "draw", lambda trainer, folder: None)  # seconds each; test_figures draws them
     yield
