@@ -380,6 +380,7 @@ def test_a_queue_without_locks_names_the_file(monkeypatch, capsys):
 
 
 def test_threads_are_those_of_the_quota(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS")
     monkeypatch.setattr(train.torch, "get_num_threads", lambda: 64)
     monkeypatch.setattr(train.record, "cores", lambda: 1)
     told = []

@@ -190,7 +190,8 @@ def test_signals(signals, code):
     assert all("ends" not in t.user_attrs for t in trials(made))  # a stop is no failure
 
 
-def test_launcher_passes_signals_on_and_leaves_nobody_behind():
+def test_launcher_passes_signals_on_and_leaves_nobody_behind(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS")
     made, queue = create(nap=[0.1], seed=[1, 2, 3, 4]), None
     launcher = start_agents("--n", "2")
     wait_until(lambda: len(checkpoints()) == 2)
