@@ -100,12 +100,6 @@ class Run:
         """A number of the summary, NaN where it has none."""
         return number(self.summary.get(name))
 
-    def unfinished(self, status, cause):
-        """Say why a run that is of use has no summary."""
-        if self.flags:
-            self.status, self.cause = status, cause
-        return self
-
 
 def local_runs(root):
     """Every run below the folder `root`, by its config.json (or by what else a run leaves), or the rows of a table."""
@@ -138,9 +132,9 @@ def read_run(folder):
         run.summary |= proposed.sum().add_prefix("sum_").to_dict()
     if not isinstance(config, dict):
         run.cause = "no config.json, or it cannot be read"
-    elif not (folder / "summary.json").exists():
-        status = "running" if is_locked(folder) else "stopped"
-        run.unfinished(status, f"{len(metrics)} of {run.flags.get('n_epochs', '?')} epochs")
+    elif run.flags and not (folder / "summary.json").exists():
+        run.status = "running" if is_locked(folder) else "stopped"
+        run.cause = f"{len(metrics)} of {run.flags.get('n_epochs', '?')} epochs"
     return run
 
 
@@ -152,8 +146,9 @@ def from_row(row, path):
     config |= dict(sweep=row.get("sweep") or f"{path.stem}-")
     summary = {key: row.get(key) for key in ("status", "cause", *RESULT_METRICS)} | dict(lowest=row.get("objective"))
     run = Run(row.get("id", ""), f"{path}:{row.get('id')}", config, summary)
-    early = row.get("status") == "stopped early"
-    return run.unfinished("stopped", f"stopped early after epoch {row.get('epoch')}") if early else run
+    if run.flags and row.get("status") == "stopped early":
+        run.status, run.cause = "stopped", f"stopped early after epoch {row.get('epoch')}"
+    return run
 
 
 def wandb_runs(path, api=None):
@@ -178,10 +173,9 @@ def from_wandb(found, sweep):
     config |= dict(started=found.created_at, sweep=getattr(found, "group", None) or f"{sweep}-")
     rows = [row for row in found.scan_history() if None not in (row.get("epoch"), row.get("val_rec"))]
     run = Run(found.id, "/".join(found.path), config, dict(found.summary), pd.DataFrame(rows, dtype=object))
-    if found.state != "finished" and "status" not in run.summary:
-        status = dict(running="running", killed="stopped", preempted="stopped").get(found.state, "broken")
-        cause = f"W&B says {found.state}, {len(rows)} of {run.flags.get('n_epochs', '?')} epochs"
-        run.unfinished(status, cause)
+    if run.flags and found.state != "finished" and "status" not in run.summary:
+        run.status = dict(running="running", killed="stopped", preempted="stopped").get(found.state, "broken")
+        run.cause = f"W&B says {found.state}, {len(rows)} of {run.flags.get('n_epochs', '?')} epochs"
     return run
 
 
@@ -205,12 +199,6 @@ def levels(spec, key):
     if key != "arm":
         return found
     return [{k: plain(v) for k, v in (pair.split("=", 1) for pair in arm.split(","))} for arm in found if "=" in arm]
-
-
-def strategy_of(flags):
-    """Strategy and level: plummet 0.05."""
-    level = flags.get(LEVEL.get(flags["strategy"]))
-    return flags["strategy"] if level is None else f"{flags['strategy']} {number(level):g}"
 
 
 def values_of(runs, key):
@@ -244,14 +232,15 @@ def header(name):
 def as_created(spec, own):
     """The sweep as created: PROBLEM=, SEEDS=, EPOCHS=, SET= narrow its file, and .sweeps/ says how. own: its runs.
 
-    Sweeps that differ in problem and seed (03 makes one a problem) are read as one. Returns the spec and a caveat."""
+    Where that record is not here, the points are those of the values that its runs have. Sweeps that differ in problem
+    and seed (03 makes one a problem) are read as one."""
     ids = sorted({run.sweep for run in own})
     with contextlib.suppress(KeyError, TypeError, IndexError):
         made = [read_json(Path(".sweeps", slug(i), "sweep.json"))["config"] for i in ids]
         both = {key: dict.fromkeys(v for one in made for v in levels(one, key)) for key in ("problem", "seed")}
-        return made[0] | {"parameters": made[0]["parameters"] | {k: {"values": [*v]} for k, v in both.items()}}, ""
+        return made[0] | {"parameters": made[0]["parameters"] | {k: {"values": [*v]} for k, v in both.items()}}
     if not ids or not all(re.match(r"\d\d[a-z]?-", i) for i in ids):  # 01_pruning_strategies-...: not narrowed
-        return spec, ""
+        return spec
     parameters = dict(spec["parameters"])
     for key, p in parameters.items():
         found = values_of(own, key)
@@ -259,8 +248,7 @@ def as_created(spec, own):
             parameters[key] = {"values": found}
         elif found and "min" in p:
             parameters[key] = p | {"min": min(p["min"], found[0]), "max": max(p["max"], found[-1])}
-    told = "The record of how this edition was narrowed (.sweeps/) is not here: its points are counted from the values "
-    return spec | {"parameters": parameters}, f"{told}that its runs have."
+    return spec | {"parameters": parameters}
 
 
 def departures(file, runs):
@@ -268,7 +256,9 @@ def departures(file, runs):
     told = []
     for key, p in file["parameters"].items():
         asked, found = p["values"] if key == "arm" else levels(file, key), values_of(runs, key)
-        if asked and found and {*asked} != {*found} and key != "data" and "auto" not in asked:
+        if "min" in p and found and not p["min"] <= found[0] <= found[-1] <= p["max"]:
+            told.append(f"{key} {found[0]:g} to {found[-1]:g} (file: {p['min']:g} to {p['max']:g})")
+        elif asked and found and {*asked} != {*found} and key != "data" and "auto" not in asked:
             told.append(f"{key} {some(found)} (file: {some(asked)})")
     return f"These runs differ from the sweep's file: {'; '.join(told)}." if told else ""
 
@@ -291,7 +281,7 @@ class Study:
         self.title, file, words = header(name)
         self.question, self.hypothesis, self.rule = (words.get(key, "") for key in ("question", "hypothesis", "rule"))
         runs = [run for run in runs if run.owner in ("", name, *lent)]  # the others say that they are another sweep's
-        self.spec, narrowed = as_created(file, [run for run in runs if run.owner == name])
+        self.spec = as_created(file, [run for run in runs if run.owner == name])
         why = {run: run.flags and stranger(run) for run in runs}
         self.left_out = [(run, told) for run, told in why.items() if told]
         self.broken = [run for run in runs if not run.flags]  # listed wherever they were found
@@ -300,10 +290,10 @@ class Study:
         self.table = self.rows([run for run in runs if run.flags and not why[run]])
         self.same_settings()
         order = ("broken", "stopped", "diverged", "running", "finished")  # of several runs of a point the last is used
-        rank = self.table["run"].map(lambda run: (order.index(run.status), run.started, run.where))
+        rank = self.table["run"].map(lambda run: (order.index(run.status), run.started, run.where)).sort_values()
         at = list({"problem", "arm", "seed", *self.varied} & {*self.table})
-        doubles = self.table.loc[rank.sort_values().index].duplicated(at, keep="last")
-        self.drop(doubles, "another run of the same point is used")
+        doubles = self.table.loc[rank.index].duplicated(at, keep="last")
+        self.drop(doubles.reindex(self.table.index), "another run of the same point is used")
         for key in (*SETTINGS, *(key for key in self.varied if "min" in keys[key])):
             self.table[key] = pd.to_numeric(self.table[key], errors="coerce")
         self.problems = sorted(self.table["problem"].unique())
@@ -314,28 +304,33 @@ class Study:
         self.groups = self.frame.groupby(["problem", "arm"], observed=True)
         borrowed = self.table["owner"].isin(lent)  # they answer, but are no points of this sweep
         self.own, self.borrowed = [*self.table[~borrowed]["run"], *self.broken], int(borrowed.sum())
-        self.notes = [departures(file, [run for run in self.own if run.status == "finished"]), narrowed]
+        self.departs = departures(file, [run for run in self.own if run.status == "finished"])
         # how many points the sweep asks for; a search is created once a problem
         self.points = math.prod(len(levels(self.spec, key)) or 1 for key in keys)
         self.points = self.spec["run_cap"] * max(1, len(self.problems)) if "run_cap" in self.spec else self.points
 
     def rows(self, runs):
         """A DataFrame with a row a run; an arm is what the sweep compares."""
-        if self.name == "02" or (self.name in DEEP_DIVES and len({run.flags["safeguards"] for run in runs}) > 1):
-            arms = [run.flags["safeguards"] for run in runs]
-        else:
-            arms = [run.flags["strategy"] if self.name == "01" else strategy_of(run.flags) for run in runs]
+        several = len({run.flags["safeguards"] for run in runs}) > 1
+
+        def arm_of(flags):
+            if self.name == "02" or (self.name in DEEP_DIVES and several):
+                return flags["safeguards"]
+            level = flags.get(LEVEL.get(flags["strategy"]))
+            return flags["strategy"] if self.name == "01" or level is None else f"{flags['strategy']} {number(level):g}"
+
         rows = []
-        for run, arm in zip(runs, arms, strict=True):
+        for run in runs:
             numbers = {key: run.value(key) for key in (*RESULT_METRICS, "lowest")}
-            rows.append(run.flags | numbers | dict(arm=arm, status=run.status, owner=run.owner, run=run))
+            about = dict(arm=arm_of(run.flags), status=run.status, owner=run.owner, run=run)
+            rows.append(run.flags | numbers | about)
         needed = ["problem", "arm", "seed", "status", "owner", "run", "strategy", "n_epochs", *SETTINGS]
         needed += [*RESULT_METRICS, "lowest", *self.varied]
         return pd.DataFrame(rows, columns=list(dict.fromkeys([*needed, *(key for row in rows for key in row)])))
 
     def drop(self, mask, why):
-        self.left_out += [(run, why) for run in self.table.loc[mask[mask].index, "run"]]
-        self.table = self.table[~mask.reindex(self.table.index, fill_value=False)]
+        self.left_out += [(run, why) for run in self.table["run"][mask]]
+        self.table = self.table[~mask]
 
     def same_settings(self):
         """Keep runs that agree in every flag not varied: the YAML's value where some run has it, else the commonest."""
@@ -345,12 +340,11 @@ class Study:
         for key in dict.fromkeys([*self.spec["parameters"], *COMMON, *LEVEL.values(), *LEGACY]):
             if key in skip or key not in self.table:
                 continue
-            owner = next((s for s, level in LEVEL.items() if level == key), None)
-            mine = self.table[key][self.table["strategy"].eq(owner) if owner else self.table[key].notna()].dropna()
-            counts, wanted = mine.value_counts(), levels(self.spec, key)[:1]
+            owner = next((s for s, level in LEVEL.items() if level == key), None)  # whose level it is
+            mine = self.table[key].notna() & (self.table["strategy"].eq(owner) if owner else True)
+            counts, wanted = self.table[key][mine].value_counts(), levels(self.spec, key)[:1]
             target = wanted[0] if wanted and wanted[0] in counts.index else next(iter(counts.index), None)
-            for value in set(mine) - {target}:
-                self.drop(mine == value, f"other {key} ({value!s:.60})")
+            self.drop(mine & self.table[key].ne(target), f"other {key} than {target!s:.60}")
         digests = self.table["run"].map(lambda run: str(run.data.get("sha256")))
         commonest = digests.groupby(self.table["problem"]).transform(lambda s: s.value_counts().index[0])
         self.drop(digests != commonest, "other designs than most runs")
@@ -602,10 +596,9 @@ class Page:
         self.folder, self.title, self.headline, self.opening = Path(folder), title, "", ""
         self.first, self.parts, self.answer, self.terms, self.caveats = [], [], None, [], []  # first: above the verdict
 
-    def verdict(self, word, hypothesis, lead, headline=""):
+    def verdict(self, word, lead, headline=""):
         """The answer: word (supported, refuted, undecided) and lead; headline: for a human."""
-        self.headline = self.opening + (headline or lead)
-        self.answer = dict(word=word, hypothesis=hypothesis, lead=lead)
+        self.headline, self.answer = self.opening + (headline or lead), dict(word=word, lead=lead)
 
     def section(self, title, text=""):
         self.parts.append(dict(kind="section", title=title, text=text))
@@ -738,15 +731,13 @@ def strategies(found, page):
     # a strategy without runs leaves its comparison undecided
     arms, named = list(dict.fromkeys([*found.arms, *levels(found.spec, "strategy")])), named_in(found, LEVEL)
     rows = family(found.wide("val_rec"), [(named, arm) for arm in arms if arm != named])
-    better, won, spread = ", ".join(rows["b"][rows["verdict"] == 1]), [], 0.0
-    for problem in {*found.frame["problem"]}:
+    better, won = ", ".join(rows["b"][rows["verdict"] == 1]), []
+    for problem in sorted({*found.frame["problem"]}):
         errors, dims = found.on_common_seeds(problem, found.arms)
         mean = np.exp(np.log(errors).mean())
         best, least = mean.idxmin(), mean.min()
-        seeds = f"{(errors.idxmin(axis=1) == best).sum()} of {len(errors)}"
         few = min(mean.index[mean <= (1 + NEAR) * least], key=lambda arm: (dims[arm], mean[arm]))
-        won.append([problem, best, least, seeds, few, dims[few], mean[few] / least - 1])
-        spread = max(spread, mean.max() / least - 1)
+        won.append([problem, best, least, few, dims[few], mean[few] / least - 1, mean.max() / least - 1])
     word, lead = "undecided", f"The runs do not decide whether {named} has the lowest val_rec."
     advice = f"keep the default, {DEFAULTS['strategy']}"
     if better:
@@ -754,12 +745,14 @@ def strategies(found, page):
         advice = f"use {better}"
     elif (rows["verdict"] == -1).all():
         word, lead, advice = "supported", f"{named} reconstructs better than each other strategy.", f"use {named}"
-    headline = f"All {len(found.arms)} strategies are within {num(100 * spread, 2)} % of the best on every problem"
-    page.verdict(word, found.hypothesis, lead, f"{headline}: {advice}.")
+    spread = num(100 * max(row[-1] for row in won), 2)
+    headline = f"All {len(found.arms)} strategies are within {spread} % of the best on every problem: {advice}."
+    page.verdict(word, lead, headline if len(found.arms) > 1 else "")
     page.section("Winners, problem by problem", "Not a test. Geometric means over the seeds that all arms have.")
-    columns = ["problem", "lowest val_rec", "its val_rec", "best on seeds", "fewest dims within 5 %", "its dims"]
+    columns = ["problem", "lowest val_rec", "its val_rec", "fewest dims within 5 %", "its dims", "its cost"]
+    shown = dict.fromkeys(("its cost", "the worst costs"), percent)
     caption = "The arm with the lowest val_rec, and the one with the fewest dims within 5 % of it."
-    page.table("winners", [*columns, "its cost"], sorted(won), caption, shown={"its cost": percent})
+    page.table("winners", [*columns, "the worst costs"], won, caption, shown)
     family_table(page, "verdict", rows, "Log val_rec over problem-seed pairs.")
     summary_table(found, page)
 
@@ -786,7 +779,7 @@ def strategy_levels(found, page):
                 page.caveat(f"{problem}: the best level of {strategy} ({first}) is the most aggressive one tried.")
     worst = max(best, key=lambda row: row[5], default=None)
     headline = f"The worst level costs up to {percent(worst[5])} ({worst[1]} on {worst[0]})." if worst else ""
-    page.verdict(word, found.hypothesis, lead, headline)
+    page.verdict(word, lead, headline)
     page.section("Levels", "Most aggressive against mildest level of each strategy; the best level of each.")
     family_table(page, "verdict", rows, "Log val_rec over problem-seed pairs.")
     columns = ["problem", "strategy", "best level", "val_rec (geometric mean)", "dims", "worst level costs"]
@@ -795,8 +788,7 @@ def strategy_levels(found, page):
     if "none" in found.arms:
         page.section("What pruning costs", "Each arm against the control that never prunes.")
         pairs = [(arm, "none") for arm in found.arms if arm != "none"]
-        for name, measure, log in (("none-val_rec", "val_rec", True), ("none-dims", "active_dims", False)):
-            family_table(page, name, family(found.wide(measure), pairs, log), f"{measure} against none.", log)
+        family_table(page, "none-val_rec", family(found.wide("val_rec"), pairs), "Log val_rec over problem-seed pairs.")
     summary_table(found, page)
 
 
@@ -814,14 +806,12 @@ def safeguards(found, page):
         lead, advice = f"{named} safeguards reconstruct {told} than none.", f"use {use}"
     most = num(100 * math.expm1(rows["mean"].abs().max()), 2)
     headline = f"No profile of safeguards changes val_rec by more than {most} % against none: {advice}."
-    page.verdict(word, found.hypothesis, lead, headline)
+    page.verdict(word, lead, headline if pairs else "")
     page.section("Each profile against none", "Paired by problem and seed.")
     for m, tests in families.items():
         family_table(page, f"none-{m}", tests, f"{TESTED[m]}, against none.", m == "val_rec")
-    if (found.frame["sum_proposed"] > 0).any():
-        held = [[problem, arm, len(mine), *mine[SUMS].mean()] for (problem, arm), mine in found.groups]
-        caption = "What came of the dims proposed, x epochs: sums over a run of pruning.csv, mean over the runs."
-        page.table("held-back", ["problem", "profile", "runs", "proposed", *HELD], held, caption)
+    caption = "What came of the dims proposed, x epochs: sums over a run of pruning.csv, mean over the runs."
+    page.table("held-back", ["problem", "arm", *SUMS], found.groups[SUMS].mean().reset_index(), caption)
     summary_table(found, page)
 
 
@@ -850,7 +840,7 @@ def hyperparameters(found, page):
         word, lead = "supported", f"{named} is the most important parameter on every problem searched."
     elif signs == {-1}:
         word, lead = "refuted", f"On every problem searched, another parameter than {named} is the most important."
-    page.verdict(word, found.hypothesis, lead, f"{'; '.join(heads)}." if heads else "")
+    page.verdict(word, lead, f"{'; '.join(heads)}." if heads else "")
     page.section("Importance")
     columns = ["problem", "parameter", "PED-ANOVA", "variance explained", "p", "p after Holm", "completed runs"]
     caption = (
@@ -888,7 +878,7 @@ def deepdive(found, page):
     settings = found.frame[SETTINGS].astype(float)  # both axes are logarithmic
     frame, arms = found.frame[((settings > 0) & np.isfinite(settings)).all(axis=1)], found.arms
     if frame.empty:
-        page.verdict("undecided", found.hypothesis, "No finished run has a pruning_epoch and a w_v above 0.")
+        page.verdict("undecided", "No finished run has a pruning_epoch and a w_v above 0.")
         return
     axes = [sorted(frame[key].unique()) for key in SETTINGS]
     index = pd.MultiIndex.from_product([arms, sorted(frame["seed"].unique()), *axes], names=["arm", "seed", *SETTINGS])
@@ -922,7 +912,7 @@ def deepdive(found, page):
             optima.append((o.val_rec, f"{told}the worst setting tried costs {worst}."))
             for key, axis in zip(SETTINGS, axes, strict=True):
                 edge(page, arm, key, getattr(o, key), axis[0], axis[-1])
-    page.verdict(word, found.hypothesis, lead, min(optima)[1] if optima else "")
+    page.verdict(word, lead, min(optima)[1] if optima else "")
     page.section("Effects", "From a quadratic surface of log val_rec over both settings, fitted seed by seed.")
     caption = "Change of val_rec: one-sample t-tests over the seeds of the mean over the arms."
     family_table(page, "effects", rows, caption, effect=rows["a"].map(MEANING))
@@ -930,9 +920,6 @@ def deepdive(found, page):
     page.figures(items, style="wide")
     caption = "Every cell: geometric mean of val_rec, 95 % t interval (log scale), spread over seeds, dims."
     page.table("cells", list(cells), cells, caption)
-    if holes := int(np.isnan(logs).sum()):
-        told = "(arm, seed, pruning_epoch, w_v) have no finished run; an optimum is a cell that every seed has."
-        page.caveat(f"{holes} of {logs.size} cells {told}")
 
 
 def heat(arm, cells, best):
@@ -963,6 +950,7 @@ def build(name, runs, out, source):
     """The page of sweep `name` from `runs`, below `out`. Returns (path of index.html, the study)."""
     found = Study(name, runs)
     page = found.page = Page(Path(out) / name, f"Sweep {name}: {found.title}")
+    page.hypothesis = found.hypothesis
     # What hyperband stopped is over, too: a search has reached its cap by the number of its runs
     states, over = Counter(run.status for run in found.own), ["finished", *["stopped", "diverged"] * (name == "03")]
     finished = f"{states['finished']} of {found.points} points"
@@ -971,42 +959,28 @@ def build(name, runs, out, source):
         page.caveat(f"Incomplete: {finished} of the sweep are finished.")
     if name not in DEEP_DIVES and found.done and not {*ALL_PROBLEMS} <= {*found.frame["problem"]}:
         page.opening += f"On {' and '.join(sorted(found.frame['problem'].unique()))} only: "
-    if not found.done:
-        page.verdict("undecided", found.hypothesis, f"No finished run of this sweep yet in {source}.")
-    else:
+    if found.done:
         front(found, page)
-        settings = found.frame[list({"arm", *found.varied, *SETTINGS} - {"problem", "seed"})]
-        if len(settings.drop_duplicates()) == 1:
-            told = f"All finished runs are of one setting, {found.arms[0]}: nothing to compare."
-            page.verdict("undecided", found.hypothesis, told)
-            summary_table(found, page)
-        else:
-            ANSWERS[name](found, page)
+        ANSWERS[name](found, page)
+    else:
+        page.verdict("undecided", f"No finished run of this sweep yet in {source}.")
     told = [f"{finished} finished", *(f"{states[s]} {s}" for s in STATES[1:] if states[s])]
     told += [f"{found.borrowed} runs of {some(BORROWS[name])} beside them"] if found.borrowed else []
     reasons = Counter(why for _, why in found.left_out).most_common()
     told += [f"{len(found.left_out)} left out ({some([f'{n}: {why}' for why, n in reasons])})"] if reasons else []
-    page.terms += [("Question", found.question), ("Rule", found.rule), ("Runs", f"{', '.join(told)}. From {source}.")]
-    origins(found, page)
-    runs_and_caveats(found, page)
-    return page.write(), found
-
-
-def origins(found, page):
-    """How long the runs are, and what made them: designs, code, machines."""
     hours = found.frame["seconds"].replace(math.inf, 0).sum() / 3600
-    epochs = some(values_of(found.done, "n_epochs")) or "no"
-    page.terms.append(("Length", f"{epochs} epochs a run, {num(hours)} hours in all"))
-    kinds = {
+    length = f"{some(values_of(found.done, 'n_epochs')) or 'no'} epochs a run, {num(hours)} hours in all"
+    page.terms += [("Question", found.question), ("Rule", found.rule), ("Runs", f"{', '.join(told)}. From {source}.")]
+    page.terms += [("Length", length)]
+    origins = {
         "Data": [f"{r.flags['problem']}: {r.data.get('source')}, {str(r.data.get('sha256'))[:12]}" for r in found.done],
         "Code": [run.git for run in found.done],
         "Machines": [str(run.machine.get("cpu")) for run in found.done],
     }
-    for key, values in kinds.items():
-        counts = sorted(Counter(values).items())
-        page.terms.append((key, "; ".join(f"{value} ({n} runs)" for value, n in counts)))
-        if key == "Code" and len(counts) > 1:
-            page.caveat(f"The runs come from {len(counts)} versions of the code.")
+    for key, values in origins.items():
+        page.terms.append((key, "; ".join(f"{value} ({n} runs)" for value, n in sorted(Counter(values).items()))))
+    runs_and_caveats(found, page)
+    return page.write(), found
 
 
 def runs_and_caveats(found, page):
@@ -1024,19 +998,15 @@ def runs_and_caveats(found, page):
     if rows:
         columns = ["run", "status", "problem", "arm", "seed", "why", "where"]
         page.table("not-used", columns, rows, "Runs that are not in the numbers.")
-    for note in found.notes:
-        page.caveat(note)
+    page.caveat(found.departs)
     few = [f"{label} on {problem} ({len(mine)})" for (problem, label), mine in found.groups if len(mine) < MIN_SEEDS]
     if few and found.name != "03":
         page.caveat(f"Fewer than {MIN_SEEDS} seeds: {some(few)}.")
-    for state in ("diverged", "broken", "stopped"):
-        count = Counter(arm.get(run, "unknown arm") for run, _ in odd if run.status == state)
-        if count and (found.name, state) != ("03", "stopped"):
-            told = ", ".join(f"{label} {n}" for label, n in sorted(count.items()))
-            told += ". They are in no mean and no test; an arm that loses its worst runs looks better than it is."
-            page.caveat(f"{state.capitalize()} runs by arm: {told}")
-    if idle := [f"{label} on {problem}" for (problem, label), mine in found.groups if not mine["prune_events"].any()]:
-        page.caveat(f"Pruning never happened in: {some(idle)}.")
+    if any(run.status in ("diverged", "broken") for run, _ in odd):
+        page.caveat("Some runs diverged or broke: an arm that loses its worst runs looks better than it is.")
+    idle = found.frame[found.frame["prune_events"].eq(0) & found.frame["strategy"].ne("none")]
+    if idle := sorted({f"{arm} on {problem}" for arm, problem in zip(idle["arm"], idle["problem"], strict=True)}):
+        page.caveat(f"Pruning never happened in runs of: {some(idle)}.")
 
 
 def make(args):
@@ -1053,8 +1023,7 @@ def make(args):
         others = len(found.table) + len(found.broken) - len(found.done)
         told = f"{others} other runs, {len(found.left_out)} left out (from {source})"
         print(f"{path}: {finished} of {found.points} points finished, {told}")
-        told = dict(href=f"{name}/index.html", title=found.page.title, question=found.question)
-        index.parts.append(told | dict(kind="answer", told=found.page.headline, word=found.page.answer["word"]))
+        index.parts.append(dict(kind="answer", href=f"{name}/index.html", question=found.question, page=found.page))
     if not args.sweep:
         index.terms.append(("Runs", f"From {source}."))
         print(f"{index.write()}: the questions and their answers")
