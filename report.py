@@ -609,6 +609,9 @@ class Page:
     def caveat(self, text):
         self.caveats += [text] if text and text not in self.caveats else []
 
+    def image(self, name, figure, alt, caption):
+        self.figures([(name, figure, alt, caption)], "pixels")
+
     def figures(self, items, style="plain"):
         """items: (name, figure, alt, caption) each. style: plain, wide, pixels."""
         panels = [dict(src=self._figure(slug(n), figure), alt=alt, caption=told) for n, figure, alt, told in items]

@@ -33,7 +33,7 @@ def pages(tmp_path_factory):
         return built[name]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report.Page, "_figure", lambda self, name, figure, alt: "")
+        patch.setattr(report.Page, "_figure", lambda self, name, figure: "")
         yield build
 
 
