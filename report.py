@@ -297,7 +297,10 @@ class Study:
         for key in (*SETTINGS, *(key for key in self.varied if "min" in keys[key])):
             self.table[key] = pd.to_numeric(self.table[key], errors="coerce")
         self.problems = sorted(self.table["problem"].unique())
-        self.arms = sorted(self.table["arm"].unique(), key=mildness)
+        # the mildest level first: a larger one prunes more, but for the share of the variance that pca_cdf keeps
+        found = [(*arm.split(" "), 0)[:2] for arm in self.table["arm"].unique()]
+        found.sort(key=lambda arm: ([*LEVEL, *PROFILES].index(arm[0]), float(arm[1]) * (-1) ** (arm[0] == "pca_cdf")))
+        self.arms = [f"{name} {level}" if level else name for name, level in found]
         self.table["arm"] = pd.Categorical(self.table["arm"], self.arms)
         self.frame = self.table[self.table["status"] == "finished"]
         self.done = list(self.frame["run"])
@@ -362,12 +365,6 @@ class Study:
         errors = errors[[arm for arm in arms if arm in errors]]
         errors = errors.dropna() if len(errors.dropna()) else errors
         return errors, dims.loc[errors.index].mean()
-
-
-def mildness(arm):
-    """The order of arms: the mildest level first. A larger one prunes more, but for the share that pca_cdf keeps."""
-    name, _, level = arm.partition(" ")
-    return [*LEVEL, *PROFILES].index(name), number(level or 0) * (-1) ** (name == "pca_cdf")
 
 
 # -------------------------------------------------------------------------- statistics: one rule for all seven sweeps
@@ -661,7 +658,6 @@ TESTED = {  # of 02: measure -> what it is
     "val_rec": "val_rec of the last epoch",
     "active_dims": "active dims at the end",
     "rise": "largest rise of val_rec over its best since pruning began (0.1: 10 %)",
-    "epochs_above": "epochs more than 5 % above the best since pruning began",
     "collapses": "times val_rec reached twice its best since pruning began",
 }
 NEEDS = f"A verdict needs p below {ALPHA:g} after Holm's correction over this table, and {MIN_SEEDS} seeds."
@@ -828,13 +824,12 @@ def hyperparameters(found, page):
         n = len(done)
         if n >= 8:
             ped, tests = (measure(done[names], done["lowest"]) for measure in (importance, f_tests))
-            first = max(names, key=lambda name: ped.get(name, 0))
+            first = max(ped, key=ped.get)
             decided = n >= MIN_COMPLETED and tests[first][2] < ALPHA
             signs.add((1 if first == named else -1) if decided else 0)
             heads.append(f"{first} matters most on {problem}{'' if decided else ', if anything does'}")
-        rows += [
-            [problem, k, float(ped.get(k, 0 if ped else math.nan)), *tests.get(k, [math.nan] * 3), n] for k in names
-        ]
+        for k in names:
+            rows.append([problem, k, ped.get(k, math.nan), *tests.get(k, [math.nan] * 3), n])
         if n < MIN_COMPLETED:
             signs.add(0)
             page.caveat(f"{problem}: {n} completed runs; a ranking needs at least {MIN_COMPLETED}.")
@@ -847,24 +842,25 @@ def hyperparameters(found, page):
     page.section("Importance")
     columns = ["problem", "parameter", "PED-ANOVA", "variance explained", "p", "p after Holm", "completed runs"]
     caption = (
-        "PED-ANOVA: how much a parameter decides whether a run is among the good ones; variance explained: what a "
-        f"regression of log {METRIC} loses without it (partial F-test, Holm over the parameters of a problem). A "
-        f"ranking needs p below {ALPHA:g} and {MIN_COMPLETED} completed runs."
+        "PED-ANOVA: how much a parameter decides whether a run is a good one; variance explained: what a regression "
+    )
+    caption += (
+        f"of log {METRIC} loses without it. A ranking needs p below {ALPHA:g} and {MIN_COMPLETED} completed runs."
     )
     page.table("importance", columns, rows, caption)
-    best = []
-    for problem, runs in table.sort_values("lowest").groupby("problem"):
-        first, values = runs.iloc[0], [*runs["lowest"], math.nan]
-        best.append(
-            [problem, *first[names], values[0], first["active_dims"], values[1] / values[0] - 1, first["run"].id]
-        )
+    best = (
+        table.sort_values("lowest")
+        .drop_duplicates("problem")
+        .sort_values("problem")
+        .rename(columns=dict(lowest=METRIC, active_dims="dims"))
+    )
+    for _, first in best.iterrows():
         for name in names:
             spec = found.spec["parameters"][name]
-            low, high = (spec["min"], spec["max"]) if "min" in spec else (min(spec["values"]), max(spec["values"]))
-            edge(page, problem, name, first[name], low, high)
+            ends = spec["values"] if "values" in spec else [spec["min"], spec["max"]]
+            edge(page, first["problem"], name, first[name], min(ends), max(ends))
     page.section("Best setting", "Found with one seed among many tries, which flatters it: train it with fresh seeds.")
-    columns = ["problem", *names, METRIC, "dims", "second best is", "run"]
-    page.table("best", columns, best, "Best completed run of each problem.", shown={"second best is": percent})
+    page.table("best", ["problem", *names, METRIC, "dims"], best, "Best completed run of each problem.")
     page.caveat("Only completed runs are tested; hyperband stopped the worst: effects look smaller than they are.")
 
 
@@ -909,10 +905,11 @@ def deepdive(found, page):
         mine, seeds = cells[cells["arm"] == arm], frame["seed"][frame["arm"] == arm].nunique()
         best = mine[mine["runs"] == seeds].nsmallest(1, "val_rec")  # of the cells that every seed has
         items.append(heat(arm, mine, best))
-        for o in best.itertuples(index=False):
-            worst = percent(mine["val_rec"].max() / o.val_rec - 1)
-            told = f"Best: pruning_epoch {num(o.pruning_epoch)}, w_v {num(o.w_v)} ({arm}); "
-            optima.append((o.val_rec, f"{told}the worst setting tried costs {worst}."))
+        for o in best.itertuples():
+            told = (
+                f"Best: pruning_epoch {num(o.pruning_epoch)}, w_v {num(o.w_v)} ({arm}); the worst setting tried costs "
+            )
+            optima.append((o.val_rec, f"{told}{percent(mine['val_rec'].max() / o.val_rec - 1)}."))
             for key, axis in zip(SETTINGS, axes, strict=True):
                 edge(page, arm, key, getattr(o, key), axis[0], axis[-1])
     page.verdict(word, lead, min(optima)[1] if optima else "")
@@ -929,12 +926,10 @@ def heat(arm, cells, best):
     """val_rec of one arm over pruning_epoch and w_v, with a box around its optimum."""
     mean, (figure, axes) = cells.pivot(index="pruning_epoch", columns="w_v", values="val_rec"), panel(arm, True, 3.2)
     axes.pcolormesh(np.log(mean), cmap="viridis", edgecolors="#808080", linewidth=0.3)
-    middle = math.sqrt(cells["val_rec"].min() * cells["val_rec"].max())
     for c in cells.itertuples():
         at = mean.columns.get_loc(c.w_v) + 0.5, mean.index.get_loc(c.pruning_epoch) + 0.5
-        look = dict(ha="center", va="center", color="white" if c.val_rec < middle else "black", fontsize=7)
-        box = dict(fill=False, ec=COLOURS[1], lw=2.5) if c.Index in best.index else None
-        axes.text(*at, num(c.val_rec), bbox=box, **look)
+        box = dict(fc="white", alpha=0.7, ec=COLOURS[1], lw=2.5 if c.Index in best.index else 0)
+        axes.text(*at, num(c.val_rec), bbox=box, ha="center", va="center", fontsize=7)
     axes.set_yticks(np.arange(len(mean.index)) + 0.5, map(num, mean.index))
     axes.set_xticks(np.arange(len(mean.columns)) + 0.5, map(num, mean.columns))
     axes.set(xlabel="w_v", ylabel="pruning_epoch")
