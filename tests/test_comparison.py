@@ -11,8 +11,7 @@ from tools import comparison
 
 
 def plant(path, **columns):
-    frame = pd.DataFrame(columns).assign(status="finished", pca_ratio=0.5)
-    frame.to_csv(path, index=False)
+    pd.DataFrame(columns).assign(status="finished", pca_ratio=0.5).to_csv(path, index=False)
 
 
 def test_the_table_of_widths(tmp_path):

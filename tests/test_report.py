@@ -248,18 +248,16 @@ DAMAGE = [dict(seed="x"), dict(strategy=None), dict(problem=["beams2d"]), dict(w
           dict(w_v="inf"), dict(latent_dim="wide")]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["02", "04"])
-def test_damaged_flags_and_rows_are_listed(tmp_path, name):
-    folders = planted.plant(tmp_path / "runs", name, lambda f: 0, keep=lambda f: BEAMS(f) and f["seed"] == 1)
-    path = tmp_path / rows_of(folders[7:], name)
+def test_damaged_flags_and_rows_are_listed(tmp_path):
+    folders = planted.plant(tmp_path / "runs", "04", lambda f: 0, keep=lambda f: f["seed"] == 1)
+    path = tmp_path / rows_of(folders[7:], "04")
     for folder, damage in zip(folders, DAMAGE, strict=False):
         change(folder / "config.json", flags=damage)
-    text, verdict, _, found = build(name)
+    text, verdict, _, found = build("04")
     assert verdict == "undecided" and sum(run.status == "broken" for run in found.own) == 3
     assert "problem and strategy must be text, seed a number" in text
-    lines = path.read_text().splitlines()
-    path.write_text("\n".join([lines[0], lines[1].replace(",finished,", ",failed,"), *lines[2:]]) + "\n")
-    text, _, _, found = build(name, str(path))
+    path.write_text(path.read_text().replace(",finished,", ",failed,", 1))
+    text, _, _, found = build("04", str(path))
     assert "its status is 'failed'" in text and sum(run.status == "broken" for run in found.own) == 1
 
 
@@ -318,13 +316,10 @@ def test_doubles_other_settings_and_strangers_are_left_out(tmp_path, monkeypatch
     assert {run.owner for run, _ in report.Study("01", made).left_out} == {"", "01"}
     # A flag that came later: old rows lack it, and mean its old value
     monkeypatch.setattr(report, "LEGACY", dict(rotate_every=0))
-    folders = planted.plant(tmp_path / "new", "01", lambda f: 0, keep=BEAMS)
-    for folder in folders:
-        change(folder / "config.json", flags=dict(rotate_every=0 if "r000" in folder.name else 5))
-    found = build("01", "new")[3]
+    for folder in planted.plant(tmp_path / "new", "01", lambda f: 0, keep=BEAMS):
+        change(folder / "config.json", flags=dict(rotate_every=5))
     old = build("01", report.local_runs("runs/a") + report.local_runs("new"))[3]
-    assert {len(found.done) + len(found.left_out), len(old.done)} == {12} and 0 < len(found.left_out) < 12
-    assert len(old.left_out) == 12 and any(why == "other rotate_every than 0" for _, why in old.left_out)
+    assert len(old.done) == 12 and {why for _, why in old.left_out} == {"other rotate_every than 0"}
 
 
 def test_a_narrowed_sweep_is_complete_when_its_points_are(tmp_path):

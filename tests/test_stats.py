@@ -34,13 +34,6 @@ def test_ties_are_undecided(seeds, problems):
     assert (two_tied[:, 0] != 0).mean() <= 0.05
 
 
-def test_headline_of_a_tie_at_the_sweeps_own_level():
-    """The word on the page of 01 (the subject against all) and 02 (moderate, first of seven)."""
-    for arms, seeds, headline in ((4, 3, slice(None)), (8, 5, slice(0, 1))):
-        signs = verdicts(studies([0] * arms, seeds, seed=8), seeds)[:, headline]
-        assert 0 < ((signs == -1).all(1) | (signs == 1).any(1)).mean() <= 0.05
-
-
 def test_holm_is_what_holds_the_bound():
     logs = studies([0] * 8, 5)
     assert (verdicts(logs, 5, holm=lambda p: p) != 0).any(1).mean() > 0.1
@@ -118,9 +111,8 @@ def test_instability_of_known_curves():
     assert np.isnan(report.instability(pd.Series(range(3)), [1, 1, 1], 5)["rise"])
 
 
-@pytest.mark.parametrize("n", [3, 5])
-def test_intervals_of_few_seeds_cover_what_they_say(n):
-    logs = np.random.default_rng(7).normal(-4, 0.3, (STUDIES, n))
+def test_intervals_of_three_seeds_cover_what_they_say():
+    logs = np.random.default_rng(7).normal(-4, 0.3, (STUDIES, 3))
     for values, log, truth in ((np.exp(logs), True, np.exp(-4)), (logs, False, -4)):
         found = np.array([report.interval(row, log) for row in values])
         assert 0.93 <= ((found[:, 1] < truth) & (truth < found[:, 2])).mean() <= 0.97
