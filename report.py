@@ -597,11 +597,8 @@ class Page:
         """The answer: word (supported, refuted, undecided) and lead; headline: for a human."""
         self.headline, self.answer = self.opening + (headline or lead), dict(word=word, lead=lead)
 
-    def section(self, title, text=""):
+    def section(self, title="", text=""):
         self.parts.append(dict(kind="section", title=title, text=text))
-
-    def text(self, text):
-        self.parts.append(dict(kind="text", text=text))
 
     def caveat(self, text):
         self.caveats += [text] if text and text not in self.caveats else []
@@ -832,7 +829,6 @@ def hyperparameters(found, page):
             rows.append([problem, k, ped.get(k, math.nan), *tests.get(k, [math.nan] * 3), n])
         if n < MIN_COMPLETED:
             signs.add(0)
-            page.caveat(f"{problem}: {n} completed runs; a ranking needs at least {MIN_COMPLETED}.")
     word, lead = "undecided", f"The runs do not decide whether {named} is the most important on every problem."
     if signs == {1}:
         word, lead = "supported", f"{named} is the most important parameter on every problem searched."
@@ -970,13 +966,9 @@ def build(name, runs, out, source):
     length = f"{some(values_of(found.done, 'n_epochs')) or 'no'} epochs a run, {num(hours)} hours in all"
     page.terms += [("Question", found.question), ("Rule", found.rule), ("Runs", f"{', '.join(told)}. From {source}.")]
     page.terms += [("Length", length)]
-    origins = {
-        "Data": [f"{r.flags['problem']}: {r.data.get('source')}, {str(r.data.get('sha256'))[:12]}" for r in found.done],
-        "Code": [run.git for run in found.done],
-        "Machines": [str(run.machine.get("cpu")) for run in found.done],
-    }
-    for key, values in origins.items():
-        page.terms.append((key, "; ".join(f"{value} ({n} runs)" for value, n in sorted(Counter(values).items()))))
+    origins = [f"{r.flags['problem']} ({r.data.get('source')}), {r.git}, {r.machine.get('cpu')}" for r in found.done]
+    told = "; ".join(f"{origin} ({n} runs)" for origin, n in sorted(Counter(origins).items()))
+    page.terms.append(("Designs, code, machine", told))
     runs_and_caveats(found, page)
     return page.write(), found
 

@@ -85,7 +85,7 @@ def draw(page, problem, model, designs, count, simulations):
 
     seen = cut(x[:1])[0].shape
     cropped = f" Shown are the {seen[0]} x {seen[1]} pixels in which designs differ." if seen != model.shape else ""
-    page.text(f"In all pictures dark is material.{cropped}")
+    page.section(text=f"In all pictures dark is material.{cropped}")
     error = square(y, x)
     order = error.argsort()
     picked = order[torch.linspace(0, len(order) - 1, min(count, len(order))).round().long()]
