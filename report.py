@@ -619,9 +619,9 @@ class Page:
         return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
 
     def table(self, name, columns, rows, caption, shown=None):
-        """A table, folded away where it is long, also as CSV (values as they are) and Markdown. rows: lists, or a frame.
+        """A table, folded away where it is long; also as CSV (values as they are) and Markdown.
 
-        shown: column -> its cells as text, or a function that makes them; else num."""
+        rows: lists, or a frame. shown: column -> its cells as text, or a function that makes them; else num."""
         path, frame = self.folder / "tables" / slug(name), pd.DataFrame(rows, columns=columns)
         path.parent.mkdir(parents=True, exist_ok=True)
         text = frame.astype(object).map(lambda v: v if isinstance(v, str) else num(v))

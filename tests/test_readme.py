@@ -1,4 +1,4 @@
-"""What the documents say was found is what the committed rows say; their links resolve, and they are as short as they promise."""
+"""The documents say what the committed rows say; their links resolve, and they are as short as they promise."""
 
 import re
 from pathlib import Path
@@ -34,7 +34,7 @@ def rows_of(text):
     return [lines[0], *lines[2:]]
 
 
-# A table of docs/findings.md says in a comment above it which columns of which table of which page it has, and which rows
+# The comment above a table of docs/findings.md says of which page, which table, columns and rows it is
 TABLES = re.findall(r"<!-- (\w+) ([\w-]+): (.*?)(?: where (\w+)=(.*?))? -->\n\n((?:\|.*\n)+)", FINDINGS)
 
 
