@@ -13,11 +13,9 @@ rows, which of them answer, statistics, the page, the seven answers. report.j2 i
 import argparse
 import base64
 import contextlib
-import io
 import itertools
 import math
 import re
-import shlex
 import sys
 import warnings
 from collections import Counter
@@ -29,14 +27,13 @@ import numpy as np
 import pandas as pd
 import scipy.stats
 import yaml
-from markupsafe import escape
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from data import PROBLEMS
 from lvae import InputError, first_line
 from pruning import PROFILES, STRATEGIES
-from record import FREE_FLAGS, guarded, is_locked, made_by, read_csv, read_json, slug, write_atomically
+from record import guarded, is_locked, made_by, read_csv, read_json, slug, write_atomically
 from train import DEFAULTS, LEGACY
 
 # -------------------------------------------------------------------------------------------------- rows: runs as found
@@ -77,20 +74,18 @@ class Run:
     def __init__(self, name, where, config, summary=None, metrics=None):
         """config, summary: as in the JSON files, if they are whole. metrics: the curve, a DataFrame, a row an epoch."""
         config, summary = (part if isinstance(part, dict) else {} for part in (config, summary))
-        parts = [config.get(key) for key in ("flags", "data", "versions", "machine")]
-        flags, self.data, self.versions, self.machine = (part if isinstance(part, dict) else {} for part in parts)
+        parts = (config.get(key) for key in ("flags", "data", "machine"))
+        flags, self.data, self.machine = (part if isinstance(part, dict) else {} for part in parts)
         self.id, self.where, self.started = str(name), str(where), str(config.get("started") or "")
         self.git, self.sweep = made_by(config) if config.get("git") else "unknown", str(config.get("sweep") or "")
         self.owner = (re.match(r"(\d\d[a-z]?)[-_]", self.sweep) or ("", ""))[1]  # 01b of 01b-first_..., "" for none
         # a flag that a run lacks means what was done before that flag existed
         flags = LEGACY | {k: v for k, v in flags.items() if v != "" and not isinstance(v, dict | list)}
-        self.flags, self.summary, ends = {key: plain(v) for key, v in flags.items()}, summary, summary.get("epoch")
+        self.flags, self.summary = {key: plain(v) for key, v in flags.items()}, summary
         if metrics is not None:
             metrics = metrics.reindex(columns=["epoch", "val_rec", METRIC]).apply(pd.to_numeric, errors="coerce")
             unsteady = instability(metrics["epoch"], metrics["val_rec"], number(self.flags.get("pruning_epoch")))
-            logged = metrics[METRIC][np.isfinite(metrics[METRIC])]
-            self.summary = unsteady | dict(lowest=logged.min()) | summary
-            ends = metrics["epoch"].iloc[-1] if len(metrics) else math.nan
+            self.summary = unsteady | dict(lowest=metrics[METRIC].min()) | summary
         said, fault = summary.get("status"), ""
         named = all(isinstance(flags.get(key), str) for key in ("problem", "strategy"))
         if not named or not isinstance(self.flags.get("seed"), int):
@@ -99,8 +94,6 @@ class Run:
             fault = f"its status is {said!r:.60}; allowed: finished, diverged"
         elif said == "finished" and not 0 < self.value("val_rec") < math.inf:
             fault = f"its val_rec is {summary.get('val_rec')!r:.60}, not a positive number"
-        elif said == "finished" and ends != summary.get("epoch", ends):
-            fault = f"metrics.csv ends at epoch {ends:g}, summary.json at {summary.get('epoch')!s:.60}"
         self.status, self.cause = ("broken", fault) if fault else (said, str(summary.get("cause") or ""))
 
     def value(self, name):
@@ -192,25 +185,20 @@ SWEEPS = Path(__file__).parent / "sweeps"
 DEEP_DIVES = ("04", "05", "06")
 ALL_PROBLEMS = ["beams2d", "heatconduction2d", "photonics2d"]  # a search is created once for each of them
 BORROWS = {"01b": ["01"]}  # 01's runs are the fourth level of each strategy
-KNOWN = dict(problem=[*PROBLEMS], strategy=[*STRATEGIES], safeguards=[*PROFILES, None])
+KNOWN = dict(problem=[*PROBLEMS], strategy=[*STRATEGIES], safeguards=[*PROFILES])
 COMMON = ("n_epochs", "latent_dim", "lr", "w_v", "batch_size", "pruning_epoch", "beta", "eta", "lipschitz")
+SETTINGS = ["pruning_epoch", "w_v"]  # what the deep dives vary
 
 
 def levels(spec, key):
     """All values that a sweep lists for a parameter; an arm as a dict of the flags it sets."""
     p = spec["parameters"].get(key, {})
-    if key == "problem" and "run_cap" in spec and "values" not in p:
-        return [p["value"]] if p.get("value") not in ALL_PROBLEMS else ALL_PROBLEMS
+    if key == "problem" and "run_cap" in spec and p.get("value") in ALL_PROBLEMS:
+        return ALL_PROBLEMS
     found = [plain(value) for value in p.get("values", [p["value"]] if "value" in p else [])]
     if key != "arm":
         return found
     return [{k: plain(v) for k, v in (pair.split("=", 1) for pair in arm.split(","))} for arm in found if "=" in arm]
-
-
-def strategy_of(flags):
-    """Strategy and level: plummet 0.05."""
-    level = flags.get(LEVEL.get(flags["strategy"]))
-    return flags["strategy"] if level is None else f"{flags['strategy']} {number(level):g}"
 
 
 def values_of(runs, key):
@@ -219,7 +207,7 @@ def values_of(runs, key):
     return sorted(v for v in found if not isinstance(v, str)) or sorted(found)
 
 
-def some(values, most=8):
+def some(values, most=5):
     """The first of the values in words, and how many there are beside them."""
     shown = [v if isinstance(v, str) else f"{v:g}" for v in values]
     return ", ".join(shown[:most]) + (f" and {len(shown) - most} more" if len(shown) > most else "")
@@ -236,15 +224,16 @@ def header(name):
     if name not in paths:
         raise InputError(f"--sweep {name}: no such sweep; allowed: {', '.join(paths) or 'none, sweeps/ is empty'}")
     text = paths[name].read_text(encoding="utf-8")
-    comments = re.findall(r"^# ?([A-Z][A-Za-z ]{2,30}): *(.*(?:\n# {2,}\S.*)*)", text.split("\nname:")[0], re.MULTILINE)
+    comments = re.findall(r"^# (\w+): *(.*(?:\n# {2,}\S.*)*)", text, re.MULTILINE)
     words = {keyword.lower(): " ".join(told.replace("\n#", " ").split()) for keyword, told in comments}
     return paths[name].stem.partition("_")[2].replace("_", " "), yaml.safe_load(text), words
 
 
-def as_created(spec, own, notes):
+def as_created(spec, own):
     """The sweep as created: PROBLEM=, SEEDS=, EPOCHS=, SET= narrow its file, and .sweeps/ says how. own: its runs.
 
-    Sweeps that differ in problem and seed (03 makes one a problem) are read as one."""
+    Where that record is not here, the points are those of the values that its runs have. Sweeps that differ in problem
+    and seed (03 makes one a problem) are read as one."""
     ids = sorted({run.sweep for run in own})
     with contextlib.suppress(KeyError, TypeError, IndexError):
         made = [read_json(Path(".sweeps", slug(i), "sweep.json"))["config"] for i in ids]
@@ -252,8 +241,6 @@ def as_created(spec, own, notes):
         return made[0] | {"parameters": made[0]["parameters"] | {k: {"values": [*v]} for k, v in both.items()}}
     if not ids or not all(re.match(r"\d\d[a-z]?-", i) for i in ids):  # 01_pruning_strategies-...: not narrowed
         return spec
-    notes.append("The record of how this edition was narrowed (.sweeps/) is not here: its points are counted from the "
-                 "values that its runs have.")  # fmt: skip
     parameters = dict(spec["parameters"])
     for key, p in parameters.items():
         found = values_of(own, key)
@@ -272,15 +259,15 @@ def departures(file, runs):
         if "min" in p and found and not p["min"] <= found[0] <= found[-1] <= p["max"]:
             told.append(f"{key} {found[0]:g} to {found[-1]:g} (file: {p['min']:g} to {p['max']:g})")
         elif asked and found and {*asked} != {*found} and key != "data" and "auto" not in asked:
-            told.append(f"{key} {some(found, 5)} (file: {some(asked, 5)})")
-    return [f"These runs differ from the sweep's file: {'; '.join(told)}."] if told else []
+            told.append(f"{key} {some(found)} (file: {some(asked)})")
+    return f"These runs differ from the sweep's file: {'; '.join(told)}." if told else ""
 
 
 def stranger(run):
     """Why a run is no point of any sweep: an unknown name, or a user's own, which names no sweep; else ""."""
     for key, known in KNOWN.items():
         if run.flags.get(key) not in known:
-            return f"unknown {key} {run.flags[key]:.60}"
+            return f"unknown {key} {run.flags.get(key)!s:.60}"
     return "" if run.owner else "made for no sweep"
 
 
@@ -290,15 +277,11 @@ class Study:
     table: a row a run of use: flags, summary, problem, arm, seed, status, run. frame: the finished ones."""
 
     def __init__(self, name, runs):
-        self.name, self.notes, lent = name, [], BORROWS.get(name, [])
+        self.name, lent = name, BORROWS.get(name, [])
         self.title, file, words = header(name)
-        told = (words.get(key, "not stated in the YAML") for key in ("question", "hypothesis", "rule"))
-        self.question, self.hypothesis, self.rule = told
-        level, margin = (re.search(rf"{w} (\d+(?:\.\d+)?) ?%", self.rule) for w in ("(?:two-sided,|below)", "margin"))
-        self.alpha = float(level[1]) / 100 if level else ALPHA
-        self.margin = math.log1p(float(margin[1]) / 100) if margin else 0.0
+        self.question, self.hypothesis, self.rule = (words.get(key, "") for key in ("question", "hypothesis", "rule"))
         runs = [run for run in runs if run.owner in ("", name, *lent)]  # the others say that they are another sweep's
-        self.spec = as_created(file, [run for run in runs if run.owner == name], self.notes)
+        self.spec = as_created(file, [run for run in runs if run.owner == name])
         why = {run: run.flags and stranger(run) for run in runs}
         self.left_out = [(run, told) for run, told in why.items() if told]
         self.broken = [run for run in runs if not run.flags]  # listed wherever they were found
@@ -307,41 +290,50 @@ class Study:
         self.table = self.rows([run for run in runs if run.flags and not why[run]])
         self.same_settings()
         order = ("broken", "stopped", "diverged", "running", "finished")  # of several runs of a point the last is used
-        rank = self.table["run"].map(lambda run: (order.index(run.status), run.started, run.where))
+        rank = self.table["run"].map(lambda run: (order.index(run.status), run.started, run.where)).sort_values()
         at = list({"problem", "arm", "seed", *self.varied} & {*self.table})
-        doubles = self.table.loc[rank.sort_values().index].duplicated(at, keep="last")
-        self.drop(doubles, "another run of the same point is used")
-        for key in ("pruning_epoch", "w_v", *(key for key in self.varied if "min" in keys[key])):
+        doubles = self.table.loc[rank.index].duplicated(at, keep="last")
+        self.drop(doubles.reindex(self.table.index), "another run of the same point is used")
+        for key in (*SETTINGS, *(key for key in self.varied if "min" in keys[key])):
             self.table[key] = pd.to_numeric(self.table[key], errors="coerce")
         self.problems = sorted(self.table["problem"].unique())
-        order = [*LEVEL, "none"] if {arm.split()[0] for arm in self.table["arm"]} & {*LEVEL} else [*PROFILES]
-        # the mildest level first: a larger one prunes more, except for the share of the variance that pca_cdf keeps
-        parts = [(order.index(s), number(v or 0) * (-1) ** (s == "pca_cdf"), arm)
-                 for arm in self.table["arm"].unique() for s, _, v in [arm.partition(" ")]]  # fmt: skip
-        self.arms = [arm for _, _, arm in sorted(parts)]
+        # the mildest level first: a larger one prunes more, but for the share of the variance that pca_cdf keeps
+        found = [(*arm.split(" "), 0)[:2] for arm in self.table["arm"].unique()]
+        found.sort(key=lambda arm: ([*LEVEL, *PROFILES].index(arm[0]), float(arm[1]) * (-1) ** (arm[0] == "pca_cdf")))
+        self.arms = [f"{name} {level}" if level else name for name, level in found]
+        self.table["arm"] = pd.Categorical(self.table["arm"], self.arms)
         self.frame = self.table[self.table["status"] == "finished"]
         self.done = list(self.frame["run"])
+        self.groups = self.frame.groupby(["problem", "arm"], observed=True)
         borrowed = self.table["owner"].isin(lent)  # they answer, but are no points of this sweep
         self.own, self.borrowed = [*self.table[~borrowed]["run"], *self.broken], int(borrowed.sum())
-        self.notes[:0] = departures(file, [run for run in self.own if run.status == "finished"])
+        self.departs = departures(file, [run for run in self.own if run.status == "finished"])
         # how many points the sweep asks for; a search is created once a problem
         self.points = math.prod(len(levels(self.spec, key)) or 1 for key in keys)
         self.points = self.spec["run_cap"] * max(1, len(self.problems)) if "run_cap" in self.spec else self.points
 
     def rows(self, runs):
         """A DataFrame with a row a run; an arm is what the sweep compares."""
-        by_profile = self.name in DEEP_DIVES and len({run.flags.get("safeguards") for run in runs}) > 1
-        label = dict.fromkeys(["02", *[self.name] * by_profile], lambda flags: flags.get("safeguards", "None"))
-        label = (label | {"01": lambda flags: flags["strategy"]}).get(self.name, strategy_of)
-        rows = [run.flags | {key: run.value(key) for key in (*RESULT_METRICS, "lowest")}
-                | dict(arm=label(run.flags), status=run.status, owner=run.owner, run=run) for run in runs]  # fmt: skip
-        needed = ["problem", "arm", "seed", "status", "owner", "run", "strategy", "n_epochs", "pruning_epoch", "w_v"]
+        several = len({run.flags["safeguards"] for run in runs}) > 1
+
+        def arm_of(flags):
+            if self.name == "02" or (self.name in DEEP_DIVES and several):
+                return flags["safeguards"]
+            level = flags.get(LEVEL.get(flags["strategy"]))
+            return flags["strategy"] if self.name == "01" or level is None else f"{flags['strategy']} {number(level):g}"
+
+        rows = []
+        for run in runs:
+            numbers = {key: run.value(key) for key in (*RESULT_METRICS, "lowest")}
+            about = dict(arm=arm_of(run.flags), status=run.status, owner=run.owner, run=run)
+            rows.append(run.flags | numbers | about)
+        needed = ["problem", "arm", "seed", "status", "owner", "run", "strategy", "n_epochs", *SETTINGS]
         needed += [*RESULT_METRICS, "lowest", *self.varied]
         return pd.DataFrame(rows, columns=list(dict.fromkeys([*needed, *(key for row in rows for key in row)])))
 
     def drop(self, mask, why):
-        self.left_out += [(run, why) for run in self.table.loc[mask[mask].index, "run"]]
-        self.table = self.table[~mask.reindex(self.table.index, fill_value=False)]
+        self.left_out += [(run, why) for run in self.table["run"][mask]]
+        self.table = self.table[~mask]
 
     def same_settings(self):
         """Keep runs that agree in every flag not varied: the YAML's value where some run has it, else the commonest."""
@@ -351,12 +343,11 @@ class Study:
         for key in dict.fromkeys([*self.spec["parameters"], *COMMON, *LEVEL.values(), *LEGACY]):
             if key in skip or key not in self.table:
                 continue
-            owner = next((s for s, level in LEVEL.items() if level == key), None)
-            mine = self.table[key][self.table["strategy"].eq(owner) if owner else self.table[key].notna()].dropna()
-            counts, wanted = mine.value_counts(), levels(self.spec, key)[:1]
+            owner = next((s for s, level in LEVEL.items() if level == key), None)  # whose level it is
+            mine = self.table[key].notna() & (self.table["strategy"].eq(owner) if owner else True)
+            counts, wanted = self.table[key][mine].value_counts(), levels(self.spec, key)[:1]
             target = wanted[0] if wanted and wanted[0] in counts.index else next(iter(counts.index), None)
-            for value in set(mine) - {target}:
-                self.drop(mine == value, f"other {key} ({value!s:.60})")
+            self.drop(mine & self.table[key].ne(target), f"other {key} than {target!s:.60}")
         digests = self.table["run"].map(lambda run: str(run.data.get("sha256")))
         commonest = digests.groupby(self.table["problem"]).transform(lambda s: s.value_counts().index[0])
         self.drop(digests != commonest, "other designs than most runs")
@@ -375,21 +366,14 @@ class Study:
         errors = errors.dropna() if len(errors.dropna()) else errors
         return errors, dims.loc[errors.index].mean()
 
-    def cells(self, table=None):
-        """(problem, arm, its rows) of the finished runs, or of another table."""
-        table = self.frame if table is None else table
-        for problem, arm in itertools.product(self.problems, self.arms):
-            if len(mine := table[(table["problem"] == problem) & (table["arm"] == arm)]):
-                yield problem, arm, mine
-
 
 # -------------------------------------------------------------------------- statistics: one rule for all seven sweeps
 # A two-sided paired t-test on log val_rec (or on the difference of dims) over problem-seed pairs, Holm over the family;
-# undecided with fewer than MIN_SEEDS seeds, or where the 95 % interval straddles the margin, or without variance.
+# undecided with fewer than MIN_SEEDS seeds, or without variance.
 
 MIN_SEEDS = 3
-# p after Holm that a claim needs, where a sweep's rule names no level. Not 0.05: at most 5 % of 1,000 tied studies may
-# get a verdict, and in the worst case (two arms tied, the others worse) a test at 5 % exceeds that every second time.
+# p after Holm that a claim needs. Not 0.05: at most 5 % of 1,000 tied studies may get a verdict, and in the worst case
+# (two arms tied, the others worse) a test at 5 % exceeds that every second time.
 ALPHA = 0.035
 NEAR = 0.05  # "within 5 % of the best val_rec", and "more than 5 % above its best"
 COLLAPSE = 2.0  # val_rec at twice its best so far
@@ -397,79 +381,55 @@ MIN_COMPLETED = 20  # completed runs below which a ranking says nothing (five pa
 
 
 def paired(differences):
-    """t-test of mean 0 along the last axis of differences (..., n), NaN: missing. Mean, 95 % t interval (low, high), p.
+    """t-test of mean 0 along the last axis of differences (..., n). Mean, 95 % t interval (low, high), p.
 
     Without variance p is NaN (1 where all are 0): equal differences are no evidence. Fewer than two: NaN."""
     d = np.asarray(differences, dtype=float)
-    n, missing = np.isfinite(d).sum(-1), ~np.isfinite(d)
-    with np.errstate(all="ignore"):  # few samples and equal values are answered here
-        mean = np.where(missing, 0, d).sum(-1) / n
-        error = np.sqrt((np.where(missing, 0, d - mean[..., None]) ** 2).sum(-1) / (n - 1) / n)
-        largest = np.where(missing, 0, np.abs(d)).max(-1, initial=0)
-        spread = np.where(missing, -np.inf, d).max(-1, initial=-np.inf) - np.where(missing, np.inf, d).min(
-            -1, initial=np.inf
-        )
-        equal = (spread <= 1e-9 * largest) & (n > 1)
-        half = np.where(equal, 0, scipy.stats.t.ppf(0.975, n - 1) * error)
-        p = 2 * scipy.stats.t.sf(np.abs(mean / error), n - 1)
-    return mean, mean - half, mean + half, np.where(equal, np.where(largest == 0, 1.0, np.nan), p)
+    if d.shape[-1] < 2:
+        return d.mean() if d.size else np.nan, *[np.nan] * 3
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of equal values, which are answered here
+        test = scipy.stats.ttest_1samp(d, 0, axis=-1)
+        low, high = test.confidence_interval()
+    mean, equal = d.mean(-1), np.ptp(d, axis=-1) <= 1e-9 * np.abs(d).max(-1)
+    p = np.where(equal, np.where(d.any(-1), np.nan, 1.0), test.pvalue)
+    return mean, np.where(equal, mean, low), np.where(equal, mean, high), p
 
 
 def interval(values, log):
     """Mean and 95 % t interval of values (n,); log (for errors): geometric mean, and the interval on the log scale."""
-    with np.errstate(all="ignore"):
-        x = np.log(np.asarray(values, dtype=float)) if log else np.asarray(values, dtype=float)
-    found = paired(x[np.isfinite(x)])[:3] if np.isfinite(x).any() else (np.nan,) * 3
-    return tuple(float(np.exp(v) if log else v) for v in found)
+    x = np.asarray(values, dtype=float)
+    x = x[np.isfinite(x) & (x > 0 if log else True)]
+    return tuple(float(np.exp(v) if log else v) for v in paired(np.log(x) if log else x)[:3])
 
 
 def holm(p):
     """Holm's adjusted p-values along the last axis; NaN counts as 1: a test that could not be done is no evidence."""
     p = np.nan_to_num(np.asarray(p, dtype=float), nan=1.0)
-    order = np.argsort(p, axis=-1, kind="stable")
-    steps = np.take_along_axis(p, order, -1) * np.arange(p.shape[-1], 0, -1)
-    adjusted = np.minimum(np.maximum.accumulate(steps, axis=-1), 1.0)
-    return np.take_along_axis(adjusted, np.argsort(order, axis=-1, kind="stable"), -1)
+    steps = np.maximum.accumulate(np.sort(p, axis=-1) * np.arange(p.shape[-1], 0, -1), axis=-1)
+    return np.take_along_axis(np.minimum(steps, 1.0), p.argsort(axis=-1).argsort(axis=-1), axis=-1)
 
 
-def decide(low, high, p_holm, seeds, margin=0.0, alpha=ALPHA):
-    """-1: lower, 1: higher, 0: undecided. Lower: p below alpha, the interval below -margin, and enough seeds."""
-    enough = (np.asarray(seeds) >= MIN_SEEDS) & (np.nan_to_num(p_holm, nan=1.0) < alpha)
-    return np.where(enough & (high < -margin), -1, np.where(enough & (low > margin), 1, 0))
+def decide(mean, p_holm, seeds):
+    """-1: lower, 1: higher, 0: undecided, for means of differences."""
+    return np.where((np.asarray(seeds) >= MIN_SEEDS) & (p_holm < ALPHA), np.sign(mean), 0).astype(int)
 
 
-def tested(samples, margin=0.0, alpha=ALPHA):
+def tested(samples):
     """Test samples, (a, b, differences (n,), seeds) each, as one family. A row each, with p_holm and verdict."""
-    rows = [(a, b, len(d), s, *(paired(d) if len(d) else [np.nan] * 4)) for a, b, d, s in samples]
+    rows = [(a, b, len(d), s, *map(float, paired(d))) for a, b, d, s in samples]
     found = pd.DataFrame(rows, columns=["a", "b", "n", "seeds", "mean", "low", "high", "p"])
-    found = found.astype(dict.fromkeys(found.columns[4:], float))
     found["p_holm"] = holm(found["p"])
-    found["verdict"] = decide(found["low"], found["high"], found["p_holm"], found["seeds"], margin, alpha)
-    return found
+    return found.assign(verdict=decide(found["mean"], found["p_holm"], found["seeds"]))
 
 
-def family(wide, comparisons, log=True, margin=0.0, alpha=ALPHA):
+def family(wide, comparisons, log=True):
     """Test each (a, b): is a lower than b? wide: (problem, seed) x arm; log: of the log ratio."""
-    samples = []
+    values, samples = np.log(wide) if log else wide, []
     for a, b in comparisons:
-        with np.errstate(all="ignore"):
-            pairs = wide.reindex(columns=[a, b]).transform(np.log if log else np.positive)
-        pairs = pairs.replace([np.inf, -np.inf], np.nan).dropna()
+        pairs = values.reindex(columns=[a, b]).dropna()
         samples.append((a, b, (pairs[a] - pairs[b]).to_numpy(), pairs.index.unique("seed").size))
-    return tested(samples, margin, alpha)
-
-
-def winner(logs):
-    """Index of the lowest mean along the last axis of logs (..., arms, seeds), and p of "it beats every other arm".
-
-    As strong as its weakest comparison: the largest of the paired p-values; 1: nothing to beat."""
-    logs = np.asarray(logs, dtype=float)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        index = np.argmin(np.nan_to_num(np.nanmean(logs, axis=-1), nan=np.inf), axis=-1)
-    mean, _, _, p = paired(np.take_along_axis(logs, index[..., None, None], axis=-2) - logs)  # (..., arms)
-    others = np.arange(logs.shape[-2]) != index[..., None]
-    return index, np.where(others & (mean < 0), np.nan_to_num(p, nan=1.0), others).max(-1) + (logs.shape[-2] == 1)
+    return tested(samples)
 
 
 def instability(epoch, val_rec, start):
@@ -491,28 +451,32 @@ def unit(values):
 
 
 def surface(pruning_epoch, w_v, logs):
-    """Coefficients (..., 6) of 1, e, w, e^2, w^2, e w fitted to logs (..., P, W), both on the unit log scale."""
+    """Coefficients (..., 6) of 1, e, w, e^2, w^2, e w fitted to logs (..., P, W), both on the unit log scale.
+
+    A study that is still running is fitted to what is there; NaN where that is too little."""
     e, w = (grid.ravel() for grid in np.meshgrid(unit(pruning_epoch), unit(w_v), indexing="ij"))
     design = np.stack([np.ones_like(e), e, w, e * e, w * w, e * w], axis=1)  # (P W, 6)
-    flat = np.asarray(logs, dtype=float).reshape(-1, len(e))
-    fits = np.full((len(flat), 6), np.nan)
-    for i, ok in enumerate(np.isfinite(flat)):  # a study still running: fitted to what is there
-        if np.linalg.matrix_rank(design[ok]) == 6:
-            fits[i] = np.linalg.lstsq(design[ok], flat[i][ok], rcond=None)[0]
-    return fits.reshape(*np.shape(logs)[:-2], 6)
+
+    def fit(y):
+        there = np.isfinite(y)
+        if there.sum() < 6 or np.linalg.matrix_rank(design[there]) < 6:
+            return np.full(6, np.nan)
+        return np.linalg.lstsq(design[there], y[there], rcond=None)[0]
+
+    return np.apply_along_axis(fit, -1, logs.reshape(*logs.shape[:-2], -1))
 
 
-def effects(pruning_epoch, w_v, logs, alpha=ALPHA):
+def effects(pruning_epoch, w_v, logs):
     """Tests over the seeds of logs (arms, seeds, P, W) of log val_rec: interaction, arm 1 minus arm 0, the two slopes.
 
     Each is averaged over the arms, which share their seeds: the seed is what is sampled."""
     means = surface(pruning_epoch, w_v, logs).mean(0)  # (seeds, 6)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+        warnings.simplefilter("ignore")  # of a seed without runs
         arms = np.nanmean(logs[1] - logs[0], axis=(1, 2)) if len(logs) == 2 else np.full(logs.shape[1], np.nan)
     found = dict(interaction=means[:, 5], arms=arms, pruning_epoch=means[:, 1], w_v=means[:, 2])
     found = {name: d[np.isfinite(d)] for name, d in found.items()}
-    return tested([(name, "", d, len(d)) for name, d in found.items()], alpha=alpha)
+    return tested([(name, "", d, len(d)) for name, d in found.items()])
 
 
 def importance(parameters, values):
@@ -532,36 +496,32 @@ def importance(parameters, values):
     quantile = min(0.5, max(0.1, 8 / len(varied)))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PED-ANOVA is marked experimental
-        found = get_param_importances(study, evaluator=PedAnovaImportanceEvaluator(target_quantile=quantile))
-    return {name: float(found.get(name, 0)) for name in parameters}
+        return get_param_importances(study, evaluator=PedAnovaImportanceEvaluator(target_quantile=quantile))
 
 
 def f_tests(parameters, values, product=("latent_dim", "w_v")):
     """Partial F-tests in a quadratic regression of log(values) on log(parameters), and on the product of two of them.
 
-    Returns {name: (share of variance explained, p, p_holm)} and the product's (coefficient, p); NaN: too few runs."""
+    Returns {name: (share of variance explained, p, p_holm)}; NaN: too few runs."""
     u, y = parameters.apply(unit), np.log(np.asarray(values, dtype=float))
     terms = {(k,): u[k] for k in u} | {(k, k): u[k] ** 2 for k in u if parameters[k].nunique() > 2}
     terms |= {product: u[product[0]] * u[product[1]]} if {*product} <= {*u} else {}
 
-    def fit(keep):
-        x = np.stack([np.ones_like(y), *(terms[t] for t in keep)], axis=1)
+    def fit(without=None):
+        x = np.stack([np.ones_like(y), *(terms[t] for t in terms if without not in t)], axis=1)
         coefficients, _, rank, _ = np.linalg.lstsq(x, y, rcond=None)
-        return float(((y - x @ coefficients) ** 2).sum()), rank, coefficients
+        return ((y - x @ coefficients) ** 2).sum(), rank
 
-    def partial(dropped):
-        less, few, _ = fit([t for t in terms if t not in dropped])
+    (full, rank), total, found = fit(), ((y - y.mean()) ** 2).sum(), {}
+    for name in u:
+        less, few = fit(name)
         if rank == few or len(y) - rank < 5 or full <= 0:
-            return np.nan, np.nan
-        f = (less - full) / (rank - few) / (full / (len(y) - rank))
-        return (less - full) / ((y - y.mean()) ** 2).sum(), float(scipy.stats.f.sf(f, rank - few, len(y) - rank))
-
-    full, rank, coefficients = fit(terms)
-    found = {name: partial([t for t in terms if name in t]) for name in u}
+            found[name] = np.nan, np.nan
+        else:
+            f = (less - full) / (rank - few) / (full / (len(y) - rank))
+            found[name] = (less - full) / total, scipy.stats.f.sf(f, rank - few, len(y) - rank)
     adjusted = holm([p for _, p in found.values()])
-    tests = {name: (*found[name], float(p)) for name, p in zip(found, adjusted, strict=True)}
-    told = (float(coefficients[1 + list(terms).index(product)]), partial([product])[1]) if product in terms else None
-    return tests, told or (np.nan, np.nan)
+    return {name: (*found[name], p) for name, p in zip(found, adjusted, strict=True)}
 
 
 # ------------------------------------------------------------------------------------------------------------- the page
@@ -572,7 +532,6 @@ MARKERS = "osD^vPX*"
 WORD = {-1: "lower", 0: "undecided", 1: "higher"}
 ENDS = ["95 % low", "95 % high"]
 STYLE = {"font.size": 9, "axes.grid": True, "grid.alpha": 0.25, "axes.spines.top": False, "axes.spines.right": False}
-STYLE |= {"svg.fonttype": "none", "svg.hashsalt": "report"}  # text stays text; the same runs give the same file
 STYLE |= {"text.parse_math": False, "image.interpolation": "none", "legend.frameon": False}
 matplotlib.rcParams.update(STYLE)
 
@@ -586,19 +545,12 @@ def num(value, digits=3):
     return text.replace("-", "−")
 
 
-def change(log_ratio):
-    """A log ratio as a change in percent: −12.3 %; as a factor from 10 on: x 12."""
-    if not math.isfinite(log_ratio):
-        return "–" if math.isnan(log_ratio) else "unbounded"
-    if log_ratio >= math.log(10):
-        return f"x {math.exp(min(log_ratio, 700)):.3g}"
-    percent = 100 * math.expm1(log_ratio)
-    return f"{percent:+.1f} %".replace("-", "−") if abs(percent) < 100 else f"{percent:+.0f} %"
-
-
 def percent(ratio):
-    """A ratio minus 1 as a change in percent."""
-    return change(float(np.log1p(ratio)))
+    """A ratio minus 1 as a change in percent: −12.3 %; as a factor from 10 on: x 12."""
+    if math.isnan(ratio):
+        return "–"
+    text = f"x {ratio + 1:.3g}" if ratio >= 9 else f"{100 * ratio:+.{int(ratio < 1)}f} %"
+    return text.replace("-", "−")
 
 
 def signed(value):
@@ -606,9 +558,9 @@ def signed(value):
     return "–" if math.isnan(value) else f"{value:+.3g}".replace("-", "−")
 
 
-def p_text(p, sign="p = "):
-    """A p-value for people: p < 0.001, p = 0.02; with sign="" as a cell of a table."""
-    return "–" if math.isnan(p) else f"{sign[:2]}< 0.001" if p < 0.001 else f"{sign}{p:.2g}"
+def p_text(p):
+    """A p-value for people."""
+    return "–" if math.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.2g}"
 
 
 def panel(title="", wide=False, height=2.5):
@@ -622,93 +574,73 @@ def panel(title="", wide=False, height=2.5):
 def log_axis(axis):
     """Make an axis logarithmic with few plain labels (0.01, 0.02): matplotlib's own run into one another."""
     axis.axes.set(**{f"{axis.axis_name}scale": "log"})
-    low, high = axis.get_data_interval()
-    decades = math.log10(high / low) if 0 < low < high else 0
-    subs = (1,) if decades > 1.9 else (1, 2, 5) if decades > 0.6 else (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8)
-    axis.set_major_locator(LogLocator(subs=subs))
-    axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
+    axis.set_major_locator(MaxNLocator(5))
+    axis.set_major_formatter("{x:g}")
     axis.set_minor_formatter(NullFormatter())
 
 
 def markdown(columns, rows):
-    """A Markdown table of texts, in which no cell is markup."""
+    """A Markdown table of texts."""
     lines = [" | ".join(" ".join(str(cell).replace("|", "\\|").split()) for cell in row) for row in [columns, *rows]]
     lines.insert(1, " | ".join(["---"] * len(columns)))
-    return re.sub(r"<(?=[a-zA-Z/!?])", "&lt;", "\n".join(f"| {line} |" for line in lines))
+    return "\n".join(f"| {line} |" for line in lines)
 
 
 class Page:
     """Collects a page's parts in order; write() renders report.j2 with them, which escapes all text."""
 
-    def __init__(self, folder, title, source=""):
-        """source: which rows the page is of, in words."""
-        self.folder, self.title, self.source, self.headline, self.opening = Path(folder), title, source, "", ""
+    def __init__(self, folder, title):
+        self.folder, self.title, self.headline, self.opening = Path(folder), title, "", ""
         self.first, self.parts, self.answer, self.terms, self.caveats = [], [], None, [], []  # first: above the verdict
 
-    def verdict(self, word, hypothesis, lead, sentences=(), headline=""):
-        """The answer: word (supported, refuted, undecided), lead, the numbers that decide; headline: for a human."""
-        self.headline = self.opening + (headline or lead)
-        self.answer = dict(word=word, hypothesis=hypothesis, lead=lead, sentences=sentences)
+    def verdict(self, word, lead, headline=""):
+        """The answer: word (supported, refuted, undecided) and lead; headline: for a human."""
+        self.headline, self.answer = self.opening + (headline or lead), dict(word=word, lead=lead)
 
-    def facts(self, pairs):
-        self.terms += pairs
-
-    def section(self, title, text=""):
+    def section(self, title="", text=""):
         self.parts.append(dict(kind="section", title=title, text=text))
 
-    def text(self, text, kind="text"):
-        self.parts.append(dict(kind=kind, text=text))
-
     def caveat(self, text):
-        self.caveats += [text] if text not in self.caveats else []
+        self.caveats += [text] if text and text not in self.caveats else []
 
     def image(self, name, figure, alt, caption):
-        self.figures([(name, figure, alt, caption)], style="pixels")
+        self.figures([(name, figure, alt, caption)], "pixels")
 
-    def figures(self, items, wide=False, style=""):
-        """items: (name, figure, alt, caption) each. Saves PNG and SVG, shows the SVG."""
-        panels = [dict(src=self._figure(slug(n), figure, alt), alt=alt, caption=told) for n, figure, alt, told in items]
-        self.parts.append(dict(kind="figures", panels=panels, style=style or ("wide" if wide else "plain")))
+    def figures(self, items, style="plain"):
+        """items: (name, figure, alt, caption) each. style: plain, wide, pixels."""
+        panels = [dict(src=self._figure(slug(n), figure), alt=alt, caption=told) for n, figure, alt, told in items]
+        self.parts.append(dict(kind="figures", panels=panels, style=style))
 
-    def _figure(self, name, figure, alt):
-        """Save a figure; its address for the page, which holds the SVG itself."""
-        path, svg = self.folder / "figures" / name, io.BytesIO()
+    def _figure(self, name, figure):
+        """Save a figure; its address for the page, which holds it itself."""
+        path = self.folder / "figures" / f"{name}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(f"{path}.png", dpi=160)
-        figure.set_layout_engine("none")  # laid out by the first save; once is enough, it takes as long as drawing
-        figure.savefig(svg, format="svg", metadata={"Date": None, "Title": alt})
-        write_atomically(path.with_name(f"{name}.svg"), svg.getvalue())
-        return f"data:image/svg+xml;base64,{base64.b64encode(svg.getvalue()).decode()}"
+        figure.savefig(path, dpi=160)
+        return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
 
-    def table(self, name, columns, rows, caption, closed=False, shown=None):
-        """A sortable table, also as CSV (values as they are) and Markdown. rows: lists, or a DataFrame.
+    def table(self, name, columns, rows, caption, shown=None):
+        """A table, folded away where it is long; also as CSV (values as they are) and Markdown.
 
-        shown: column -> its cells as text, or a function that makes them; else num."""
+        rows: lists, or a frame. shown: column -> its cells as text, or a function that makes them; else num."""
         path, frame = self.folder / "tables" / slug(name), pd.DataFrame(rows, columns=columns)
         path.parent.mkdir(parents=True, exist_ok=True)
         text = frame.astype(object).map(lambda v: v if isinstance(v, str) else num(v))
-        shown = dict.fromkeys(("p", "p after Holm"), lambda p: p_text(p, "")) | (shown or {})
-        for key in {*shown} & {*columns}:
-            text[key] = frame[key].map(shown[key]) if callable(shown[key]) else shown[key]
-        # a spreadsheet would run a cell that begins like a formula; a number may begin so
-        formula = frame.map(lambda v: isinstance(v, str) and v[:1] in tuple("=+-@\t\r") and math.isnan(number(v)))
-        csv = frame.mask(formula, "'" + frame.astype(str)).to_csv(index=False)
-        write_atomically(path.with_name(f"{path.name}.csv"), csv)
-        lines = [caption, "", markdown(columns, text.itertuples(index=False)), ""]
-        write_atomically(path.with_name(f"{path.name}.md"), "\n".join(lines))
-        kinds = ["n" if pd.api.types.is_numeric_dtype(frame[key]) else "" for key in columns]
-        values = frame.astype(object).where(frame.notna(), "").itertuples(index=False)
-        rows = [list(zip(*row, kinds, strict=True)) for row in zip(text.itertuples(index=False), values, strict=True)]
-        table = dict(columns=list(zip(columns, kinds, strict=True)), rows=rows, caption=caption, closed=closed)
-        self.parts.append(dict(kind="table", name=path.name) | table)
+        for key, how in (dict.fromkeys(("p", "p after Holm"), p_text) | (shown or {})).items():
+            if key in text:
+                text[key] = frame[key].map(how) if callable(how) else how
+        cells = list(text.itertuples(index=False))
+        write_atomically(path.with_name(f"{path.name}.csv"), frame.to_csv(index=False))
+        write_atomically(path.with_name(f"{path.name}.md"), f"{caption}\n\n{markdown(columns, cells)}\n")
+        numeric = [pd.api.types.is_numeric_dtype(frame[key]) for key in columns]
+        self.parts.append(dict(kind="table", columns=columns, numeric=numeric, rows=cells, caption=caption))
 
-    def write(self, name="index.html"):
+    def write(self):
         """Write the page into its folder and return its path."""
         self.folder.mkdir(parents=True, exist_ok=True)
         loader = jinja2.FileSystemLoader(Path(__file__).parent)
         page = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True).get_template("report.j2")
-        write_atomically(self.folder / name, page.render(page=self))
-        return self.folder / name
+        write_atomically(self.folder / "index.html", page.render(page=self))
+        return self.folder / "index.html"
 
 
 # ------------------------------------------------------------------------------------------------- what answers share
@@ -718,26 +650,14 @@ MEASURES = {  # of a run -> what it is
     "active_dims": "latent dimensions left at the end",
     "pca_ratio": "val_rec over the error of PCA with as many dims; below 1 is better than PCA",
     "best_val_rec": "lowest val_rec of the epochs after the last pruning",
-    "val_total_loss": "not comparable between runs that pruned differently: a pruned dim keeps its std",
 }
 TESTED = {  # of 02: measure -> what it is
     "val_rec": "val_rec of the last epoch",
     "active_dims": "active dims at the end",
     "rise": "largest rise of val_rec over its best since pruning began (0.1: 10 %)",
-    "epochs_above": "epochs more than 5 % above the best since pruning began",
     "collapses": "times val_rec reached twice its best since pruning began",
 }
-DECIDE = "The comparisons that decide: log val_rec over problem-seed pairs, Holm over this table."
-
-
-def effect(r, what="val_rec of {a} against {b}"):
-    """A row of tested() in words: what, its change, 95 % interval, p after Holm, pairs, verdict."""
-    what = what.format(a=r.a, b=r.b)
-    if r.n < 2:
-        return f"{what}: not computable from {r.n} pair{'s' * (r.n != 1)}: undecided."
-    told = f"{change(r.low)} to {change(r.high)}, {p_text(r.p_holm)} after Holm"
-    pairs = f"{r.n} pairs of {r.seeds} seed{'s' * (r.seeds != 1)}"
-    return f"{what}: {change(r.mean)} (95 % interval {told}, {pairs}): {WORD[r.verdict]}."
+NEEDS = f"A verdict needs p below {ALPHA:g} after Holm's correction over this table, and {MIN_SEEDS} seeds."
 
 
 def family_table(page, name, rows, caption, log=True, **first):
@@ -747,7 +667,7 @@ def family_table(page, name, rows, caption, log=True, **first):
     table = rows.rename(columns=names).assign(verdict=rows["verdict"].map(WORD), **first)
     table[ends] = np.expm1(table[ends]) if log else table[ends]
     columns = [*about, *ends, "p", "p after Holm", *([] if first else ["pairs"]), "seeds", "verdict"]
-    page.table(name, columns, table, caption, shown=dict.fromkeys(ends, percent if log else signed))
+    page.table(name, columns, table, f"{caption} {NEEDS}", shown=dict.fromkeys(ends, percent if log else signed))
 
 
 def front(found, page):
@@ -775,50 +695,28 @@ def front(found, page):
 
 def summary_table(found, page):
     """Mean with interval of every measure, by problem and arm."""
-    rows, shown = [], []
-    for problem, arm, mine in found.cells():
+    rows, shown = [], {m: [] for m in MEASURES}
+    for (problem, arm), mine in found.groups:
         ends = {m: interval(mine[m], m != "active_dims") for m in MEASURES}
         rows.append([problem, arm, len(mine), *(mean for mean, _, _ in ends.values())])
-        shown.append([num(v[0]) + (f" [{num(v[1])}, {num(v[2])}]" if v[1] == v[1] else "") for v in ends.values()])
+        for m, (mean, low, high) in ends.items():
+            shown[m].append(num(mean) + ("" if math.isnan(low) else f" [{num(low)}, {num(high)}]"))
     caption = "Mean over seeds [95 % t interval], by problem and arm; of errors the geometric mean, on the log scale. "
     caption += ". ".join(f"{m}: {what}" for m, what in MEASURES.items())
-    shown = dict(zip(MEASURES, zip(*shown, strict=True), strict=True))
     page.section("All numbers")
     page.table("summary", ["problem", "arm", "runs", *MEASURES], rows, f"{caption}.", shown=shown)
 
 
-def winners(found, page):
-    """Winner by val_rec and by the rule, problem by problem. Returns sentences, and the largest spread of arms."""
-    rows, spread = [], 0.0
-    for problem in found.problems:
-        grid, dims = found.on_common_seeds(problem, found.arms)
-        if grid.empty:
-            continue
-        (index, p), mean = winner(np.log(grid.T)), np.exp(np.log(grid).mean())
-        best, won = grid.columns[index], list(grid.idxmin(axis=1)) if grid.notna().all(axis=None) else []
-        fewest = min(mean.index[mean <= (1 + NEAR) * mean.min()], key=lambda arm: (dims[arm], mean[arm]))
-        p = float(p) if len(won) >= MIN_SEEDS and grid.shape[1] > 1 else math.nan
-        spread = max(spread, mean.max() / mean.min() - 1)
-        told = [mean.min(), f"{won.count(best)} of {len(won)}", fewest, dims[fewest], mean[fewest] / mean.min() - 1]
-        rows.append([problem, best, p, *told])
-    for row, p in zip(rows, holm([row[2] for row in rows]), strict=True):
-        row[2:3] = ["decided" if p < found.alpha else "undecided", p if row[2] == row[2] else math.nan]
-    page.section("Winners, problem by problem", "Problems are never pooled here: their errors are of different sizes.")
-    columns = ["problem", "lowest val_rec", "against the others", "p after Holm", "its val_rec", "best on seeds"]
-    columns += ["fewest dims within 5 %", "its dims", "its cost"]
-    caption = (
-        "Winner by val_rec, and by the rule: the fewest dims among arms within 5 % of the best val_rec (geometric "
-        "means over the seeds that all arms have; not a test). Decided: better than every other arm in a paired "
-        "t-test, the weakest of these p-values, Holm over the problems."
-    )
-    page.table("winners", columns, rows, caption, shown={"its cost": percent})
-    told = "{0}: lowest val_rec {1} ({2}, best on {5} seeds); fewest dims near the best: {6}, {7} dims."
-    return [told.format(*row[:7], num(row[7])) for row in rows], spread
-
-
-def named_in(found, names, default=None):
+def named_in(found, names):
     """The one of the names that comes first in the hypothesis."""
-    return min((name for name in names if name in found.hypothesis), key=found.hypothesis.find, default=default)
+    return min((name for name in names if name in found.hypothesis), key=found.hypothesis.find)
+
+
+def edge(page, what, key, value, low, high):
+    """A caveat where the best value of a setting lies at an end of the range that was tried."""
+    if abs(unit([low, value, high])[1]) > 0.9:
+        ends = f"at the edge of {num(low)} to {num(high)}"
+        page.caveat(f"{what}: the best {key} ({num(value)}) is {ends}: widen the range.")
 
 
 # --------------------------------------------------------------------------------------------------- the seven answers
@@ -827,22 +725,31 @@ def named_in(found, names, default=None):
 def strategies(found, page):
     """01: which strategy reconstructs best, and with how few dims."""
     # a strategy without runs leaves its comparison undecided
-    arms, wide = list(dict.fromkeys([*found.arms, *levels(found.spec, "strategy")])), found.wide("val_rec")
-    named = named_in(found, arms)
-    best = named or np.log(wide).mean().idxmin()
-    rows = family(wide, [(best, arm) for arm in arms if arm != best], margin=found.margin, alpha=found.alpha)
-    better, (told, spread) = ", ".join(rows["b"][rows["verdict"] == 1]), winners(found, page)
-    word, lead = "undecided", f"The runs do not decide whether {best} has the lowest val_rec."
+    arms, named = list(dict.fromkeys([*found.arms, *levels(found.spec, "strategy")])), named_in(found, LEVEL)
+    rows = family(found.wide("val_rec"), [(named, arm) for arm in arms if arm != named])
+    better, won = ", ".join(rows["b"][rows["verdict"] == 1]), []
+    for problem in sorted({*found.frame["problem"]}):
+        errors, dims = found.on_common_seeds(problem, found.arms)
+        mean = np.exp(np.log(errors).mean())
+        best, least = mean.idxmin(), mean.min()
+        few = min(mean.index[mean <= (1 + NEAR) * least], key=lambda arm: (dims[arm], mean[arm]))
+        won.append([problem, best, least, few, dims[few], mean[few] / least - 1, mean.max() / least - 1])
+    word, lead = "undecided", f"The runs do not decide whether {named} has the lowest val_rec."
     advice = f"keep the default, {DEFAULTS['strategy']}"
-    if better and named:
-        word, lead = "refuted", f"{best} does not reconstruct best: {better} reconstructs better."
+    if better:
+        word, lead = "refuted", f"{named} does not reconstruct best: {better} reconstructs better."
         advice = f"use {better}"
     elif (rows["verdict"] == -1).all():
-        word, lead, advice = "supported", f"{best} reconstructs better than each other strategy.", f"use {best}"
-    headline = f"All {len(found.arms)} strategies are within {num(100 * spread, 2)} % of the best on every problem"
-    told = [*map(effect, rows.itertuples(name="R")), *told]
-    page.verdict(word, found.hypothesis, lead, told, f"{headline}: {advice}.")
-    family_table(page, "verdict", rows, DECIDE)
+        word, lead, advice = "supported", f"{named} reconstructs better than each other strategy.", f"use {named}"
+    spread = num(100 * max(row[-1] for row in won), 2)
+    headline = f"All {len(found.arms)} strategies are within {spread} % of the best on every problem: {advice}."
+    page.verdict(word, lead, headline if len(found.arms) > 1 else "")
+    page.section("Winners, problem by problem", "Not a test. Geometric means over the seeds that all arms have.")
+    columns = ["problem", "lowest val_rec", "its val_rec", "fewest dims within 5 %", "its dims", "its cost"]
+    shown = dict.fromkeys(("its cost", "the worst costs"), percent)
+    caption = "The arm with the lowest val_rec, and the one with the fewest dims within 5 % of it."
+    page.table("winners", [*columns, "the worst costs"], won, caption, shown)
+    family_table(page, "verdict", rows, "Log val_rec over problem-seed pairs.")
     summary_table(found, page)
 
 
@@ -850,7 +757,7 @@ def strategy_levels(found, page):
     """01b: how much a strategy's level matters, and what each level costs against not pruning."""
     by_strategy = {s: [arm for arm in found.arms if arm.startswith(f"{s} ")] for s in LEVEL}  # mildest first
     pairs = [(mine[-1], mine[0]) for mine in by_strategy.values() if len(mine) > 1]
-    rows, best = family(found.wide("val_rec"), pairs, margin=found.margin, alpha=found.alpha), []
+    rows, best = family(found.wide("val_rec"), pairs), []
     word, lead = "undecided", "The runs do not show a cost of aggressive levels in every strategy."
     if list(rows["verdict"]) == [1] * len(LEVEL):
         word, lead = "supported", "The most aggressive level of every strategy reconstructs worse than its mildest."
@@ -868,53 +775,39 @@ def strategy_levels(found, page):
                 page.caveat(f"{problem}: the best level of {strategy} ({first}) is the most aggressive one tried.")
     worst = max(best, key=lambda row: row[5], default=None)
     headline = f"The worst level costs up to {percent(worst[5])} ({worst[1]} on {worst[0]})." if worst else ""
-    page.verdict(word, found.hypothesis, lead, [*map(effect, rows.itertuples(name="R"))], headline)
+    page.verdict(word, lead, headline)
     page.section("Levels", "Most aggressive against mildest level of each strategy; the best level of each.")
-    family_table(page, "verdict", rows, DECIDE)
+    family_table(page, "verdict", rows, "Log val_rec over problem-seed pairs.")
     columns = ["problem", "strategy", "best level", "val_rec (geometric mean)", "dims", "worst level costs"]
     caption = "Best level by val_rec, and how much worse the worst level is. Over the seeds all its levels have."
     page.table("best", [*columns, "levels", "seeds"], best, caption, shown={"worst level costs": percent})
     if "none" in found.arms:
         page.section("What pruning costs", "Each arm against the control that never prunes.")
         pairs = [(arm, "none") for arm in found.arms if arm != "none"]
-        for name, measure, log in (("none-val_rec", "val_rec", True), ("none-dims", "active_dims", False)):
-            rows = family(found.wide(measure), pairs, log, alpha=found.alpha)
-            family_table(page, name, rows, f"{measure} against none, problem-seed pairs, Holm over this table.", log)
+        family_table(page, "none-val_rec", family(found.wide("val_rec"), pairs), "Log val_rec over problem-seed pairs.")
     summary_table(found, page)
-    winners(found, page)
 
 
 def safeguards(found, page):
     """02: each profile against none, paired by problem and seed; and what held pruning back."""
-    pairs, families = [(arm, "none") for arm in found.arms if arm != "none"], {}
-    for m in TESTED:
-        if found.frame[m].notna().any():
-            margin = found.margin if m == "val_rec" else 0.0
-            families[m] = family(found.wide(m), pairs, m == "val_rec", margin, found.alpha)
-    named, rows = named_in(found, [arm for arm, _ in pairs], "moderate"), families["val_rec"]
-    row = next((r for r in rows.itertuples(name="R") if r.a == named), None)
+    pairs = [(arm, "none") for arm in found.arms if arm != "none"]
+    measured = [m for m in TESTED if found.frame[m].notna().any()]
+    families = {m: family(found.wide(m), pairs, m == "val_rec") for m in measured}
+    named, rows = named_in(found, PROFILES), families["val_rec"]
+    verdict = rows["verdict"][rows["a"] == named].sum()
     word, lead = "undecided", f"The runs do not decide whether {named} safeguards lower val_rec against none."
     advice = f"keep the default, {DEFAULTS['safeguards']}"
-    if row and row.verdict:
-        word, told, use = ("supported", "better", named) if row.verdict == -1 else ("refuted", "worse", "none")
+    if verdict:
+        word, told, use = ("supported", "better", named) if verdict == -1 else ("refuted", "worse", "none")
         lead, advice = f"{named} safeguards reconstruct {told} than none.", f"use {use}"
-    head = [effect(row) if row else f"There is no run with {named}."]
-    for m, tests in families.items():
-        show = change if m == "val_rec" else signed
-        decided = ", ".join(f"{r.a} {show(r.mean)}" for r in tests.itertuples() if r.verdict)
-        head.append(f"{m} against none, decided for: {decided or 'no profile'}.")
     most = num(100 * math.expm1(rows["mean"].abs().max()), 2)
     headline = f"No profile of safeguards changes val_rec by more than {most} % against none: {advice}."
-    page.verdict(word, found.hypothesis, lead, head, headline)
+    page.verdict(word, lead, headline if pairs else "")
     page.section("Each profile against none", "Paired by problem and seed.")
     for m, tests in families.items():
-        family_table(page, f"none-{m}", tests, f"{TESTED[m]}, against none; Holm over this table.", m == "val_rec")
-    if (found.frame["sum_proposed"] > 0).any():
-        held = [[problem, arm, len(mine), *mine[SUMS].mean()] for problem, arm, mine in found.cells()]
-        caption = "What came of the dims proposed, x epochs: sums over a run of pruning.csv, mean over the runs."
-        page.table("held-back", ["problem", "profile", "runs", "proposed", *HELD], held, caption)
-    else:
-        page.caveat("These runs have no proposals (W&B does not carry pruning.csv): what held pruning back is unknown.")
+        family_table(page, f"none-{m}", tests, f"{TESTED[m]}, against none.", m == "val_rec")
+    caption = "What came of the dims proposed, x epochs: sums over a run of pruning.csv, mean over the runs."
+    page.table("held-back", ["problem", "arm", *SUMS], found.groups[SUMS].mean().reset_index(), caption)
     summary_table(found, page)
 
 
@@ -922,68 +815,49 @@ def hyperparameters(found, page):
     """03: which parameters matter on each problem, and the best setting; problem by problem."""
     names = [key for key in found.varied if key not in ("problem", "seed")]
     table = found.frame[(found.frame[names] > 0).all(axis=1) & np.isfinite(found.frame["lowest"])]
-    signs, told, rows, heads, named = [], [], [], [], named_in(found, names, "w_v")
+    signs, rows, heads, named = set(), [], [], named_in(found, names)
     for problem in found.problems:
         done, ped, tests = table[table["problem"] == problem], {}, {}
-        if len(done) >= 8:
-            ped, (tests, (slope, p)) = importance(done[names], done["lowest"]), f_tests(done[names], done["lowest"])
-        n, first = len(done), max(names, key=lambda name: ped.get(name, 0))
-        p_first = tests.get(first, (0, 0, 1.0))[2]
-        decided = n >= MIN_COMPLETED and p_first < found.alpha
-        signs.append((1 if first == named else -1) if decided else 0)
-        told.append(f"{problem}: {n} completed runs, too few for a ranking.")
-        if ped:
-            ranked = f"{first} ranks first with {100 * ped[first]:.0f} % of the importance ({n} completed runs, F-test "
-            ranked += f"{p_text(p_first)} after Holm){'' if decided else ', undecided'}; latent_dim x w_v: "
-            ranked += f"{'they interact' if p < found.alpha else 'no interaction shown'} (coefficient {signed(slope)} "
-            told[-1] = f"{problem}: {ranked}of log val_rec on half ranges, {p_text(p)})."
+        n = len(done)
+        if n >= 8:
+            ped, tests = (measure(done[names], done["lowest"]) for measure in (importance, f_tests))
+            first = max(ped, key=ped.get)
+            decided = n >= MIN_COMPLETED and tests[first][2] < ALPHA
+            signs.add((1 if first == named else -1) if decided else 0)
             heads.append(f"{first} matters most on {problem}{'' if decided else ', if anything does'}")
-        rows += [[problem, k, ped.get(k, math.nan), *tests.get(k, [math.nan] * 3), n] for k in names]
+        for k in names:
+            rows.append([problem, k, ped.get(k, math.nan), *tests.get(k, [math.nan] * 3), n])
         if n < MIN_COMPLETED:
-            page.caveat(f"{problem}: {n} completed runs; a ranking needs at least {MIN_COMPLETED}.")
+            signs.add(0)
     word, lead = "undecided", f"The runs do not decide whether {named} is the most important on every problem."
-    if {*signs} == {1}:
+    if signs == {1}:
         word, lead = "supported", f"{named} is the most important parameter on every problem searched."
-    elif {*signs} == {-1}:
+    elif signs == {-1}:
         word, lead = "refuted", f"On every problem searched, another parameter than {named} is the most important."
-    best = ", ".join(f"{num(v)} on {problem}" for problem, v in table.groupby("problem")["lowest"].min().items())
-    told.append(f"Lowest {METRIC} found: {best or 'none'}.")
-    page.verdict(word, found.hypothesis, lead, told, f"{'; '.join(heads)}." if heads else "")
+    page.verdict(word, lead, f"{'; '.join(heads)}." if heads else "")
     page.section("Importance")
     columns = ["problem", "parameter", "PED-ANOVA", "variance explained", "p", "p after Holm", "completed runs"]
     caption = (
-        "PED-ANOVA: how much a parameter decides whether a run is among the good ones; variance explained: what a "
-        f"regression of log {METRIC} loses without it (partial F-test, Holm over the parameters of a problem)."
+        "PED-ANOVA: how much a parameter decides whether a run is a good one; variance explained: what a regression "
+    )
+    caption += (
+        f"of log {METRIC} loses without it. A ranking needs p below {ALPHA:g} and {MIN_COMPLETED} completed runs."
     )
     page.table("importance", columns, rows, caption)
-    best_settings(found, page, names, table)
-    if unread := [run.id for run in found.frame[found.frame["lowest"].isna()]["run"]]:
-        page.caveat(f"Finished, but without a value of {METRIC}, and left out here: {', '.join(unread)}.")
-    page.caveat("Only completed runs are tested; hyperband stopped the worst: effects look smaller than they are.")
-
-
-def best_settings(found, page, names, done):
-    """The best run of each problem, and the command that trains its setting again with fresh seeds."""
-    rows, commands, seed = [], [], int(found.table["seed"].max())
-    for problem, runs in done.sort_values("lowest").groupby("problem"):
-        first, run, values = runs.iloc[0], runs["run"].iloc[0], [*runs["lowest"], math.nan]
-        rows.append([problem, *first[names], values[0], first["active_dims"], values[1] / values[0] - 1, run.id])
+    best = (
+        table.sort_values("lowest")
+        .drop_duplicates("problem")
+        .sort_values("problem")
+        .rename(columns=dict(lowest=METRIC, active_dims="dims"))
+    )
+    for _, first in best.iterrows():
         for name in names:
             spec = found.spec["parameters"][name]
-            low, high = (spec["min"], spec["max"]) if "min" in spec else (min(spec["values"]), max(spec["values"]))
-            if not low < first[name] < high or abs(unit([low, first[name], high])[1]) > 0.9:
-                told = f"({num(first[name])}) is at the edge of its range {num(low)} to {num(high)}: widen it."
-                page.caveat(f"{problem}: the best {name} {told}")
-        unsaid = {*FREE_FLAGS, "safeguards", "seed", "threads"}
-        said = {k: v for k, v in run.flags.items() if k in DEFAULTS and k not in unsaid and v != "None"}
-        said = " ".join(shlex.quote(f"--{k}={v}") for k, v in said.items())
-        seeds = " ".join(map(str, range(seed + 1, seed + 6)))
-        commands.append(f"for seed in {seeds}; do\n  python train.py {said} --seed=$seed\ndone")
+            ends = spec["values"] if "values" in spec else [spec["min"], spec["max"]]
+            edge(page, first["problem"], name, first[name], min(ends), max(ends))
     page.section("Best setting", "Found with one seed among many tries, which flatters it: train it with fresh seeds.")
-    columns = ["problem", *names, METRIC, "dims", "second best is", "run"]
-    page.table("best", columns, rows, "Best completed run of each problem.", shown={"second best is": percent})
-    for command in commands:
-        page.text(command, "code")
+    page.table("best", ["problem", *names, METRIC, "dims"], best, "Best completed run of each problem.")
+    page.caveat("Only completed runs are tested; hyperband stopped the worst: effects look smaller than they are.")
 
 
 MEANING = {
@@ -992,7 +866,6 @@ MEANING = {
     "pruning_epoch": "pruning_epoch: half the change from the earliest to the latest",
     "w_v": "w_v: half the change from the smallest to the largest",
 }
-SETTINGS = ["pruning_epoch", "w_v"]
 
 
 def deepdive(found, page):
@@ -1000,27 +873,27 @@ def deepdive(found, page):
     settings = found.frame[SETTINGS].astype(float)  # both axes are logarithmic
     frame, arms = found.frame[((settings > 0) & np.isfinite(settings)).all(axis=1)], found.arms
     if frame.empty:
-        page.verdict("undecided", found.hypothesis, "No finished run has a pruning_epoch and a w_v above 0.")
+        page.verdict("undecided", "No finished run has a pruning_epoch and a w_v above 0.")
         return
     axes = [sorted(frame[key].unique()) for key in SETTINGS]
     index = pd.MultiIndex.from_product([arms, sorted(frame["seed"].unique()), *axes], names=["arm", "seed", *SETTINGS])
     logs = np.log(frame.set_index(index.names)["val_rec"].reindex(index).to_numpy(float))
     logs = logs.reshape([len(level) for level in index.levels])  # (arms, seeds, P, W), NaN where there is no run
-    rows = effects(*axes, logs, found.alpha)
+    rows = effects(*axes, logs)
     what = "arms" if found.name == "05" else "interaction"  # what the hypothesis is about
-    row = next(r for r in rows.itertuples(name="R") if r.a == what)
-    lead = "The runs do not show that the best w_v depends on pruning_epoch."
-    word = "supported" if row.verdict else "undecided"
-    if what == "arms":
-        word = {-1: "supported", 1: "refuted"}.get(row.verdict, "undecided")
+    verdict, mean = rows.set_index("a").loc[what, ["verdict", "mean"]]
+    word, lead = "undecided", "The runs do not show that the best w_v depends on pruning_epoch."
+    if what == "arms" and len(arms) != 2:
+        lead = f"This verdict needs two arms; found: {', '.join(arms)}."
+    elif what == "arms":
+        word = {-1: "supported", 1: "refuted"}.get(verdict, word)
         lead = f"The runs do not decide between {' and '.join(arms[::-1])}."
-        lead = f"{arms[-1]} reaches a {WORD[row.verdict]} val_rec than {arms[0]}." if row.verdict else lead
-        lead = lead if len(arms) == 2 else f"This verdict needs two arms; found: {', '.join(arms)}."
-    elif row.verdict:
-        lead = "larger" if row.mean < 0 else "smaller"
-        lead = f"The best w_v depends on pruning_epoch: a later one wants a {lead} w_v."
+        lead = f"{arms[1]} reaches a {WORD[verdict]} val_rec than {arms[0]}." if verdict else lead
+    elif verdict:
+        told = "larger" if mean < 0 else "smaller"
+        word, lead = "supported", f"The best w_v depends on pruning_epoch: a later one wants a {told} w_v."
     cells, items, optima = [], [], []
-    for (arm, *at), mine in frame.sort_values("seed").groupby(["arm", *SETTINGS]):
+    for (arm, *at), mine in frame.groupby(["arm", *SETTINGS]):
         v = mine["val_rec"]
         cells.append([arm, *at, len(v), *interval(v, True), v.std(), mine["active_dims"].mean()])
     cells = pd.DataFrame(cells, columns=["arm", *SETTINGS, "runs", "val_rec", *ENDS, "std over seeds", "active dims"])
@@ -1028,40 +901,31 @@ def deepdive(found, page):
         mine, seeds = cells[cells["arm"] == arm], frame["seed"][frame["arm"] == arm].nunique()
         best = mine[mine["runs"] == seeds].nsmallest(1, "val_rec")  # of the cells that every seed has
         items.append(heat(arm, mine, best))
-        for o in best.itertuples(index=False):
-            where = f"pruning_epoch {num(o.pruning_epoch)}, w_v {num(o.w_v)}"
-            worst = percent(mine["val_rec"].max() / o.val_rec - 1)
-            told = f"Best: {where} ({arm}); the worst setting tried costs {worst}."
-            optima.append((o.val_rec, f"Optimum of {arm}: {where}, val_rec {num(o.val_rec)}.", told))
+        for o in best.itertuples():
+            told = (
+                f"Best: pruning_epoch {num(o.pruning_epoch)}, w_v {num(o.w_v)} ({arm}); the worst setting tried costs "
+            )
+            optima.append((o.val_rec, f"{told}{percent(mine['val_rec'].max() / o.val_rec - 1)}."))
             for key, axis in zip(SETTINGS, axes, strict=True):
-                if len(axis) > 1 and getattr(o, key) in (axis[0], axis[-1]):
-                    edge = f"is at the edge of {key} ({num(getattr(o, key))}): widen the range."
-                    page.caveat(f"The optimum of {arm} {edge}")
-    optima.sort()
-    told = [effect(row, MEANING[what]), *(told for _, told, _ in optima)]
-    page.verdict(word, found.hypothesis, lead, told, optima[0][2] if optima else "")
+                edge(page, arm, key, getattr(o, key), axis[0], axis[-1])
+    page.verdict(word, lead, min(optima)[1] if optima else "")
     page.section("Effects", "From a quadratic surface of log val_rec over both settings, fitted seed by seed.")
-    caption = "Change of val_rec. One-sample t-tests over the seeds of the mean over the arms, Holm over this table."
+    caption = "Change of val_rec: one-sample t-tests over the seeds of the mean over the arms."
     family_table(page, "effects", rows, caption, effect=rows["a"].map(MEANING))
     page.section("Response surfaces", "One panel an arm. A dark cell reconstructs better; the box is the optimum.")
-    page.figures(items, wide=True)
+    page.figures(items, style="wide")
     caption = "Every cell: geometric mean of val_rec, 95 % t interval (log scale), spread over seeds, dims."
-    page.table("cells", list(cells), cells, caption, closed=True)
-    if holes := int(np.isnan(logs).sum()):
-        told = "(arm, seed, pruning_epoch, w_v) have no finished run; an optimum is a cell that every seed has."
-        page.caveat(f"{holes} of {logs.size} cells {told}")
+    page.table("cells", list(cells), cells, caption)
 
 
 def heat(arm, cells, best):
     """val_rec of one arm over pruning_epoch and w_v, with a box around its optimum."""
     mean, (figure, axes) = cells.pivot(index="pruning_epoch", columns="w_v", values="val_rec"), panel(arm, True, 3.2)
     axes.pcolormesh(np.log(mean), cmap="viridis", edgecolors="#808080", linewidth=0.3)
-    middle = math.sqrt(cells["val_rec"].min() * cells["val_rec"].max())
     for c in cells.itertuples():
         at = mean.columns.get_loc(c.w_v) + 0.5, mean.index.get_loc(c.pruning_epoch) + 0.5
-        look = dict(ha="center", va="center", color="white" if c.val_rec < middle else "black", fontsize=7)
-        box = dict(fill=False, ec=COLOURS[1], lw=2.5) if c.Index in best.index else None
-        axes.text(*at, num(c.val_rec), bbox=box, **look)
+        box = dict(fc="white", alpha=0.7, ec=COLOURS[1], lw=2.5 if c.Index in best.index else 0)
+        axes.text(*at, num(c.val_rec), bbox=box, ha="center", va="center", fontsize=7)
     axes.set_yticks(np.arange(len(mean.index)) + 0.5, map(num, mean.index))
     axes.set_xticks(np.arange(len(mean.columns)) + 0.5, map(num, mean.columns))
     axes.set(xlabel="w_v", ylabel="pruning_epoch")
@@ -1076,140 +940,83 @@ ANSWERS = {"01": strategies, "01b": strategy_levels, "02": safeguards, "03": hyp
 ANSWERS |= dict.fromkeys(DEEP_DIVES, deepdive)
 
 
-def taken(path, source):
-    """Is there a page of other rows than those of `source`?"""
-    mark = f'<meta name="rows" content="{escape(source)}">'
-    return path.exists() and mark not in path.read_text(encoding="utf-8")
-
-
-def overview(studies, out, source):
-    """The page that leads to the others: each question, its answer, a link. Returns the path, below `out`."""
-    page = Page(Path(out), "The questions and their answers", source)
-    for found in studies:
-        href = found.page.folder.relative_to(out) / "index.html"
-        told = dict(href=href.as_posix(), title=found.page.title, question=found.question, told=found.page.headline)
-        page.parts.append(told | dict(kind="answer", word=found.page.answer["word"]))
-    page.facts([("Runs", f"From {source}.")])
-    return page.write(f"index-{slug(source)}.html" if taken(page.folder / "index.html", source) else "index.html")
-
-
 def build(name, runs, out, source):
-    """The page of sweep `name` from `runs`, below `out`. Returns (path of index.html, the study).
-
-    A page of other rows than those of `source` is not overwritten: this one then gets a folder of its own."""
-    found, folder = Study(name, runs), Path(out) / name
-    folder = Path(out) / f"{name}-{slug(source)}" if taken(folder / "index.html", source) else folder
-    page = found.page = Page(folder, f"Sweep {name}: {found.title}", source)
+    """The page of sweep `name` from `runs`, below `out`. Returns (path of index.html, the study)."""
+    found = Study(name, runs)
+    page = found.page = Page(Path(out) / name, f"Sweep {name}: {found.title}")
+    page.hypothesis = found.hypothesis
     # What hyperband stopped is over, too: a search has reached its cap by the number of its runs
     states, over = Counter(run.status for run in found.own), ["finished", *["stopped", "diverged"] * (name == "03")]
+    finished = f"{states['finished']} of {found.points} points"
     if sum(states[state] for state in over) < found.points:
-        told = f"{states['finished']} of {found.points} points"
-        page.opening = f"Preliminary, {told} finished: " * bool(found.done)
-        page.caveat(f"Incomplete: {told} of the sweep are finished.")
+        page.opening = f"Preliminary, {finished} finished: " * bool(found.done)
+        page.caveat(f"Incomplete: {finished} of the sweep are finished.")
     if name not in DEEP_DIVES and found.done and not {*ALL_PROBLEMS} <= {*found.frame["problem"]}:
         page.opening += f"On {' and '.join(sorted(found.frame['problem'].unique()))} only: "
-    settings = found.frame[list({"arm", *found.varied, *SETTINGS} - {"problem", "seed"})]
-    if not found.done:
-        page.verdict("undecided", found.hypothesis, f"No finished run of this sweep yet in {source}.")
-    else:
+    if found.done:
         front(found, page)
-    if found.done and len(settings.drop_duplicates()) == 1:
-        told = f"All finished runs are of one setting, {found.arms[0]}: nothing to compare."
-        page.verdict("undecided", found.hypothesis, told)
-        summary_table(found, page)
-    elif found.done:
         ANSWERS[name](found, page)
-    facts(found, page, states)
-    runs_and_caveats(found, page)
-    return page.write(), found
-
-
-def facts(found, page, states):
-    """Question and rule from the YAML, how complete the sweep is, the data, the versions."""
-    told = [f"{states['finished']} of {found.points} points finished"]
-    told += [f"{states[s]} {s}" for s in STATES[1:] if states[s]]
-    told += [f"{found.borrowed} runs of {some(BORROWS[found.name])} beside them"] if found.borrowed else []
+    else:
+        page.verdict("undecided", f"No finished run of this sweep yet in {source}.")
+    told = [f"{finished} finished", *(f"{states[s]} {s}" for s in STATES[1:] if states[s])]
+    told += [f"{found.borrowed} runs of {some(BORROWS[name])} beside them"] if found.borrowed else []
     reasons = Counter(why for _, why in found.left_out).most_common()
-    told += [f"{len(found.left_out)} left out ({some([f'{n}: {why}' for why, n in reasons], 5)})"] if reasons else []
-    claim = f"a claim needs p below {found.alpha:g} after Holm's correction"
-    method = f"Two-sided t-tests (scipy), paired or over the seeds; {claim}, an interval clear of the margin "
-    method += f"({num(100 * math.expm1(found.margin))} %), and at least {MIN_SEEDS} seeds."
-    if found.name == "03":
-        method = f"PED-ANOVA (Optuna), partial F-tests (scipy); {claim} and {MIN_COMPLETED} completed runs a problem."
+    told += [f"{len(found.left_out)} left out ({some([f'{n}: {why}' for why, n in reasons])})"] if reasons else []
     hours = found.frame["seconds"].replace(math.inf, 0).sum() / 3600
     length = f"{some(values_of(found.done, 'n_epochs')) or 'no'} epochs a run, {num(hours)} hours in all"
-    page.facts([("Question", found.question), ("Rule", found.rule), ("How it is tested", method), ("Length", length)])
-    page.facts([("Runs", f"{', '.join(told)}. From {page.source}.")])
-    kinds = {
-        "Data": lambda r: f"{r.flags['problem']}: {r.data.get('source')}, sha256 {str(r.data.get('sha256'))[:12]}",
-        "Versions": lambda r: ", ".join(f"{k} {v}" for k, v in r.versions.items()),
-        "Code": lambda r: "; ".join([r.git[:12], *r.git.split("; ")[1:]]),
-        "Machines": lambda r: ", ".join(str(r.machine[k]) for k in ("cpu", "device") if r.machine.get(k)),
-    }
-    for key, kind in kinds.items():
-        counts = Counter(sorted(map(kind, found.done)))
-        del counts[""]  # where a run does not say, there is nothing to read
-        page.facts([(key, "; ".join(f"{v} ({n} runs)" for v, n in counts.items()))] if counts else [])
-        n = len({run.git for run in found.done} if key == "Code" else counts)  # with their changes
-        if n > 1 and key in ("Versions", "Code"):
-            page.caveat(f"The runs come from {n} versions of the {'code' if key == 'Code' else 'libraries'}.")
-    if any(run.git.endswith("+changes") for run in found.done):
-        page.caveat("Some runs come from code with uncommitted changes.")
-    if len({str(run.data.get("source")) for run in found.done}) > 1:
-        page.caveat("The problems' designs come from different sources.")
+    page.terms += [("Question", found.question), ("Rule", found.rule), ("Runs", f"{', '.join(told)}. From {source}.")]
+    page.terms += [("Length", length)]
+    origins = [f"{r.flags['problem']} ({r.data.get('source')}), {r.git}, {r.machine.get('cpu')}" for r in found.done]
+    told = "; ".join(f"{origin} ({n} runs)" for origin, n in sorted(Counter(origins).items()))
+    page.terms.append(("Designs, code, machine", told))
+    runs_and_caveats(found, page)
+    return page.write(), found
 
 
 def runs_and_caveats(found, page):
     """Runs by arm and status; every run that is not in the numbers, and why; what a reader should doubt."""
     page.section("Runs")
-    rows, arm = [], dict(zip(found.table["run"], found.table["arm"], strict=True))
-    for problem, label, mine in found.cells(found.table):
-        counts, seeds = mine["status"].value_counts(), sorted(set(mine["seed"][mine["status"] == "finished"]))
-        rows.append([problem, label, *(counts.get(s, 0) for s in STATES), " ".join(map(str, seeds)) or "–"])
-    rows += [["?", "?", 0, 0, 0, 0, len(found.broken), "–"]] if found.broken else []
-    columns = ["problem", "arm", *STATES, "seeds finished"]
-    page.table("runs", columns, rows, "Runs by problem, arm and status.", closed=len(rows) > 40)
-    odd = [(run, run.cause or "–") for run in [*found.broken, *found.table["run"]] if run.status != "finished"]
+    table = pd.crosstab([found.table["problem"], found.table["arm"]], found.table["status"])
+    table = table.reindex(columns=STATES, fill_value=0).reset_index()
+    page.table("runs", list(table), table, "Runs by problem, arm and status.")
+    arm = dict(zip(found.table["run"], found.table["arm"], strict=True))
+    odd = [(run, run.cause) for run in [*found.broken, *found.table["run"]] if run.status != "finished"]
     rows = []
     for run, why in [*odd, *((run, f"left out: {why}") for run, why in found.left_out)]:
-        seed = str(run.flags.get("seed", "–"))
-        rows.append([run.id, run.status, run.flags.get("problem", "–"), arm.get(run, "–"), seed, why, run.where])
+        problem, seed = (str(run.flags.get(key, "–")) for key in ("problem", "seed"))
+        rows.append([run.id, run.status, problem, arm.get(run, "–"), seed, why, run.where])
     if rows:
         columns = ["run", "status", "problem", "arm", "seed", "why", "where"]
-        page.table("not-used", columns, rows, "Runs that are not in the numbers.", closed=len(rows) > 20)
-    for note in found.notes:
-        page.caveat(note)
-    few = [f"{label} on {problem} ({len(mine)})" for problem, label, mine in found.cells() if len(mine) < MIN_SEEDS]
+        page.table("not-used", columns, rows, "Runs that are not in the numbers.")
+    page.caveat(found.departs)
+    few = [f"{label} on {problem} ({len(mine)})" for (problem, label), mine in found.groups if len(mine) < MIN_SEEDS]
     if few and found.name != "03":
         page.caveat(f"Fewer than {MIN_SEEDS} seeds: {some(few)}.")
-    for state in ("diverged", "broken", "stopped"):
-        count = Counter(arm.get(run, "unknown arm") for run, _ in odd if run.status == state)
-        if count and (found.name, state) != ("03", "stopped"):
-            told = ", ".join(f"{label} {n}" for label, n in sorted(count.items()))
-            told += ". They are in no mean and no test; an arm that loses its worst runs looks better than it is."
-            page.caveat(f"{state.capitalize()} runs by arm: {told}")
-    idle = found.frame[(found.frame["prune_events"] == 0) & found.frame["strategy"].ne("none")]
-    if idle := [f"{label} on {problem} ({len(mine)} runs)" for problem, label, mine in found.cells(idle)]:
-        page.caveat(f"Pruning never happened in: {some(idle)}.")
-    if not page.caveats:
-        page.caveat("None found: no missing seeds, no failed runs, no best value at the edge of a range.")
+    if any(run.status in ("diverged", "broken") for run, _ in odd):
+        page.caveat("Some runs diverged or broke: an arm that loses its worst runs looks better than it is.")
+    idle = found.frame[found.frame["prune_events"].eq(0) & found.frame["strategy"].ne("none")]
+    if idle := sorted({f"{arm} on {problem}" for arm, problem in zip(idle["arm"], idle["problem"], strict=True)}):
+        page.caveat(f"Pruning never happened in runs of: {some(idle)}.")
 
 
 def make(args):
-    """Build the pages that the command line asks for, and name them."""
+    """Build the pages that the command line asks for, and name them; of all sweeps also the page that leads to them."""
     names = [args.sweep] if args.sweep else [*sweep_files()]
     for name in names:
         header(name)
     runs = [run for path in args.wandb for run in wandb_runs(path)] if args.wandb else local_runs(args.runs)
     source = f"W&B: {', '.join(args.wandb)}" if args.wandb else args.runs
-    studies = [build(name, runs, args.out, source) for name in names]
-    for path, found in studies:
+    index = Page(args.out, "The questions and their answers")
+    for name in names:
+        path, found = build(name, runs, args.out, source)
         finished = sum(run.status == "finished" for run in found.own)
         others = len(found.table) + len(found.broken) - len(found.done)
         told = f"{others} other runs, {len(found.left_out)} left out (from {source})"
         print(f"{path}: {finished} of {found.points} points finished, {told}")
+        index.parts.append(dict(kind="answer", href=f"{name}/index.html", question=found.question, page=found.page))
     if not args.sweep:
-        print(f"{overview([found for _, found in studies], args.out, source)}: the questions and their answers")
+        index.terms.append(("Runs", f"From {source}."))
+        print(f"{index.write()}: the questions and their answers")
 
 
 def main(argv=None):

@@ -38,10 +38,8 @@ def write_run(folder, flags, val_rec, dims=40, spike=1.0, epochs=EPOCHS, stop=No
     if stop is None:
         pca = 1.3 * BASE[flags["problem"]] * (40 / dims) ** 0.5
         summary = dict(status="finished", cause=None, epoch=epochs - 1, val_rec=val_rec, active_dims=dims, seconds=60.0)
-        summary |= dict(
-            val_total_loss=val_rec + 0.001, best_val_rec=0.98 * val_rec, pca_rec=pca, pca_ratio=val_rec / pca
-        )
-        (folder / "summary.json").write_text(json.dumps(summary | dict(prune_events=2)))
+        summary |= dict(best_val_rec=0.98 * val_rec, pca_rec=pca, pca_ratio=val_rec / pca, prune_events=2)
+        (folder / "summary.json").write_text(json.dumps(summary))
 
 
 def points(name):
@@ -55,11 +53,9 @@ def points(name):
         yield flags | dict(safeguards=flags.get("safeguards", "moderate"), pruning_epoch=flags["pruning_epoch"] // 50)
 
 
-def plant(
-    root, name, effect, noise=0.02, seed=0, dims=lambda f: 40, keep=lambda f: True, spike=lambda f: 1.0, **kwargs
-):
+def plant(root, name, effect, noise=0.02, seed=0, dims=lambda f: 40, keep=lambda f: True, **kwargs):
     """Write points of sweep `name` below root: val_rec = base * exp(effect(flags) + shared noise + own)."""
-    rng, folders = np.random.default_rng(seed), []
+    rng, folders, spike = np.random.default_rng(seed), [], kwargs.pop("spike", lambda f: 1.0)
     kwargs = dict(sweep=f"{name}_x-abc123") | kwargs
     for i, flags in enumerate(points(name)):
         own = rng.normal(0, noise)
@@ -76,24 +72,17 @@ def level(flags):
     return float(flags[LEVEL[flags["strategy"]]]) if flags["strategy"] in LEVEL else float("nan")
 
 
-def plant_search(
-    root, runs=33, seed=0, problems=("beams2d", "heatconduction2d", "photonics2d"), strong="w_v", scale=0.8
-):
+def plant_search(root, runs=33, seed=0, problems=tuple(BASE)[:3], strong="w_v", scale=0.8):
     """A random search in the ranges of 03: `strong` and latent_dim x w_v decide; every fifth is stopped."""
     rng, folders, base = np.random.default_rng(seed), [], next(points("01"))
     for problem, i in itertools.product(problems, range(runs)):
         u = dict(zip(("latent_dim", "lr", "w_v", "pruning_epoch"), rng.uniform(-1, 1, 4), strict=True))
-        flags = dict(
-            base, problem=problem, seed=1, lr=1e-3 * 10 ** u["lr"], w_v=0.01 * 10 ** u["w_v"], strategy="plummet"
-        )
-        flags |= dict(
-            latent_dim=round(100 * 5 ** ((u["latent_dim"] + 1) / 2)), batch_size=int(rng.choice([32, 64, 128]))
-        )
-        flags |= dict(pruning_epoch=round(4 + u["pruning_epoch"] * 2))
+        flags = base | dict(problem=problem, seed=1, lr=1e-3 * 10 ** u["lr"], w_v=0.01 * 10 ** u["w_v"])
+        flags |= dict(latent_dim=round(100 * 5 ** ((u["latent_dim"] + 1) / 2)), strategy="plummet")
+        flags |= dict(batch_size=int(rng.choice([32, 64, 128])), pruning_epoch=round(4 + u["pruning_epoch"] * 2))
         value = np.exp(scale * (u[strong] - 0.4 * u["latent_dim"] * u["w_v"]) + rng.normal(0, 0.1))
         folders.append(root / f"{problem}-{i:03d}")
         stop = 15 if i % 5 == 4 else None
-        write_run(
-            folders[-1], flags, BASE[problem] * float(value), stop=stop, sweep="03-x_hyperparameter_sensitivity-abc"
-        )
+        made = dict(stop=stop, sweep="03-x_hyperparameter_sensitivity-abc")
+        write_run(folders[-1], flags, BASE[problem] * float(value), **made)
     return folders

@@ -13,11 +13,8 @@ COMMON = dict(problem="photonics2d", precision="fp32", device="cpu")
 
 
 SAMPLE = bench.data.load("photonics2d", "sample")
-FEW = dataclasses.replace(
-    SAMPLE,
-    **{split: getattr(SAMPLE, split)[:32] for split in ("train", "val", "test")},
-    conditions=dict(train={}, val={}, test={}),
-)
+SPLITS = {split: getattr(SAMPLE, split)[:32] for split in ("train", "val", "test")}
+FEW = dataclasses.replace(SAMPLE, **SPLITS, conditions=dict(train={}, val={}, test={}))
 
 
 @pytest.fixture(autouse=True)
@@ -43,19 +40,7 @@ def test_the_published_network_has_its_published_shapes():
 @pytest.mark.parametrize("network", ["ours", "published, as shipped"])
 def test_rate(network):
     found = bench.measure_rate(network=network, seconds=0, **COMMON)
-    assert all(found[key] > 0 for key in ("images_per_s", "gflops", "matmul_share", "peak_mib"))
-
-
-def test_flops_are_those_of_the_network():
-    """A training step costs three times a forward pass, but for the first layer, whose input needs no gradient."""
-    x = torch.rand(4, 1, 50, 100)
-    model = bench.Published((50, 100), 7)
-    with bench.FlopCounterMode(display=False) as counter:
-        model.decode(model.encode(x)).sum().backward()
-    sides = [(50, 1, 64, 4), (25, 64, 128, 4), (13, 128, 256, 3), (7, 256, 512, 3)]
-    forward = [2 * 4 * side**2 * inputs * outputs * k**2 for side, inputs, outputs, k in sides]
-    last = 2 * 4 * 7 * 512 * 49
-    assert counter.get_total_flops() == pytest.approx(3 * 2 * (sum(forward) + last) - forward[0], rel=0.05)
+    assert found["images_per_s"] > 0
 
 
 def test_time_to_quality():
@@ -64,7 +49,7 @@ def test_time_to_quality():
     assert theirs["mean_design"] == pytest.approx((FEW.val - FEW.train.mean(0)).square().mean().item())
     easy = bench.measure_our_quality(seed=1001, epochs=1, quality=1.0, **COMMON)
     assert easy["reached"]
-    hard = bench.measure_our_quality(seed=1001, epochs=2, **COMMON)
+    hard = bench.measure_our_quality(seed=1001, epochs=2, quality=1e-9, **COMMON)
     assert not hard["reached"] and 0 < hard["val_rec"] < 1
 
 
@@ -79,13 +64,11 @@ def test_share_outside_the_steps(monkeypatch):
 def test_budget_counts_the_runs_of_the_sweeps(monkeypatch, capsys):
     monkeypatch.setattr(bench, "cores", lambda: 2)
     monkeypatch.setattr(bench, "start", lambda name, threads, problem, **_: problem)
-    monkeypatch.setattr(
-        bench, "result", lambda problem: dict(epoch_s=dict(beams2d=1.0, heatconduction2d=2.0, photonics2d=3.0)[problem])
-    )
+    seconds = dict(beams2d=1.0, heatconduction2d=2.0, photonics2d=3.0)
+    monkeypatch.setattr(bench, "result", lambda problem: dict(epoch_s=seconds[problem]))
     bench.budget("cpu")
-    lines = dict(
-        line.strip("| ").split(" | ", 1) for line in capsys.readouterr().out.splitlines() if line.startswith("| 0")
-    )
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| 0")]
+    lines = dict(line.strip("| ").split(" | ", 1) for line in said)
     assert lines["01 pruning strategies"] == f"36 | 2500 | {36 * 2500 * 2 / 2 / 3600:.1f}"
     assert lines["03 hyperparameter sensitivity"] == f"99 | 2500 | {99 * 2500 * 2 / 2 / 3600:.1f}"
     assert lines["06 photonics2d deep dive"] == f"200 | 3000 | {200 * 3000 * 3 / 2 / 3600:.1f}"
@@ -94,12 +77,12 @@ def test_budget_counts_the_runs_of_the_sweeps(monkeypatch, capsys):
 def test_the_whole_table(monkeypatch):
     """Every row, from made-up measurements: medians, ratios, and what is said where the quality is not reached."""
     made_up = dict(
-        rate=dict(images_per_s=10.0, gflops=1.0, matmul_share=0.5, peak_mib=100.0),
+        rate=dict(images_per_s=10.0),
         published_quality=dict(best_val_rec=0.01, seconds=60.0, epochs=9, budget=61.0, mean_design=0.08),
         our_quality=dict(reached=True, seconds=2.0, val_rec=0.009),
         outside=dict(outside_share=0.03),
     )
-    monkeypatch.setattr(bench, "start", lambda name, threads, **_: name)
+    monkeypatch.setattr(bench, "start", lambda name, **_: name)
     monkeypatch.setattr(bench, "machine", lambda device: "a machine")
     monkeypatch.setattr(bench, "result", lambda name: made_up[name])
     monkeypatch.setattr(bench.train, "multiplies_bf16", lambda device: True)
@@ -108,7 +91,7 @@ def test_the_whole_table(monkeypatch):
     setting = "val_rec 0.01 (0.01 to 0.01), its best in 61 s or 9 epochs; the mean design's: 0.08"
     assert f"| seconds to quality | beams2d | {setting} | 60 (60 to 60) | 2 (2 to 2) | 30 (30 to 30) |" in text
     assert len(bench.Path("results/bench.csv").read_text().splitlines()) == len(text.splitlines()) - 3
-    assert "| training images/s | beams2d | bf16 |" in text and "| val_rec after 40 epochs | beams2d | bf16 |" in text
+    assert "| training images/s | beams2d | bf16 |" in text
     made_up["published_quality"]["best_val_rec"] = 0.1
     bench.bench("cuda", quick=False)
     assert "none: published is above the mean design" in bench.Path("results/bench-cuda.md").read_text()
@@ -120,14 +103,14 @@ def test_the_whole_table(monkeypatch):
     assert "| bf16 |" not in text and "bf16 is not measured" in text
 
 
+def test_a_measurement_prints_its_result_last(monkeypatch, capsys):
+    monkeypatch.setattr(bench, "measure_rate", lambda **asked: asked)
+    bench.main(["--measure", "rate", "--arguments", '{"seconds": 1}'])
+    assert capsys.readouterr().out == '{"seconds": 1}\n'
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there(capsys):
     with pytest.raises(SystemExit, match="2"):
         bench.main(["--device", "cuda"])
     assert "no GPU" in capsys.readouterr().err
-
-
-def test_a_measurement_prints_its_result_last(monkeypatch, capsys):
-    monkeypatch.setattr(bench, "measure_rate", lambda **asked: asked)
-    bench.main(["--measure", "rate", "--arguments", '{"seconds": 1}'])
-    assert capsys.readouterr().out == '{"seconds": 1}\n'

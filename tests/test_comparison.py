@@ -11,8 +11,7 @@ from tools import comparison
 
 
 def plant(path, **columns):
-    frame = pd.DataFrame(columns).assign(status="finished", pca_ratio=0.5)
-    frame.to_csv(path, index=False)
+    pd.DataFrame(columns).assign(status="finished", pca_ratio=0.5).to_csv(path, index=False)
 
 
 def test_the_table_of_widths(tmp_path):
@@ -27,12 +26,8 @@ def test_the_table_of_widths(tmp_path):
 
 def test_the_table_of_baselines(tmp_path):
     common = {"problem": "beams2d", "toy_dims": 3, "latent_dim": 100, "seed": 1, "val_rec": 0.001}
-    arms = {
-        "strategy": ["plummet", "none", "plummet", "plummet"],
-        "trim_tol": [0.1, 0.1, 0, 0],
-        "rotate_every": [5, 0, 5, 0],
-    }
-    plant(tmp_path / "b.csv", **common, **arms, active_dims=[6, 16, 30, 40])
+    common |= {"strategy": ["plummet", "none", "plummet", "plummet"], "trim_tol": [0.1, 0.1, 0, 0]}
+    plant(tmp_path / "b.csv", **common, rotate_every=[5, 0, 5, 0], active_dims=[6, 16, 30, 40])
     lines = comparison.table("baselines", tmp_path / "b.csv").splitlines()[2:]
     assert [line.split(" | ")[1:4] for line in lines] == [
         ["least volume, pruned", "1", "30.0"],

@@ -1,5 +1,6 @@
 """tools/design.py: designs for new conditions, from the regression that a run stores in its model."""
 
+import itertools
 import re
 
 import numpy as np
@@ -70,7 +71,6 @@ def test_a_run_designs_for_its_own_conditions(run):
     assert error < 0.5 * (designs.val[:1] - designs.train.mean(0)).square().mean()
     for conditions, said in (
         ({"at": 5}, "conditions are at; needed: at, dark"),
-        ({"at": 5, "dark": 0.5, "idle": 1}, "conditions are at, dark, idle; needed"),
         ({"at": 99, "dark": 0.5}, "design: at 99 is outside of the training designs' 4"),
     ):
         with pytest.raises(lvae.InputError, match=said):
@@ -105,9 +105,7 @@ def test_volume_and_load():
     assert design.shift(x, 0.3).mean() == pytest.approx(0.3, abs=1e-6)
     conditions, said = design.settled("beams2d", dict(volfrac=0.3, rmin=2.0, forcedist=0.404))
     assert "moved to 0.4" in said and conditions["forcedist"] == pytest.approx(0.4)
-    assert (
-        int(conditions["forcedist"] * 10200) % 102 == 0
-    )  # EngiBench's degree of freedom is a vertical one on the edge
+    assert int(conditions["forcedist"] * 10200) % 102 == 0  # a vertical degree of freedom on the edge
     assert design.settled("beams2d", dict(forcedist=0.4))[1] == design.settled("custom", dict(forcedist=0.404))[1] == ""
 
 
@@ -121,44 +119,26 @@ def test_polishing_starts_from_the_design_and_makes_it_better(problem):
     before = objective(problem, conditions, start)
     after = [objective(problem, conditions, optimise(problem, conditions, start, n) / 255) for n in (1, 3)]
     assert after[1] < 1.001 * before
-    cold = np.full_like(start, start.mean())
-    after = [objective(problem, conditions, optimise(problem, conditions, cold, n) / 255) for n in (1, 5)]
-    assert after[0] > 1.05 * after[1] > 1.1 * before  # so few iterations from a cold start do not reach an optimum
 
 
-def planted(problem, gaps):
-    """Rows of design.csv for a problem with an optimum of 2: {start: gap at 0 iterations}, halved by each iteration."""
-    common = dict(problem=problem, optimum=2.0)
-    steps = design_bench.STEPS[problem]
-    return [
-        common | dict(condition=i, start=start, iterations=n, objective=2 * (1 + (gap + 0.01 * i) / 2**n))
-        for i in range(2)
-        for start, gap in gaps.items()
-        for n in steps
-    ]
-
-
-def test_the_page_of_design_bench(tmp_path, monkeypatch, capsys):
+def test_the_page_of_design_bench(tmp_path, monkeypatch):
+    """From planted rows, with an optimum of 2: each iteration halves a start's gap."""
     monkeypatch.setattr(design_bench, "RESULTS", tmp_path)
-    gaps = dict(latents=0.04, PCA=0.08, pixels=0.3, nearest=0.03, cold=100.0)
-    rows = [row for problem in ("beams2d", "heatconduction2d") for row in planted(problem, gaps)]
-    pd.DataFrame(rows).to_csv(tmp_path / "design.csv", index=False)
-    known = [dict.fromkeys(design_bench.KNOWN, value) for value in (1.0, 2.0)]
-    rows = [
-        dict(problem=problem, condition=i, objective=i + 1.0) | known[i]
-        for problem in ("beams2d", "heatconduction2d")
-        for i in range(2)
-    ]
-    rows[1]["latents"] = 1.0
-    pd.DataFrame(rows).to_csv(tmp_path / "surrogates.csv", index=False)
+    gaps, rows, known = dict(latents=0.04, PCA=0.08, pixels=0.3, nearest=0.03, cold=100.0), [], []
+    for problem, i in itertools.product(("beams2d", "heatconduction2d"), range(2)):
+        known.append(dict.fromkeys(design_bench.KNOWN, i + 1.0) | dict(problem=problem, condition=i, objective=i + 1.0))
+        for (start, gap), n in itertools.product(gaps.items(), design_bench.STEPS[problem]):
+            row = dict(problem=problem, condition=i, start=start, iterations=n, optimum=2.0)
+            rows.append(row | dict(objective=2 * (1 + (gap + 0.01 * i) / 2**n)))
+    known[1]["latents"] = 1.0
+    for name, table in (("design", rows), ("surrogates", known)):
+        pd.DataFrame(table).to_csv(tmp_path / f"{name}.csv", index=False)
     assert design_bench.main(["--n=2"]) == 0
     lines = (tmp_path / "design.md").read_text().splitlines()
     assert "| beams2d | 0 | latents | 2 | 4.5% | 4.9% | 50.0% | 5.0% |  |" in lines
     assert "| beams2d | 0 | nearest | 2 | 3.5% | 3.9% | 100.0% | 4.0% | -1.0% [-1.0%, -0.9%] |" in lines
-    assert "| beams2d | PCA | 1 |" in lines and "| beams2d | pixels | 5 |" in lines
-    assert "| beams2d | cold | more than 10 |" in lines and "| heatconduction2d | nearest | 0 |" in lines
+    assert "| beams2d | PCA | 1 |" in lines and "| beams2d | cold | more than 10 |" in lines
     assert "| beams2d | 2 | 1.0000 | -1.0000 | 1.0000 | 1.0000 | 1.0000 |" in lines
-    assert capsys.readouterr().out.count("| latents |") == 10
 
 
 def test_one_condition_of_design_bench(monkeypatch):

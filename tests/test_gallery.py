@@ -53,18 +53,13 @@ def test_gallery_of_a_run(run, tmp_path, capsys, monkeypatch):
     assert re.findall("<h2>(.*?)</h2>", text) == titles
     assert "Each of the 9 kept dimensions" in text and "9 of 19 dims kept" in text
     assert text.count("<figcaption>") == 7 and not re.search(r'alt=""|aria-label=""', text)
-    # eight dimensions are seen at once, the ninth is folded away; dark is material, said once
-    seen, folded = text.split("<summary>The rest of the 9 dimensions")
-    assert "Dimensions 1 to 8 of 9" in seen and "Dimensions 9 to 9 of 9" in folded.split("</details>")[0]
-    assert text.count("dark is material") == 1 and "Dark" not in text
+    assert "Dimensions 1 to 8 of 9" in text and "Dimensions 9 to 9 of 9" in text and text.count("dark is material") == 1
     # each reconstruction carries its error, the smallest first
     found = [float(title.removeprefix("error ")) for title in drawn[0][0][2][1]]
     error = (lvae.load(folder)(designs.val) - designs.val).square().mean((1, 2, 3)).detach()
     assert found == sorted(found) and found[0] == pytest.approx(error.min().item(), rel=0.05)
     grows = [float(label.split("\n")[1].replace("−", "-")) for rows in drawn[1:3] for label in rows[0][1]]
     assert len(grows) == 9 and grows == sorted(grows, reverse=True)
-    errors = [float(v) for v in re.search(r"error from ([\d.e−]+) to ([\d.e−]+)", text).groups()]
-    assert errors[0] < errors[1]
     with open(page / "tables" / "physics.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["what"] for row in rows] == ["reconstruction", "sample"]
@@ -78,43 +73,29 @@ def test_gallery_of_a_run(run, tmp_path, capsys, monkeypatch):
 
 def test_the_readmes_code_runs(monkeypatch):
     monkeypatch.chdir(ROOT)
-    blocks = re.findall("```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert len(blocks) == 1
-    for block in blocks:
-        exec(block, {})
+    (block,) = re.findall("```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    exec(block, {})
 
 
-def test_gallery_without_physics_or_model(run, tmp_path, capsys, monkeypatch):
+def test_what_cannot_be_drawn_is_one_line(run, tmp_path, capsys):
     folder, _ = run
-    monkeypatch.setattr(gallery.Page, "image", lambda *args: None)  # drawing is what takes the time
-    assert gallery.main(["--run", str(folder), "--out", str(tmp_path), "--designs", "2", "--physics", "0"]) == 0
-    assert "<h2>Physics" not in (tmp_path / "gallery-abc" / "index.html").read_text()
-    bare = tmp_path / "bare"
-    bare.mkdir()
-    (bare / "config.json").write_text((folder / "config.json").read_text())
-    capsys.readouterr()
+    bare, other = tmp_path / "bare", tmp_path / "other"
+    config = (folder / "config.json").read_text()
+    for made, text in ((bare, config), (other, re.sub(r'"sha256": "\w+"', '"sha256": "0"', config))):
+        made.mkdir()
+        (made / "config.json").write_text(text)
+    (other / "model.pt").write_bytes((folder / "model.pt").read_bytes())
     cases = {
         "no model.pt; train with --save_model=True": ["--run", str(bare)],
+        "it was trained on other designs": ["--run", str(other)],
         "--run nowhere: its config.json": ["--run", "nowhere"],
-        "--designs 1": ["--run", str(folder), "--designs", "1"],
+        "at least 2, and at least 0": ["--run", str(folder), "--designs", "1"],
     }
     for said, argv in cases.items():
         assert gallery.main([*argv, "--out", str(tmp_path / "none")]) == 2
         error = capsys.readouterr().err
         assert said in error and error.count("\n") == 1
     assert not (tmp_path / "none").exists()
-
-
-def test_gallery_refuses_other_designs(run, tmp_path, capsys):
-    folder, _ = run
-    other = tmp_path / "run"
-    other.mkdir()
-    config = json.loads((folder / "config.json").read_text())
-    config["data"]["sha256"] = "0" * 64
-    (other / "config.json").write_text(json.dumps(config))
-    (other / "model.pt").write_bytes((folder / "model.pt").read_bytes())
-    assert gallery.main(["--run", str(other), "--out", str(tmp_path)]) == 2
-    assert "it was trained on other designs" in capsys.readouterr().err
 
 
 def test_empty_margins_are_not_drawn():

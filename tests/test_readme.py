@@ -1,4 +1,4 @@
-"""What the documents say was found is what the committed rows say; their links resolve, and they are as short as they promise."""
+"""The documents say what the committed rows say; their links resolve, and they are as short as they promise."""
 
 import re
 from pathlib import Path
@@ -9,16 +9,7 @@ from conftest import ROOT
 import report
 
 FINDINGS = (ROOT / "docs/findings.md").read_text()
-DOCUMENTS = [
-    ROOT / "README.md",
-    ROOT / "sweeps/README.md",
-    ROOT / "samples/README.md",
-    *sorted((ROOT / "docs").glob("*.md")),
-]
-
-
-def cells(line):
-    return [cell.strip() for cell in line.strip().strip("|").split("|")]
+DOCUMENTS = [*(ROOT / name / "README.md" for name in (".", "sweeps", "samples")), *sorted((ROOT / "docs").glob("*.md"))]
 
 
 @pytest.fixture(scope="module")
@@ -33,17 +24,17 @@ def pages(tmp_path_factory):
         return built[name]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report.Page, "_figure", lambda self, name, figure, alt: "")
+        patch.setattr(report.Page, "_figure", lambda self, name, figure: "")
         yield build
 
 
 def rows_of(text):
     """The cells of a Markdown table, row by row, its header first."""
-    lines = [cells(line) for line in text.splitlines() if line.startswith("|")]
+    lines = [[cell.strip() for cell in line.strip("| ").split("|")] for line in text.splitlines() if line[:1] == "|"]
     return [lines[0], *lines[2:]]
 
 
-# A table of docs/findings.md says in a comment above it which columns of which table of which page it has, and which rows
+# The comment above a table of docs/findings.md says of which page, which table, columns and rows it is
 TABLES = re.findall(r"<!-- (\w+) ([\w-]+): (.*?)(?: where (\w+)=(.*?))? -->\n\n((?:\|.*\n)+)", FINDINGS)
 
 
@@ -55,20 +46,18 @@ def test_a_table_of_the_findings_is_that_of_the_rows(pages, sweep, name, columns
     assert rows_of(text) == [columns, *([row[header.index(c)] for c in columns] for row in rows)]
 
 
-def findings():
-    """(sweep, verdict): the first bold word of each answer in docs/findings.md."""
-    return re.findall(r"^## (\d\d\w?) .*?\*\*Answer: (\w+)", FINDINGS, re.M | re.S)
+# the first bold word of each answer
+VERDICTS = re.findall(r"^## (\d\d\w?) .*?\*\*Answer: (\w+)", FINDINGS, re.M | re.S)
 
 
-@pytest.mark.parametrize("sweep, verdict", findings())
+@pytest.mark.parametrize("sweep, verdict", VERDICTS)
 def test_a_verdict_is_that_of_the_rows(pages, sweep, verdict):
     assert re.search(r'class="verdict (\w+)"', (pages(sweep) / "index.html").read_text())[1] == verdict
 
 
 def test_a_complete_sweep_has_its_finding():
-    assert sorted(sweep for sweep, _ in findings()) == sorted(
-        path.stem.split("-")[0] for path in Path(ROOT, "results").glob("*-first.csv")
-    )
+    paths = Path(ROOT, "results").glob("*-first.csv")
+    assert sorted(sweep for sweep, _ in VERDICTS) == sorted(path.stem.split("-")[0] for path in paths)
 
 
 def anchors(path):

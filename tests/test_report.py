@@ -6,8 +6,6 @@ import html
 import json
 import math
 import re
-import shutil
-import subprocess
 from types import SimpleNamespace
 
 import numpy as np
@@ -25,7 +23,7 @@ BEAMS = lambda f: f["problem"] == "beams2d"  # noqa: E731
 def undrawn(tmp_path, monkeypatch):
     """An empty folder; what takes the time is left out: drawing. Figures are still made, with their captions."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(report.Page, "_figure", lambda self, name, figure, alt: f"{name}: {alt}")
+    monkeypatch.setattr(report.Page, "_figure", lambda self, name, figure: name)
 
 
 def build(name, runs="runs"):
@@ -69,24 +67,17 @@ def test_01_planted(tmp_path, best, word):
     planted.plant(tmp_path / "runs", "01", effect, noise=0.01, dims=lambda f: 30 + 10 * f["seed"])
     text, verdict, table, found = build("01")
     assert verdict == word and "36 of 36 points finished" in text and len(found.done) == 36
+    assert (
+        f": {f'use {best}' if best else 'keep the default, plummet'}.</strong>" in text
+    )  # the first line, for a human
     assert [row["problem"] for row in table("winners")] == sorted(planted.BASE)[:3]  # never pooled
-    won, advice = table("winners"), {"plummet": "use plummet", "lognorm": "use lognorm"}
-    assert f": {advice.get(best, 'keep the default, plummet')}.</strong>" in text  # the first line, for a human
     if best:
-        assert {(row["lowest val_rec"], row["best on seeds"]) for row in won} == {(best, "3 of 3")}
-        assert {row["fewest dims within 5 %"] for row in won} == {best}
-    else:
-        assert {row["against the others"] for row in won} == {"undecided"}
+        assert {(row["lowest val_rec"], row["fewest dims within 5 %"]) for row in table("winners")} == {(best, best)}
     order = [text.index(part) for part in ('class="headline', "front-beams2d", 'class="verdict', "<dt>Question")]
     assert len(table("summary")) == 12 and order == sorted(order)
 
 
-def test_01_winners_by_problem_and_by_the_rule(tmp_path):
-    own = {"beams2d": "plummet", "heatconduction2d": "pca_cdf", "photonics2d": "lognorm"}
-    planted.plant(tmp_path / "a", "01", lambda f: -0.3 * (f["strategy"] == own[f["problem"]]), noise=0.005)
-    _, verdict, table, _ = build("01", "a")
-    assert verdict == "undecided" and {row["problem"]: row["lowest val_rec"] for row in table("winners")} == own
-    assert {row["against the others"] for row in table("winners")} == {"decided"}
+def test_01_winners_by_the_rule(tmp_path):
     cost = {"plummet": 0, "pca_cdf": 0.03, "lognorm": 0.08, "probabilistic": 0.2}
     dims = {"plummet": 60, "pca_cdf": 40, "lognorm": 20, "probabilistic": 10}
     planted.plant(tmp_path / "b", "01", lambda f: cost[f["strategy"]], noise=0.001, dims=lambda f: dims[f["strategy"]])
@@ -95,20 +86,15 @@ def test_01_winners_by_problem_and_by_the_rule(tmp_path):
     assert won == {("plummet", "pca_cdf", "40.0")}
 
 
-def test_01_with_missing_arms(tmp_path):
-    effect = lambda f: -0.3 * (f["strategy"] == "plummet")  # noqa: E731
-    planted.plant(tmp_path / "a", "01", effect, keep=lambda f: f["strategy"] in ("plummet", "pca_cdf"))
-    text, verdict, _, _ = build("01", "a")
-    assert verdict == "undecided" and "against lognorm: not computable from 0 pairs" in text
-    planted.plant(tmp_path / "b", "01", effect, keep=lambda f: f["strategy"] == "plummet")
-    text, verdict, table, _ = build("01", "b")
-    assert verdict == "undecided" and "are of one setting, plummet: nothing to compare" in text
-    assert len(table("summary")) == 3
-    keep = lambda f: f["pruning_epoch"] == 6 and f["w_v"] == 0.01 and f["plummet_threshold"] == "0.05"  # noqa: E731
-    planted.plant(tmp_path / "c", "04", effect, keep=keep)
-    text, verdict, table, _ = build("04", "c")
-    assert verdict == "undecided" and "are of one setting, plummet 0.05: nothing to compare" in text
-    assert len(table("summary")) == 1 and "Response surfaces" not in text
+@pytest.mark.parametrize("arms", [("plummet", "pca_cdf"), ("plummet",)])
+def test_01_with_missing_arms(tmp_path, arms):
+    planted.plant(
+        tmp_path / "a", "01", lambda f: -0.3 * (f["strategy"] == "plummet"), keep=lambda f: f["strategy"] in arms
+    )
+    _, verdict, table, _ = build("01", "a")
+    pairs = {row["against"]: row["pairs"] for row in table("verdict")}
+    assert verdict == "undecided" and pairs["lognorm"] == "0" and (pairs["pca_cdf"] == "9") == (len(arms) == 2)
+    assert len(table("summary")) == 3 * len(arms)
 
 
 def test_01b_levels(tmp_path):
@@ -122,8 +108,7 @@ def test_01b_levels(tmp_path):
     assert best["plummet"] == "plummet 0.01" and best["probabilistic"] == "probabilistic 0.1"
     assert best["pca_cdf"] == "pca_cdf 0.95" and verdict == "refuted"  # planted the other way round there
     assert "the best level of pca_cdf (pca_cdf 0.95) is the most aggressive one tried" in text
-    control = [(float(row["difference"]), row["verdict"]) for row in table("none-dims")]
-    assert control == [(-205, "undecided")] * 12  # equal differences decide nothing
+    assert {row["verdict"] for row in table("none-val_rec")} >= {"higher"}
 
 
 def test_01b_counts_01_beside_its_points_and_compares_on_common_seeds(tmp_path):
@@ -133,11 +118,11 @@ def test_01b_counts_01_beside_its_points_and_compares_on_common_seeds(tmp_path):
     rows_of(planted.plant(tmp_path / "a", "01", lambda f: 0.01 if f["seed"] == 1 else -0.5, noise=0, dims=dims), "01")
 
     def compared(table):
-        best, won = table("best"), table("winners")
+        best = table("best")
         assert [float(row["worst level costs"]) for row in best] == pytest.approx([np.expm1(0.01)] * 12)
         of_01 = {"plummet 0.05", "pca_cdf 0.999", "lognorm 0.2", "probabilistic 0.25"}
         assert not of_01 & {row["best level"] for row in best}
-        assert {float(row["dims"]) for row in best} == {float(row["its dims"]) for row in won} == {40}
+        assert {float(row["dims"]) for row in best} == {40}
 
     text, _, table, found = build("01b", rows_of(mine, "01b"))
     assert "39 of 39 points finished, 36 runs of 01 beside them" in text and len(found.done) == 75
@@ -146,7 +131,10 @@ def test_01b_counts_01_beside_its_points_and_compares_on_common_seeds(tmp_path):
     rows_of(late[2:4], "01b", status="diverged")
     compared(build("01b", rows_of(late[:2], "01b"))[2])  # seed 2 has begun: two finished runs
     seeds = {"0.01": 1, "0.02": 2, "0.1": 3}
-    one = lambda f: BEAMS(f) and seeds.get(f.get("plummet_threshold")) == f["seed"] and f["strategy"] == "plummet"  # noqa: E731
+
+    def one(f):  # another seed for each level
+        return BEAMS(f) and f["strategy"] == "plummet" and seeds[f["plummet_threshold"]] == f["seed"]
+
     planted.plant(tmp_path / "d", "01b", lambda f: 0, keep=one)
     text, _, table, _ = build("01b", "d")
     assert table("best") == [] and "no seed has a run of every level of plummet" in text
@@ -165,29 +153,23 @@ def test_02_says_the_same_from_folders_and_rows(tmp_path):
     rise = 1.5 * (1 + 3 * np.exp(-12 / 5)) / (1 + 3 * np.exp(-11 / 5)) - 1
     assert float(from_folders["none-rise"][0]["difference"]) == pytest.approx(-rise)
     assert {row["verdict"] for row in from_folders["none-active_dims"]} == {"higher"}
-    held = {(row["k_consecutive"], row["cap"], row["pruned"]) for row in from_folders["held-back"]}
+    held = {(row["sum_k_consecutive"], row["sum_cap"], row["sum_pruned"]) for row in from_folders["held-back"]}
     assert held == {("20.0", "10.0", "20.0")}
     text, verdict, table, _ = build("02", rows_of(folders, "02"))
     assert verdict == "supported" and {name: table(name) for name in names} == from_folders
     assert not re.search(r"\bnan\b", text.split("</style>")[1].split("<script>")[0])
-    assert "Versions" not in text and "problem beams2d (file: beams2d, heatconduction2d, photonics2d)" in text
+    assert "problem beams2d (file: beams2d, heatconduction2d, photonics2d)" in text
 
 
 @pytest.mark.parametrize("strong, word", [("w_v", "supported"), ("lr", "refuted")])
 def test_03_planted(tmp_path, strong, word):
     planted.plant_search(tmp_path / "runs", strong=strong)
     text, verdict, table, _ = build("03")
-    assert verdict == word and text.count("they interact") >= 3 and "81 of 99 points finished" in text
+    assert verdict == word and "81 of 99 points finished" in text
     assert "Incomplete" not in text  # 81 completed and 18 stopped by hyperband are the whole search
     first = max((r for r in table("importance") if r["problem"] == "beams2d"), key=lambda r: float(r["PED-ANOVA"]))
     assert first["parameter"] == strong and first["completed runs"] == "27"
     assert {row["stopped"] for row in table("runs")} == {"6"}
-    commands = re.findall(r"<pre>(.*?)</pre>", text, re.DOTALL)
-    assert len(commands) == 3
-    for command in commands:
-        seeds, flags = re.search(r"for seed in ([\d ]+); do\s+python train.py (.*) --seed=\$seed", command).groups()
-        assert seeds == "2 3 4 5 6" and "None" not in flags  # the search used seed 1
-        assert train.parse([*flags.split(), "--seed=2"]).strategy == "plummet"
 
 
 def test_03_noise_is_undecided_and_rows_say_what_folders_do(tmp_path):
@@ -227,15 +209,14 @@ def test_05_planted_and_a_narrowed_edition_from_rows(tmp_path):
     assert float(table("effects")[1]["change"]) == pytest.approx(-0.2, abs=0.01)
     rows_of(other[-1:], "06", "trial")  # of another edition: not read
     text, _, table, found = build("06", rows_of(other[:-1], "06"))
-    assert len(found.done) == len(other) - 1 and "points are counted from the values that its runs have" in text
+    assert len(found.done) == len(other) - 1 and found.points == len(other)
     assert "n_epochs 40 (file: 3000)" in text
 
 
 def test_edge_of_the_range_is_a_caveat(tmp_path):
-    planted.plant(
-        tmp_path / "runs", "06", lambda f: 0.1 * math.log(f["w_v"]), noise=0.01, keep=lambda f: f["seed"] == 1
-    )
-    assert "is at the edge of w_v (0.002)" in build("06")[0]
+    effect = lambda f: 0.1 * math.log(f["w_v"])  # noqa: E731
+    planted.plant(tmp_path / "runs", "06", effect, noise=0.01, keep=lambda f: f["seed"] == 1)
+    assert "the best w_v (0.002) is at the edge of 0.002 to" in build("06")[0]
 
 
 # -------------------------------------------------------------------------------------- broken, missing, doubled, alien
@@ -261,25 +242,25 @@ def test_broken_runs_are_listed_and_not_fatal(tmp_path):
     assert listed[folders[0].name]["why"].startswith("no config.json")
     assert listed[folders[3].name]["why"] == "40 of 40 epochs"
     assert listed[folders[3].name]["status"] == "stopped" and listed[folders[4].name]["status"] == "diverged"
-    assert "Diverged runs by arm: " in text and "<script>alert" not in (tmp_path / "report/01/index.html").read_text()
+    assert (
+        "Some runs diverged or broke" in text and "<script>alert" not in (tmp_path / "report/01/index.html").read_text()
+    )
 
 
 DAMAGE = [dict(seed="x"), dict(strategy=None), dict(problem=["beams2d"]), dict(w_v={}), dict(pruning_epoch=[1]),
           dict(w_v="inf"), dict(latent_dim="wide")]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["02", "04"])
-def test_damaged_flags_and_rows_are_listed(tmp_path, name):
-    folders = planted.plant(tmp_path / "runs", name, lambda f: 0, keep=lambda f: BEAMS(f) and f["seed"] == 1)
-    path = tmp_path / rows_of(folders[7:], name)
+def test_damaged_flags_and_rows_are_listed(tmp_path):
+    folders = planted.plant(tmp_path / "runs", "04", lambda f: 0, keep=lambda f: f["seed"] == 1)
+    path = tmp_path / rows_of(folders[7:], "04")
     for folder, damage in zip(folders, DAMAGE, strict=False):
         change(folder / "config.json", flags=damage)
-    text, verdict, _, found = build(name)
+    text, verdict, _, found = build("04")
     assert verdict == "undecided" and sum(run.status == "broken" for run in found.own) == 3
     assert "problem and strategy must be text, seed a number" in text
-    lines = path.read_text().splitlines()
-    path.write_text("\n".join([lines[0], lines[1].replace(",finished,", ",failed,"), *lines[2:]]) + "\n")
-    text, _, _, found = build(name, str(path))
+    path.write_text(path.read_text().replace(",finished,", ",failed,", 1))
+    text, _, _, found = build("04", str(path))
     assert "its status is 'failed'" in text and sum(run.status == "broken" for run in found.own) == 1
 
 
@@ -296,16 +277,6 @@ def test_names_from_outside_neither_end_the_page_nor_run(tmp_path):
     raw = (tmp_path / "report/01/index.html").read_text()
     assert "<img src" not in raw and "<b>" not in raw and "<i>" not in raw
     assert sorted(path.name for path in tmp_path.iterdir()) == ["report", "runs"]
-
-
-def test_cells_are_no_formulas_and_no_markup(tmp_path):
-    page, bad = report.Page(tmp_path, "<T>", "s"), ["=1+1", "+a", "-a", "@a", "-1.5", "a|<b>\nc"]
-    page.table("../a b", ["text", "p"], [[text, 0.5] for text in bad], "<c>")
-    raw = page.write().read_text()
-    with open(tmp_path / "tables" / f"{report.slug('../a b')}.csv", newline="") as file:
-        assert [row["text"] for row in csv.DictReader(file)] == ["'=1+1", "'+a", "'-a", "'@a", "-1.5", "a|<b>\nc"]
-    assert "<b>" not in raw and "<c>" not in raw and "<T>" not in raw
-    assert "| a\\|&lt;b> c | 0.5 |" in (tmp_path / "tables" / f"{report.slug('../a b')}.md").read_text()
 
 
 @pytest.mark.parametrize("name", ["01", "01b", "02", "03", "04", "05", "06"])
@@ -341,20 +312,17 @@ def test_doubles_other_settings_and_strangers_are_left_out(tmp_path, monkeypatch
     why = sorted(reason for _, reason in found.left_out)
     assert len(found.done) == 12 and why == [
         *["another run of the same point is used"] * 3,
-        *("made for no sweep", "other designs than most runs", "other n_epochs (50)"),
+        *("made for no sweep", "other designs than most runs", "other n_epochs than 40"),
     ]
     made = report.local_runs("runs")
     made[0].owner, made[1].owner = "02", "01b"  # made for other sweeps: not even considered
     assert {run.owner for run, _ in report.Study("01", made).left_out} == {"", "01"}
     # A flag that came later: old rows lack it, and mean its old value
     monkeypatch.setattr(report, "LEGACY", dict(rotate_every=0))
-    folders = planted.plant(tmp_path / "new", "01", lambda f: 0, keep=BEAMS)
-    for folder in folders:
-        change(folder / "config.json", flags=dict(rotate_every=0 if "r000" in folder.name else 5))
-    found = build("01", "new")[3]
+    for folder in planted.plant(tmp_path / "new", "01", lambda f: 0, keep=BEAMS):
+        change(folder / "config.json", flags=dict(rotate_every=5))
     old = build("01", report.local_runs("runs/a") + report.local_runs("new"))[3]
-    assert {len(found.done) + len(found.left_out), len(old.done)} == {12} and 0 < len(found.left_out) < 12
-    assert len(old.left_out) == 12 and any(why == "other rotate_every (5)" for _, why in old.left_out)
+    assert len(old.done) == 12 and {why for _, why in old.left_out} == {"other rotate_every than 0"}
 
 
 def test_a_narrowed_sweep_is_complete_when_its_points_are(tmp_path):
@@ -377,26 +345,14 @@ def test_a_narrowed_sweep_is_complete_when_its_points_are(tmp_path):
     assert "Preliminary, 23 of 24 points" in build("01")[0]
 
 
-def test_a_page_of_other_rows_gets_a_folder_of_its_own(tmp_path):
-    for name in ("runs", "a b"):
-        planted.plant(tmp_path / name, "01", lambda f: 0, keep=lambda f: BEAMS(f) and f["seed"] == 1)
-    made = [report.build("01", report.local_runs(name), "report", name)[0] for name in ("runs", "a b") * 2]
-    assert [path.parent.name for path in made] == ["01", "01-a-b", "01", "01-a-b"] and "From a b." in made[
-        1
-    ].read_text()
-
-
-def test_without_a_sweep_one_page_leads_to_all(tmp_path, capsys):
+def test_without_a_sweep_one_page_leads_to_all(tmp_path):
     planted.plant(tmp_path / "runs", "01", lambda f: -0.15 * (f["strategy"] == "plummet"), noise=0.01)
-    planted.plant(tmp_path / "b", "02", lambda f: 0, keep=lambda f: BEAMS(f) and f["seed"] == 1)
-    assert report.main([]) == report.main(["--runs", "b"]) == 0
+    assert report.main([]) == 0
     text = html.unescape((tmp_path / "report/index.html").read_text())
     links = re.findall(r'<a href="([^"]+)">', text)
     assert links == [f"{name}/index.html" for name in report.sweep_files()] and len(links) == 7
     assert all((tmp_path / "report" / link).exists() for link in links)
     assert ": use plummet.</strong>" in text and text.count("No finished run of this sweep") == 5  # 01b reads 01
-    other = (tmp_path / "report/index-b.html").read_text()  # of other rows: neither overwrites the other
-    assert 'href="02-b/index.html"' in other and "report/index-b.html: the questions" in capsys.readouterr().out
 
 
 def test_wandb_runs(tmp_path):
@@ -431,86 +387,26 @@ def test_bad_input_is_one_line_and_writes_nothing(tmp_path, capsys, argv, said):
     assert said in error and error.count("\n") == 1 and not list(tmp_path.iterdir())
 
 
-def test_only_bad_input_looks_like_it(tmp_path, monkeypatch):
-    (tmp_path / "runs").mkdir()
-    monkeypatch.setattr(report, "Study", lambda *args: int("a fault of ours"))
-    with pytest.raises(ValueError, match="a fault of ours"):
-        report.main(["--sweep", "01"])
-
-
 def test_headers_of_all_sweeps_are_read():
     for path in report.SWEEPS.glob("*.yaml"):
         study = report.Study(path.name.split("_")[0], [])
         assert study.question.endswith("?") and len(study.hypothesis) > 20 and "upported if" in study.rule, path
-        assert study.alpha == report.ALPHA, path
+        assert f"{100 * report.ALPHA:g} %" in study.rule, path
 
 
 # ------------------------------------------------------------------------------------------------------ the page itself
 
 
-@pytest.fixture(scope="module")
-def drawn(tmp_path_factory):
-    """One small study, drawn in full: the strategies on beams2d, with a broken run."""
-    root = tmp_path_factory.mktemp("drawn")
-    effect = lambda f: -0.15 * (f["strategy"] == "plummet")  # noqa: E731
-    folders = planted.plant(root / "runs", "01", effect, keep=BEAMS, dims=lambda f: 40 + f["seed"])
+def test_a_page_drawn_in_full_is_self_contained_and_described(tmp_path, monkeypatch):
+    monkeypatch.undo()  # draws
+    folders = planted.plant(tmp_path / "runs", "01", lambda f: 0, keep=BEAMS, dims=lambda f: 40 + f["seed"])
     (folders[-1] / "config.json").write_text("{")
-    return report.build("01", report.local_runs(root / "runs"), root / "report", "runs")[0]
-
-
-def test_page_is_self_contained_and_described(drawn):
-    text = drawn.read_text()
+    page = report.build("01", report.local_runs(tmp_path / "runs"), tmp_path / "report", "runs")[0]
+    text = page.read_text()
     links = re.findall(r'\b(?:src|href|action)\s*=\s*"?([^">\s]+)', text)
     assert links and all(link.startswith(("#", "data:")) for link in links) and "default-src 'none'" in text
-    assert "@import" not in text and "url(http" not in text and "prefers-color-scheme:dark" in text
-    drawings = re.findall(r'<img alt="[^"]{20,}" src="data:image/svg[^"]+">', text)
+    assert "@import" not in text and "url(http" not in text and "<script" not in text
+    drawings = re.findall(r'<img alt="[^"]{20,}" src="data:image/png[^"]+">', text)
     assert len(drawings) == text.count("<figure>") == text.count("<figcaption>") == 1
-    headline = re.search(r'class="headline"><strong>(.*?)</strong>', text)[1]
-    assert len(re.findall(r"[.?!](?= |$)", headline)) == 1 and headline.endswith("keep the default, plummet.")
-    figures = {path.name for path in (drawn.parent / "figures").iterdir()}
-    assert figures == {"front-beams2d.png", "front-beams2d.svg"}
-    assert (drawn.parent / "tables" / "winners.md").read_text().count("| plummet |") == 2
-
-
-def test_a_legend_covers_no_data(tmp_path, monkeypatch):
-    drawn = []
-    monkeypatch.setattr(report.Page, "_figure", lambda self, name, figure, alt: drawn.append(figure))
-    planted.plant(tmp_path / "runs", "01", lambda f: 0, keep=BEAMS)
-    build("01")
-    (figure,) = drawn
-    figure.draw_without_rendering()
-    (legend,) = figure.legends
-    assert not legend.get_window_extent().overlaps(figure.axes[0].get_window_extent())
-
-
-def test_page_in_a_browser(drawn, tmp_path):
-    """Chromium at phone width: no message, no request, nothing wider than the screen, a click sorts a table."""
-    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if not browser:
-        pytest.skip("no Chromium on this machine (Debian: apt-get install chromium)")
-    probe = """<script>
-    var t = Array.from(document.querySelectorAll("table")).find(t => t.rows[0].cells[1].innerText === "arm");
-    [2, 3, 3].forEach(function (i) { t.querySelectorAll("th button")[i].click(); });
-    parent.postMessage(JSON.stringify({width: innerWidth, wide: document.documentElement.scrollWidth - innerWidth,
-      requests: performance.getEntriesByType("resource").map(e => e.name),
-      sorted: Array.from(t.tBodies[0].rows).map(r => +r.cells[3].dataset.v)}), "*");
-    </script></body>"""
-    phone = '<title></title><script>onmessage = e => { document.title = e.data }</script><iframe src="probe.html" '
-
-    def visit(text):  # in a frame, since the browser's own window is never narrower than 500 pixels
-        (tmp_path / "probe.html").write_text(text.replace("</body>", probe))
-        (tmp_path / "phone.html").write_text(f'{phone} style="width:390px;height:800px;border:0"></iframe>')
-        flags = "headless no-sandbox disable-gpu disable-quic no-first-run disable-sync disable-background-networking "
-        flags += "disable-component-update enable-logging=stderr window-size=600,900 virtual-time-budget=5000 dump-dom"
-        command = [browser, *(f"--{flag}" for flag in flags.split()), f"--user-data-dir={tmp_path / 'profile'}"]
-        command += [f"file://{tmp_path}/phone.html"]
-        result = subprocess.run(command, capture_output=True, text=True, timeout=120)
-        return json.loads(re.search(r"<title>(.*?)</title>", result.stdout)[1]), result.stderr
-
-    found, messages = visit(drawn.read_text())
-    assert found["width"] == 390 and found["wide"] <= 0
-    assert not [url for url in found["requests"] if not url.startswith("data:")] and "CONSOLE" not in messages, messages
-    assert len(found["sorted"]) == 4 and found["sorted"] == sorted(found["sorted"], reverse=True)
-    # The page's own policy refuses a request, and this test sees it: a picture from elsewhere is not loaded
-    alien = '<main><img src="http://127.0.0.1:9/x.png">'
-    assert "Content Security Policy" in visit(drawn.read_text().replace("<main>", alien))[1]
+    assert [path.name for path in (page.parent / "figures").iterdir()] == ["front-beams2d.png"]
+    assert (page.parent / "tables" / "winners.md").read_text().count("| beams2d |") == 1

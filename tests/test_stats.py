@@ -20,10 +20,10 @@ def studies(effects, seeds, noise=0.05, problems=3, seed=1):
     return (-4 + np.array(effects)[:, None, None] + shared + own).reshape(STUDIES, len(effects), -1)
 
 
-def verdicts(logs, seeds, margin=0.0, holm=report.holm):
+def verdicts(logs, seeds, holm=report.holm):
     """What report.py decides for arm 0 against each other arm: (STUDIES, arms - 1) of -1, 0, 1."""
-    _, low, high, p = report.paired(logs[:, :1] - logs[:, 1:])
-    return report.decide(low, high, holm(p), seeds, margin)
+    mean, _, _, p = report.paired(logs[:, :1] - logs[:, 1:])
+    return report.decide(mean, holm(p), seeds)
 
 
 @pytest.mark.parametrize("seeds, problems", [(3, 3), (5, 3), (3, 1), (5, 1)])
@@ -32,13 +32,6 @@ def test_ties_are_undecided(seeds, problems):
     assert (found != 0).any(1).mean() <= 0.05  # one false verdict anywhere in a study is a false study
     two_tied = verdicts(studies([0, 0, 0.5, 0.5], seeds, problems=problems, seed=2), seeds)
     assert (two_tied[:, 0] != 0).mean() <= 0.05
-
-
-def test_headline_of_a_tie_at_the_sweeps_own_level():
-    """The word on the page of 01 (the subject against all) and 02 (moderate, first of seven)."""
-    for arms, seeds, headline in ((4, 3, slice(None)), (8, 5, slice(0, 1))):
-        signs = verdicts(studies([0] * arms, seeds, seed=8), seeds)[:, headline]
-        assert 0 < ((signs == -1).all(1) | (signs == 1).any(1)).mean() <= 0.05
 
 
 def test_holm_is_what_holds_the_bound():
@@ -51,29 +44,6 @@ def test_planted_winner_is_found_in_both_directions_by_enough_seeds():
     assert (verdicts(studies([-0.2, 0, 0, 0], 3), 3) == -1).all(1).mean() > 0.95
     assert (verdicts(studies([0.2, 0, 0, 0], 3), 3) == 1).all(1).mean() > 0.95
     assert not verdicts(studies([-1, 0, 0, 0], 2), 2).any()
-
-
-def test_interval_that_straddles_the_margin_is_undecided():
-    logs = studies([-0.10, 0], 5)  # 10 % better, and found so
-    assert (verdicts(logs, 5) == -1).mean() > 0.9
-    assert (verdicts(logs, 5, margin=0.10) == 0).mean() > 0.9  # but not shown to be more than 10 % better
-    assert (verdicts(studies([-0.30, 0], 5), 5, margin=0.10) == -1).mean() > 0.9
-
-
-@pytest.mark.parametrize("effects", [[0, 0, 0, 0], [0, 0, 0.5, 0.5], [0, 0]])
-@pytest.mark.parametrize("seeds", [3, 5])
-def test_winner_per_problem_is_rarely_false(effects, seeds):
-    """Three problems, a winner claimed on any of them where there is a tie: at most 5 % of the studies, with Holm."""
-    logs = (
-        studies(effects, seeds).reshape(STUDIES, len(effects), 3, seeds).swapaxes(1, 2)
-    )  # (STUDIES, problem, arm, seed)
-    assert (report.holm(report.winner(logs)[1]) < report.ALPHA).any(1).mean() <= 0.05
-
-
-def test_winner_is_found_and_named():
-    index, p = report.winner(studies([0, -0.3, 0, 0], 5, problems=1, noise=0.03))
-    assert (index == 1).mean() > 0.99 and (p < 0.05).mean() > 0.95
-    assert report.winner([[-4.0, -4.1, -4.2]]) == (0, 1)  # one arm: nothing to beat
 
 
 def test_effects_on_the_surface():
@@ -106,8 +76,6 @@ def test_paired_agrees_with_scipy_and_takes_holes():
     test = scipy.stats.ttest_rel(a, b)
     assert (mean, p) == (pytest.approx((a - b).mean()), pytest.approx(test.pvalue))
     assert (low, high) == pytest.approx(tuple(test.confidence_interval()))
-    holed = report.paired(np.append(a - b, np.nan))
-    assert holed[0] == pytest.approx(mean) and holed[3] == pytest.approx(p)
     assert np.isnan(report.paired([0.3])[3])
 
 
@@ -121,9 +89,8 @@ def test_equal_differences_decide_nothing():
 
 
 def test_holm_against_a_worked_example():
-    assert report.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])  # Holm (1979)
-    assert report.holm([np.nan, 0.01]) == pytest.approx([1.0, 0.02])
-    assert report.holm([[0.01, 0.5], [0.5, 0.01]]) == pytest.approx(np.array([[0.02, 0.5], [0.5, 0.02]]))
+    p = [[0.01, 0.04, 0.03, 0.005], [np.nan, 0.01, 1, 1]]  # the first is Holm's own (1979)
+    assert report.holm(p) == pytest.approx(np.array([[0.03, 0.06, 0.06, 0.02], [1, 0.04, 1, 1]]))
 
 
 def test_family_pairs_by_problem_and_seed():
@@ -144,41 +111,29 @@ def test_instability_of_known_curves():
     assert np.isnan(report.instability(pd.Series(range(3)), [1, 1, 1], 5)["rise"])
 
 
-@pytest.mark.parametrize("n", [3, 5])
-def test_intervals_of_few_seeds_cover_what_they_say(n):
-    logs = np.random.default_rng(7).normal(-4, 0.3, (STUDIES, n))
+def test_intervals_of_three_seeds_cover_what_they_say():
+    logs = np.random.default_rng(7).normal(-4, 0.3, (STUDIES, 3))
     for values, log, truth in ((np.exp(logs), True, np.exp(-4)), (logs, False, -4)):
         found = np.array([report.interval(row, log) for row in values])
         assert 0.93 <= ((found[:, 1] < truth) & (truth < found[:, 2])).mean() <= 0.97
-    assert np.isnan(report.interval([1.0], True)[1]) and report.interval([2.0, 2.0, 2.0], True) == pytest.approx(
-        (2, 2, 2)
-    )
-    assert np.isnan(report.interval([], False)).all()
+    assert np.isnan(report.interval([1.0], True)[1]) and np.isnan(report.interval([], False)).all()
+    assert report.interval([2.0, 2.0, 2.0], True) == pytest.approx((2, 2, 2))
 
 
-def planted_search(n=33, seed=0, effect=1.0, product=0.0):
+def planted_search(n=33, seed=0, effect=1.0):
     rng = np.random.default_rng(seed)
-    lr, w_v = (np.exp(rng.uniform(np.log(low), np.log(high), n)) for low, high in ((1e-5, 1e-3), (1e-3, 1)))
-    latent_dim, batch_size = rng.integers(100, 501, n), rng.choice([64, 128, 256], n)
-    parameters = dict(
-        latent_dim=latent_dim, lr=lr, w_v=w_v, batch_size=batch_size, pruning_epoch=rng.integers(200, 601, n)
-    )
-    u = {k: report.unit(v) for k, v in parameters.items()}
-    values = np.exp(-4 + effect * u["w_v"] + product * u["latent_dim"] * u["w_v"] + rng.normal(0, 0.1, n))
+    ranges = dict(latent_dim=(100, 500), lr=(1e-5, 1e-3), w_v=(1e-3, 1), pruning_epoch=(200, 600))
+    parameters = {k: np.exp(rng.uniform(*np.log(ends), n)) for k, ends in ranges.items()}
+    parameters |= dict(batch_size=rng.choice([64, 128, 256], n))
+    values = np.exp(-4 + effect * report.unit(parameters["w_v"]) + rng.normal(0, 0.1, n))
     return pd.DataFrame(parameters), values
 
 
-def test_importance_finds_the_parameter_that_matters():
+def test_what_matters_is_found_and_noise_is_called_noise():
     for seed in range(3):
-        parameters, values = planted_search(seed=seed)
-        ped, (tests, _) = report.importance(parameters, values), report.f_tests(parameters, values)
+        ped, tests = (measure(*planted_search(seed=seed)) for measure in (report.importance, report.f_tests))
         assert max(ped, key=ped.get) == "w_v" and tests["w_v"][2] < 0.001 and tests["w_v"][0] > 0.5
-
-
-def test_f_tests_call_noise_noise_and_see_a_product():
-    noise = [report.f_tests(*planted_search(seed=s, effect=0))[0] for s in range(200)]
+    noise = [report.f_tests(*planted_search(seed=s, effect=0)) for s in range(200)]
     assert sum(any(t[2] < report.ALPHA for t in tests.values()) for tests in noise) <= 10
-    found = [report.f_tests(*planted_search(seed=s, effect=0, product=-0.5))[1] for s in range(20)]
-    assert all(p < report.ALPHA for _, p in found) and np.mean([c for c, _ in found]) == pytest.approx(-0.5, abs=0.1)
-    tests, (_, p) = report.f_tests(*planted_search(n=14))  # too few runs
-    assert all(np.isnan(t[1]) and t[2] == 1 for t in tests.values()) and np.isnan(p)
+    tests = report.f_tests(*planted_search(n=14))  # too few runs
+    assert all(np.isnan(t[1]) and t[2] == 1 for t in tests.values())

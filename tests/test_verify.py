@@ -1,12 +1,13 @@
 """verify.py: rows of results/NN.csv come out again from their flags, and those that do not are named."""
 
-import csv
 import math
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from sweep_kit import two_seeds
 
+from record import read_csv
 from tools import verify
 
 RUN = "--problem=toy --latent_dim=6 --batch_size=256 --n_epochs=3 --pruning_epoch=1 --polynomial_schedule_n=1"
@@ -20,14 +21,11 @@ def table(here, monkeypatch):
 
 
 def change(path, seed, **values):
-    with open(path, newline="") as file:
-        rows = list(csv.DictReader(file))
-    rows = [row | values if row["seed"] == str(seed) else row for row in rows]
-    with open(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
-    return rows
+    """Change cells of a seed's row; all rows, as they are then."""
+    rows = read_csv(path)
+    rows.loc[rows["seed"] == str(seed), list(values)] = list(values.values())
+    rows.to_csv(path, index=False)
+    return rows.to_dict("records")
 
 
 def test_rows_come_out_again_or_are_named(table, capsys, monkeypatch):
@@ -57,10 +55,8 @@ def test_rows_come_out_again_or_are_named(table, capsys, monkeypatch):
     assert verify.main(["--runs", str(table), "--ids", "s1"]) == 1
     assert "no other seed to compare with" in capsys.readouterr().out
     for seed, factor in (("1", 1), ("2", 20)):
-        with open(f"results/0{seed}-other.csv", "w", newline="") as file:
-            writer = csv.DictWriter(file, rows[0])
-            writer.writeheader()
-            writer.writerow(rows[0] | {"seed": seed, "w_v": "0.7", "val_rec": factor * float(rows[0]["val_rec"])})
+        row = rows[0] | {"seed": seed, "w_v": "0.7", "val_rec": factor * float(rows[0]["val_rec"])}
+        pd.DataFrame([row]).to_csv(f"results/0{seed}-other.csv", index=False)
     assert verify.main(["--runs", str(table), "--ids", "s1"]) == 0
     said = capsys.readouterr().out
     assert f"seeds {math.log(20):.2g} (made on another, AVX2, this is {rows[0]['cpu']})" in said
@@ -72,13 +68,11 @@ def test_rows_come_out_again_or_are_named(table, capsys, monkeypatch):
     assert "did not finish (epoch 2: rec_loss nan)" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    "flags, says", [(["--share", "0"], "--share"), (["--ids", "nope"], "nope"), (["--jobs", "0"], "--jobs")]
-)
+@pytest.mark.parametrize("flags, says", [("--share 0", "--share"), ("--ids nope", "nope"), ("--jobs 0", "--jobs")])
 def test_bad_input_is_one_line(tmp_path, capsys, flags, says):
     path = tmp_path / "01.csv"
     path.write_text("id,status\na,finished\n")
-    assert verify.main(["--runs", str(path), *flags]) == 2
+    assert verify.main(["--runs", str(path), *flags.split()]) == 2
     said = capsys.readouterr().err
     assert says in said and said.count("\n") == 1
     assert verify.main(["--runs", str(tmp_path / "none.csv")]) == 2

@@ -1,4 +1,4 @@
-"""Speed against the published network, on the same designs in one run: time to quality, images a second, memory.
+"""Speed against the published network, on the same designs in one run: time to quality, images a second.
 
     make bench                  # writes results/bench.csv and results/bench.md
     make bench QUICK=1          # beams2d alone, one seed, shorter budgets
@@ -12,13 +12,11 @@ Every measurement is a process of its own.
 
 import argparse
 import contextlib
-import csv
 import datetime
 import functools
 import json
 import math
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -26,14 +24,15 @@ import tempfile
 import time
 from pathlib import Path
 
+import pandas
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 import data
 import train
 from record import cores, cpu_model
+from report import markdown
 from sweep import expand, levels, read_yaml
 
 PROBLEMS = ("beams2d", "heatconduction2d", "photonics2d")
@@ -110,11 +109,6 @@ def trainer(problem, device, precision, seed=1001, **flags):
     return train.Trainer(args, designs, train.settle(args))
 
 
-def shortened(epochs):
-    """Flags of a run of so few epochs that prunes half-way."""
-    return dict(n_epochs=epochs, polynomial_schedule_n=epochs // 3, pruning_epoch=epochs // 2)
-
-
 def synchronize(device):
     if device.type == "cuda":
         torch.cuda.synchronize()
@@ -132,7 +126,7 @@ def wandb_log():
 
 
 def measure_rate(problem, network, precision, device, seconds):
-    """Training images a second at batch 128; FLOP/s, and their share of a large matrix product's; peak memory."""
+    """Training images a second at batch 128."""
     t = trainer(problem, device, precision, batch_size=BATCH, strategy="none")
     # One or two whole batches an epoch, and next to no validation: the steps are what is measured
     t.train, t.val = t.train[: min(2, len(t.train) // BATCH) * BATCH], t.val[:2]
@@ -144,37 +138,14 @@ def measure_rate(problem, network, precision, device, seconds):
             if precision == "bf16":
                 model = model.to(memory_format=torch.channels_last)
             step = functools.partial(published_epoch, t, model, optimizer, 0, log)
-        with FlopCounterMode(display=False) as counter:
-            step()
+        step()
         synchronize(t.device)
         start, epochs = time.perf_counter(), 0
         while epochs == 0 or time.perf_counter() - start < seconds:
             step()
             epochs += 1
         synchronize(t.device)
-        rate = epochs * len(t.train) / (time.perf_counter() - start)
-    peak, flops = peak_memory(t.device), counter.get_total_flops() / len(t.train) * rate
-    return dict(images_per_s=rate, gflops=flops / 1e9, matmul_share=flops / matmul_rate(t), peak_mib=peak)
-
-
-def matmul_rate(t):
-    """FLOP/s of a large square matrix product in the trainer's precision."""
-    n = 2048 if t.device.type == "cpu" else 8192
-    a = torch.randn(n, n, device=t.device, dtype=torch.bfloat16 if t.args.precision == "bf16" else torch.float32)
-    best = math.inf
-    for _ in range(6):
-        synchronize(t.device)
-        start = time.perf_counter()
-        a @ a
-        synchronize(t.device)
-        best = min(best, time.perf_counter() - start)
-    return 2 * n**3 / best
-
-
-def peak_memory(device):
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+        return dict(images_per_s=epochs * len(t.train) / (time.perf_counter() - start))
 
 
 def measure_published_quality(problem, device, precision, seed, seconds):
@@ -194,16 +165,16 @@ def measure_published_quality(problem, device, precision, seed, seconds):
     return dict(best_val_rec=best, seconds=at, epochs=epoch, budget=now, mean_design=mean)
 
 
-def measure_our_quality(problem, device, precision, seed, epochs, quality=None):
-    """Ours: seconds until val_rec first reaches `quality` as shipped, in `epochs` at most; None: a short whole run."""
+def measure_our_quality(problem, device, precision, seed, epochs, quality):
+    """Ours: seconds until val_rec first reaches `quality` as shipped, in `epochs` at most."""
     trainer(problem, device, precision, seed).epoch(0)  # what the first call loads is not timed
-    t = trainer(problem, device, precision, seed, **({} if quality else shortened(epochs)))
+    t = trainer(problem, device, precision, seed)
     with wandb_log() as log:
         start = time.perf_counter()
         for epoch in range(epochs):
             row, _ = t.epoch(epoch)
             log(row)
-            if reached := quality is not None and row["val_rec"] <= quality:
+            if reached := row["val_rec"] <= quality:
                 break
         spent = time.perf_counter() - start
     return dict(reached=reached, seconds=spent, val_rec=row["val_rec"])
@@ -226,7 +197,7 @@ def measure_outside(problem, device, precision, epochs):
     train.Trainer.steps, train.fit = timed(train.Trainer.steps, "steps"), timed(train.fit, "fit")
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
         flags = COMMON | dict(problem=problem, device=device, precision=precision, seed=1001, wandb="offline")
-        flags |= dict(out=folder) | shortened(epochs)
+        flags |= dict(out=folder, n_epochs=epochs, polynomial_schedule_n=epochs // 3, pruning_epoch=epochs // 2)
         train.main([f"--{key}={value}" for key, value in flags.items()])
     return dict(outside_share=1 - spent["steps"] / spent["fit"])
 
@@ -241,9 +212,9 @@ def measure_epoch(problem, device, seconds):
     return dict(epoch_s=statistics.mean(spent))
 
 
-def start(name, threads, **arguments):
-    """Start a measurement in a process of its own with so many threads; it prints one JSON object."""
-    env = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT)}
+def start(name, threads=None, **arguments):
+    """Start a measurement in a process of its own with so many threads (None: all cores); it prints one JSON object."""
+    env = {**os.environ, "OMP_NUM_THREADS": str(threads or cores()), "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "tools.bench", "--measure", name, "--arguments", json.dumps(arguments)]
     return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -261,27 +232,21 @@ def spread(values):
     return median if len(values) == 1 else f"{median} ({low} to {high})"
 
 
-def table_row(cells):
-    return "| " + " | ".join(cells) + " |"
+COLUMNS = ("measure", "problem", "setting", "published", "ours", "ratio")
 
 
 class Table:
     """Rows of results/NAME.csv and .md, printed as they come and written after each."""
 
-    COLUMNS = ("measure", "problem", "setting", "published", "ours", "ratio")
-
     def __init__(self, name, about):
         self.path, self.about, self.rows = Path("results") / name, about, []
-        print(table_row(self.COLUMNS) + "\n|" + " --- |" * len(self.COLUMNS), flush=True)
 
     def add(self, *row):
         self.rows.append([f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in row])
-        print(table_row(self.rows[-1]), flush=True)
+        print(" | ".join(self.rows[-1]), flush=True)
         self.path.parent.mkdir(exist_ok=True)
-        with open(self.path.with_suffix(".csv"), "w", newline="") as file:
-            csv.writer(file).writerows([self.COLUMNS, *self.rows])
-        lines = map(table_row, (self.COLUMNS, ["---"] * len(self.COLUMNS), *self.rows))
-        self.path.with_suffix(".md").write_text(self.about + "\n\n" + "\n".join(lines) + "\n")
+        pandas.DataFrame(self.rows, columns=COLUMNS).to_csv(self.path.with_suffix(".csv"), index=False)
+        self.path.with_suffix(".md").write_text(f"{self.about}\n\n{markdown(COLUMNS, self.rows)}\n")
 
 
 def machine(device):
@@ -292,30 +257,23 @@ def machine(device):
 
 
 def add_rates(table, problem, precision, device, seconds):
-    """Rate, memory and FLOP/s of the three networks."""
+    """Rates of the three networks."""
     asked = dict(problem=problem, precision=precision, seconds=seconds, device=device)
     networks = ("published, as shipped", "published", "ours")
-    shipped, plain, ours = (result(start("rate", cores(), network=network, **asked)) for network in networks)
+    shipped, plain, ours = (result(start("rate", network=network, **asked))["images_per_s"] for network in networks)
     for setting, theirs in ((f"{precision}, published logs each step", shipped), (precision, plain)):
-        rates = theirs["images_per_s"], ours["images_per_s"]
-        table.add("training images/s", problem, setting, *rates, rates[1] / rates[0])
-    memory = f"peak memory of the {'process' if device == 'cpu' else 'tensors on the GPU'}, MiB"
-    table.add(memory, problem, precision, plain["peak_mib"], ours["peak_mib"], plain["peak_mib"] / ours["peak_mib"])
-    for name, unit in dict(gflops="GFLOP/s", matmul_share="share of a matrix product's FLOP/s").items():
-        table.add(unit, problem, precision, plain[name], ours[name], "")
+        table.add("training images/s", problem, setting, theirs, ours, ours / theirs)
 
 
 def add_quality(table, device, seeds, seconds, epochs):
     """Time to quality on the beams, with all threads, seed after seed; published as shipped. Both learn in fp32."""
     asked = dict(problem="beams2d", precision="fp32", device=device)
-    theirs = [result(start("published_quality", cores(), seconds=seconds, seed=seed, **asked)) for seed in seeds]
+    theirs = [result(start("published_quality", seconds=seconds, seed=seed, **asked)) for seed in seeds]
     best, first = [run["best_val_rec"] for run in theirs], theirs[0]
     setting = f"val_rec {spread(best)}, its best in {first['budget']:.0f} s or {first['epochs']} epochs"
     setting += f"; the mean design's: {first['mean_design']:.3g}"
-    ours = [
-        result(start("our_quality", cores(), epochs=epochs, quality=quality, seed=seed, **asked))
-        for quality, seed in zip(best, seeds, strict=True)
-    ]
+    pairs = zip(best, seeds, strict=True)
+    ours = [result(start("our_quality", epochs=epochs, quality=q, seed=seed, **asked)) for q, seed in pairs]
     spent = [[run["seconds"] for run in runs] for runs in (theirs, ours)]
     ratio = spread([a / b for a, b in zip(*spent, strict=True)])
     if max(best) >= first["mean_design"]:
@@ -336,25 +294,20 @@ def bench(device, quick):
     )
     about += "bundled designs. Batch 128, no pruning; to quality: ours at its defaults, published with Adam at 4e-4, "
     about += "4 times its default. Ratio: in our favour."
-    if len(precisions) == 1:
-        about += " bf16 is not measured: this machine only emulates it."
+    about += "" if len(precisions) > 1 else " bf16 is not measured: this machine only emulates it."
     table = Table(f"bench{'-quick' if quick else ''}{suffix}", about)
     for problem in problems:
         for precision in precisions:
             add_rates(table, problem, precision, device, rate_s)
     add_quality(table, device, seeds, budget_s, epochs)
-    for precision in precisions if len(precisions) > 1 else ():  # does bf16 cost quality? Ours, whole short runs
-        asked = dict(problem="beams2d", precision=precision, epochs=epochs, device=device)
-        ends = [result(start("our_quality", cores(), seed=seed, **asked))["val_rec"] for seed in seeds]
-        table.add(f"val_rec after {epochs} epochs", "beams2d", precision, "", spread(ends), "")
     for problem in problems:
         asked = dict(problem=problem, precision="auto", epochs=20 if quick else 60, device=device)
-        share = result(start("outside", cores(), **asked))["outside_share"]
+        share = result(start("outside", **asked))["outside_share"]
         table.add("share of the loop outside the steps", problem, "W&B offline", "", share, "")
     if device == "cpu" and (half := cores() // 2):  # two runs side by side, against one with all of one's half
         asked = dict(problem="beams2d", network="ours", precision="fp32", seconds=2 * rate_s, device=device)
-        one = result(start("rate", half, **asked))["images_per_s"]
-        two = [start("rate", half, **asked) for _ in range(2)]
+        one = result(start("rate", threads=half, **asked))["images_per_s"]
+        two = [start("rate", threads=half, **asked) for _ in range(2)]
         both = sum(result(process)["images_per_s"] for process in two)
         setting = f"{half} thread(s) each; ratio to one such run"
         table.add("two runs at once, images/s", "beams2d", setting, "", both, both / one)
@@ -366,7 +319,7 @@ def budget(device):
     agents = cores() if device == "cpu" else 1
     rates = {}
     for problem in PROBLEMS:
-        together = [start("epoch", 1, problem=problem, device=device, seconds=15) for _ in range(agents)]
+        together = [start("epoch", threads=1, problem=problem, device=device, seconds=15) for _ in range(agents)]
         rates[problem] = statistics.mean(result(process)["epoch_s"] for process in together)
     rows, total = [], 0.0
     for path in sorted((ROOT / "sweeps").glob("*.yaml")):
@@ -379,7 +332,7 @@ def budget(device):
         epochs = parameters["n_epochs"]["value"]
         hours = runs * epochs * statistics.mean(rates[problem] for problem in problems) / agents / 3600
         total += hours
-        rows.append(table_row([path.stem.replace("_", " "), str(runs), str(epochs), f"{hours:.1f}"]))
+        rows.append([path.stem.replace("_", " "), runs, epochs, f"{hours:.1f}"])
     seconds = ", ".join(f"{problem} {rate:.2f} s" for problem, rate in rates.items())
     command = f"make budget{' DEVICE=cuda' if device == 'cuda' else ''}"
     where = f"{machine(device)}, {agents} agent(s) at a time, {datetime.date.today()}"
@@ -388,7 +341,7 @@ def budget(device):
         f"An epoch: {seconds}. 03 at the defaults: hyperband stops runs early, but latent_dim and batch vary.",
         "",
     ]
-    lines += ["| sweep | runs | epochs | hours |", "| --- | --- | --- | --- |", *rows, f"| all | | | {total:.1f} |"]
+    lines.append(markdown(["sweep", "runs", "epochs", "hours"], [*rows, ["all", "", "", f"{total:.1f}"]]))
     path = Path("results") / ("budget.md" if device == "cpu" else f"budget-{device}.md")
     path.parent.mkdir(exist_ok=True)
     path.write_text("\n".join(lines) + "\n")

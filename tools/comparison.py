@@ -36,7 +36,7 @@ def numbers_of(group):
 
 
 def width(rows):
-    """A row a problem and width: runs, and mean and standard error of dimensions, val_rec and its ratio to PCA's error."""
+    """A row a problem and width: runs, and mean and standard error of dimensions, val_rec, ratio to PCA."""
     cells = []
     for (problem, latent_dim), group in rows.groupby(["problem", "latent_dim"]):
         cells.append([problem, str(latent_dim), str(len(group)), *numbers_of(group)])
@@ -44,7 +44,7 @@ def width(rows):
 
 
 def ground_truth(rows):
-    """A row a number of factors k and width: what was kept, the errors, and how many runs kept k..2k+1, and exactly k."""
+    """A row a number of factors k and width: dims, errors, how many runs kept k..2k+1, and exactly k."""
     k, dims = rows["toy_dims"], rows["active_dims"]
     rows = rows.assign(right=(k <= dims) & (dims <= 2 * k + 1) & (rows["val_rec"] < 5e-4), exact=dims == k)
     cells = []
@@ -68,7 +68,7 @@ def method_of(row):
 
 
 def baselines(rows):
-    """A row a problem and method: runs, and mean and standard error of dimensions, val_rec and its ratio to PCA's error."""
+    """A row a problem and method: runs, and mean and standard error of dimensions, val_rec, ratio to PCA."""
     cells = []
     for (problem, method), group in rows.assign(method=rows.apply(method_of, axis=1)).groupby(["problem", "method"]):
         cells.append([problem, method, str(len(group)), *numbers_of(group)])

@@ -1,4 +1,4 @@
-"""Two minutes of it, without training: the model of beams in models/, its picture, its row, and a design for new conditions.
+"""Two minutes of it, without training: the model of beams in models/, its row, and a design for new conditions.
 
 make demo       # writes report/demo/index.html, and opens it where there is a browser
 """
@@ -27,15 +27,14 @@ def run(folder):
     problem, k = flags["problem"], len(model.dims)
     designs = data.load(problem, "sample")
     page = Page(folder, f"{k} numbers for a beam")
-    page.text(
+    told = (
         f"This model began with {flags['latent_dim']} numbers for a beam and gave up all but {k}. Below: how well they "
-        "describe beams that it has not seen, a beam for conditions that nobody optimised, and what each number does."
     )
+    told += "describe beams that it has not seen, a beam for conditions that nobody optimised, what each number does."
+    page.section(text=told)
     with torch.no_grad():
-        error, pca = (
-            (model(designs.val) - designs.val).square().mean().item(),
-            read_json(at / "summary.json")["pca_rec"],
-        )
+        error = (model(designs.val) - designs.val).square().mean().item()
+    pca = read_json(at / "summary.json")["pca_rec"]
     header = ["problem", f"numbers kept of {flags['latent_dim']}", "error", "PCA's error with as many", "ratio"]
     caption = f"The error is the mean squared error a pixel over {len(designs.val)} validation designs."
     page.table("row", header, [[problem, k, error, pca, error / pca]], caption)

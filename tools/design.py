@@ -2,9 +2,9 @@
 
     make design MODEL=models/beams2d CONDITIONS="volfrac=0.3 rmin=2 forcedist=0.4"      # POLISH=5, FORCE=1, OUT=folder
 
-Beside the design stands the training design of the nearest conditions, both with their densities shifted by a constant until the
-volume fits, and both after POLISH iterations of the problem's own optimiser. How sure it is: the error on validation designs, made
-from their conditions alone, is printed, too. Writes design.png and design.npy. In Python:
+Beside the design stands the training design of the nearest conditions. The densities of both are shifted by a constant
+until the volume fits; then both get POLISH iterations of the problem's own optimiser. The error on validation designs,
+made from their conditions alone, is printed, too. Writes design.png and design.npy. In Python:
 
     model = lvae.load("models/beams2d"); x = model.design(dict(volfrac=0.3, rmin=2, forcedist=0.4))
 """
@@ -27,10 +27,10 @@ SMOOTH = (0.5, 1.5, 2.5)  # Matern's nu: continuous, once, twice differentiable
 
 
 def regression(conditions, y):
-    """Gaussian process from conditions {name: (n,)} to y (n, k), as plain tensors and numbers for lvae's CompactLVAE.design.
+    """Gaussian process from conditions {name: (n,)} to y (n, k), as what lvae's CompactLVAE.design takes.
 
-    A Matern kernel with a length a condition. Lengths and noise maximise the marginal likelihood on a subset of the designs;
-    nu is chosen by cross-validation there. Returns None where no condition varies.
+    A Matern kernel with a length a condition. Lengths and noise maximise the marginal likelihood on a subset of the
+    designs; nu is chosen by cross-validation there. Returns None where no condition varies.
     """
     from sklearn.gaussian_process import GaussianProcessRegressor
     from sklearn.gaussian_process.kernels import Matern, WhiteKernel
@@ -98,7 +98,7 @@ def accuracy(model, designs):
 
 
 def settled(problem, conditions):
-    """(conditions as the simulator takes them, what was changed). EngiBench loads a beam at a node of its top edge only."""
+    """(conditions as the simulator takes them, what was changed): it loads a beam at a node of its top edge."""
     if problem == "beams2d" and "forcedist" in conditions:
         at = round(conditions["forcedist"] * 100) / 100
         said = f"forcedist {conditions['forcedist']:g} lies between two nodes; moved to {at:g}"

@@ -1,13 +1,14 @@
 """How good are designs for new conditions? Fresh conditions, five starts, the problem's own optimiser after each.
 
-    make design-bench            # 150 conditions a problem; goes on from results/design.csv and writes results/design.md
+    make design-bench            # 150 conditions a problem; goes on from results/design.csv
     make design-bench QUICK=1    # 20 conditions a problem
 
-The conditions are those of a seed that no other command uses. The optimum is the optimiser's own, from its cold start, as for the
-bundled designs. The gap is objective / optimum - 1. Every start has its volume fitted and is then improved by 0 to 10 iterations.
+The conditions are those of a seed that no other command uses. The optimum is the optimiser's own, from its cold start,
+as for the bundled designs. The gap is objective / optimum - 1. Every start has its volume fitted and is then improved
+by 0 to 10 iterations.
 
-On the same optima: how well is the objective predicted from their latents, and from what else is known? (results/surrogates.csv)
-photonics2d, whose conditions say next to nothing about its designs, has no optimiser as quick: it is scored without iterations.
+On the same optima: how well is the objective predicted from their latents, and from what else is known?
+(results/surrogates.csv) photonics2d has no optimiser as quick: it is scored without iterations.
 """
 
 import argparse
@@ -46,7 +47,7 @@ RESULTS = Path(__file__).parent.parent / "results"
 
 
 def training(problem, model):
-    """The bundled designs, the training designs' pixels (N, H * W), and their PCA with as many components as the model."""
+    """The bundled designs, the training designs' pixels (N, H * W), and their PCA of as many dimensions."""
     designs = data.load(problem, "sample")
     pixels = designs.train.flatten(1).double().numpy()
     return designs, pixels, PCA(len(model.dims), random_state=0).fit(pixels)
@@ -66,10 +67,10 @@ def predictors(problem, model, designs, x, pca):
 
 
 def surrogates(problem, model, designs, pixels, pca):
-    """A function of (design (H, W), conditions) -> {what is known of the design: its objective, as predicted from that}.
+    """A function of (design (H, W), conditions) -> {what is known of the design: its objective, predicted}.
 
-    Kernel ridge, fitted to the training designs, its hyperparameters by cross-validation on a subset. Where all objectives
-    are positive, it predicts their logarithm. The last three are training()'s.
+    Kernel ridge, fitted to the training designs, its hyperparameters by cross-validation on a subset. Where all
+    objectives are positive, it predicts their logarithm. The last three are training()'s.
     """
     with np.load(f"samples/{problem}.npz") as file:
         y = file["objective"][file["split"].astype(str) == "train"]
@@ -115,8 +116,9 @@ def measure(job):
 
 
 def table(rows):
-    """Gap to the optimum by problem, start and iterations; and how much worse than from the latents each other start is:
-    geometric mean of the ratio of objectives over the conditions, with Student's 95 % interval, where all are positive."""
+    """Gap to the optimum by problem, start and iterations, and how much worse than the latents each other start is.
+
+    That is the geometric mean of the ratio of objectives, with Student's 95 % interval, where all are positive."""
     from scipy.stats import t
 
     cells = []

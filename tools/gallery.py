@@ -18,22 +18,16 @@ from matplotlib.figure import Figure
 import data
 from lvae import InputError, load
 from record import guarded, read_json
-from report import COLOURS, Page, change, log_axis, num, panel
+from report import COLOURS, Page, log_axis, num, panel, percent
 from tools.designs import objective
 from tools.figures import mosaic
 
 STEPS = 7  # of a traversal and of an interpolation
-FIRST = 8  # dimensions whose traversals are shown at once; the rest is folded away
+ROWS = 8  # dimensions whose traversals one picture shows
 OBJECTIVE = {  # name, what is better, what else to look at; all dimensionless (tools/designs.py)
     "beams2d": ("compliance", "lower", "More material makes it better by itself: look at the volume, too."),
     "heatconduction2d": ("thermal compliance", "lower", "More conductor makes it better: look at the volume, too."),
-    "photonics2d": (
-        "mode overlap",
-        "higher",
-        "It is the product of the two overlaps less a small penalty on material, and may be negative. Designs are "
-        "scored as they are, as Photonics2D v1 does: v0 blurs and projects a finished design once more (EngiBench's "
-        "pull request 264).",
-    ),
+    "photonics2d": ("mode overlap", "higher", "It is a product less a penalty on material, and may be negative."),
 }
 PHYSICS = ["what", "validation design", "objective of the original", "its objective"]
 PHYSICS += ["volume of the original", "its volume", "squared error"]
@@ -91,45 +85,29 @@ def draw(page, problem, model, designs, count, simulations):
 
     seen = cut(x[:1])[0].shape
     cropped = f" Shown are the {seen[0]} x {seen[1]} pixels in which designs differ." if seen != model.shape else ""
-    page.text(f"In all pictures dark is material.{cropped}")
+    page.section(text=f"In all pictures dark is material.{cropped}")
     error = square(y, x)
     order = error.argsort()
     picked = order[torch.linspace(0, len(order) - 1, min(count, len(order))).round().long()]
-    page.section(
-        "Reconstructions, best to worst",
-        "Validation designs, from the smallest to the largest squared error; the steps between are equal.",
-    )
-    told = f"mean squared error from {num(float(error.min()))} to {num(float(error.max()))}"
-    told += f", median {num(float(error.median()))}"
+    page.section("Reconstructions, best to worst", "Validation designs at equal steps of the rank of their error.")
+    low, middle, high = (num(v) for v in torch.quantile(error, torch.tensor([0, 0.5, 1])).tolist())
+    told = f"mean squared error from {low} to {high}, median {middle}"
     titles = [[None] * len(picked), [f"error {e:.2g}" for e in error[picked].tolist()], [None] * len(picked)]
     rows = [cut(batch) for batch in (x[picked], y[picked], (y - x)[picked].abs())]
-    page.image(
-        "reconstructions",
-        images(rows, ["design", "reconstruction", "difference"], titles),
-        f"{len(picked)} validation designs, their reconstructions and the differences: {told}",
-        f"{told[0].upper() + told[1:]}.",
-    )
+    figure = images(rows, ["design", "reconstruction", "difference"], titles)
+    page.image("reconstructions", figure, f"validation designs and their reconstructions: {told}", f"{told}.")
     if simulations and problem in OBJECTIVE and designs.conditions["val"]:
         physics(page, problem, designs, y, model, simulations)
     traversals(page, model, x, z, cut)
-    page.section(
-        "Interpolation",
-        "Straight lines in the latent space between two validation designs: the ends are reconstructions.",
-    )
+    page.section("Interpolation", "Straight lines in the latent space between two validation designs.")
     pairs = np.random.default_rng(0).permutation(len(x))[: 2 * min(4, len(x) // 2)].reshape(-1, 2).tolist()
     t = torch.linspace(0, 1, STEPS)[:, None]
     rows = [cut([x[a], *model.decode((1 - t) * z[a] + t * z[b]), x[b]]) for a, b in pairs]
     between = [f"{float(v):.2f}" for v in t[1:-1, 0]]
     titles = [["design", f"error {error[a]:.2g}", *between, f"error {error[b]:.2g}", "design"] for a, b in pairs]
-    page.image(
-        "interpolation",
-        images(rows, titles=titles),
-        f"{len(rows)} interpolations between two validation designs in {STEPS} steps",
-        "Left and right: the designs themselves.",
-    )
-    page.section(
-        "Samples", "New designs: latents drawn from a Gaussian with the training designs' mean and covariance."
-    )
+    alt = f"{len(rows)} interpolations between two validation designs in {STEPS} steps"
+    page.image("interpolation", images(rows, titles=titles), alt, "Left and right: the designs themselves.")
+    page.section("Samples", "Latents drawn from a Gaussian with the training designs' mean and covariance.")
     drawn = cut(model.sample(2 * count, seed=0))
     page.image("samples", images([drawn[:count], drawn[count:]]), f"{2 * count} designs drawn at random", "")
 
@@ -147,23 +125,16 @@ def traversals(page, model, x, z, cut):
         "others at their mean. First the dimension that matters most. The number is what the error grows by where it "
         "is held at its mean. A row in which nothing moves is a dimension that could still go.",
     )
-    for first in range(0, k, FIRST):
-        rows, chosen = [], order[first : first + FIRST]
+    for first in range(0, k, ROWS):
+        rows, chosen = [], order[first : first + ROWS]
         for i in chosen:
             point = mean.repeat(STEPS, 1)
             point[:, i] = torch.linspace(float(low[i]), float(high[i]), STEPS)
             rows.append(cut(model.decode(point)))
-        if first == FIRST:
-            page.text(f"The rest of the {k} dimensions", kind="fold")
         which = f"Dimensions {first + 1} to {first + len(rows)} of {k}"
-        page.image(
-            f"traversals-{first + 1}",
-            images(rows, [f"dim {model.dims[i]}\n{num(float(cost[i]), 2)}" for i in chosen]),
-            f"traversals of kept dimensions {first + 1} to {first + len(rows)} of {k}, those that matter most first",
-            f"{which}; left the 1st, right the 99th percentile.",
-        )
-    if k > FIRST:
-        page.text("", kind="unfold")
+        figure = images(rows, [f"dim {model.dims[i]}\n{num(float(cost[i]), 2)}" for i in chosen])
+        caption = f"{which}; left the 1st, right the 99th percentile."
+        page.image(f"traversals-{first + 1}", figure, f"{which}, swept, those that matter most first", caption)
 
 
 def physics(page, problem, designs, y, model, count):
@@ -192,40 +163,37 @@ def physics(page, problem, designs, y, model, count):
     items = []
     for kind in ("reconstruction", "sample"):
         own, other = np.array([r[2:4] for r in rows if r[0] == kind]).T
-        ratio = np.median(np.log(other / own)) if (own > 0).all() and (other > 0).all() else None
+        positive = (own > 0).all() and (other > 0).all()
         told = f"median {num(float(np.median(other)))} against {num(float(np.median(own)))}"
-        told = told if ratio is None else f"median change {change(float(ratio))}"
-        figure, axes = panel(f"{kind}s", wide=True, height=3.2)
+        told = f"median change {percent(float(np.median(other / own)) - 1)}" if positive else told
+        figure, axes = panel(f"{kind}s", True, 3.2)
         ends = [min(own.min(), other.min()), max(own.max(), other.max())]
         axes.plot(ends, ends, color=COLOURS[7], lw=1, ls="--")
         axes.plot(own, other, "o", color=COLOURS[0], mfc="none", ms=4)
         axes.set(xlabel=f"{name} of the original", ylabel=f"{name} of the {kind}")
-        if ratio is not None and ends[1] / ends[0] > 10:
+        if positive and ends[1] / ends[0] > 10:
             log_axis(axes.xaxis)
             log_axis(axes.yaxis)
         worse = "above" if better == "lower" else "below"
         caption = f"On the dashed line: as good as the original; {worse} it: worse. {told[0].upper() + told[1:]}."
         items.append((f"physics-{kind}", figure, f"{name} of {len(own)} originals and their {kind}s: {told}", caption))
-    page.figures(items, wide=True)
-    page.table("physics", PHYSICS, rows, f"Every design that was simulated. {advice}", closed=True)
+    page.figures(items, "wide")
+    page.table("physics", PHYSICS, rows, f"Every design that was simulated. {advice}")
 
 
 def run(args):
     """Write the gallery that the command line asks for, and print where it is."""
     if args.designs < 2 or args.physics < 0:
-        asked = f"--designs {args.designs} --physics {args.physics}"
-        raise InputError(f"{asked}: allowed: at least 2, and at least 0")
+        raise InputError("--designs, --physics: allowed: at least 2, and at least 0")
     config, model, designs = open_run(args.run)
     flags, val_rec = config["flags"], (read_json(args.run / "summary.json") or {}).get("val_rec")
     page = Page(args.out / f"gallery-{config['id']}", f"Gallery of {config['name']}")
     source, n = designs.fingerprint["source"], len(designs.val)
-    page.facts(
-        [
-            ("Run", f"{config['name']}, {flags['n_epochs']} epochs, {flags['strategy']}"),
-            ("Result", f"val_rec {num(val_rec)}, {len(model.dims)} of {flags['latent_dim']} dims kept"),
-            ("Data", f"{source}, {n} validation designs; the test designs are not touched"),
-        ]
-    )
+    page.terms += [
+        ("Run", f"{config['name']}, {flags['n_epochs']} epochs, {flags['strategy']}"),
+        ("Result", f"val_rec {num(val_rec)}, {len(model.dims)} of {flags['latent_dim']} dims kept"),
+        ("Data", f"{source}, {n} validation designs; the test designs are not touched"),
+    ]
     draw(page, flags["problem"], model.eval(), designs, args.designs, args.physics)
     print(page.write())
 
