@@ -603,13 +603,13 @@ class Page:
     def caveat(self, text):
         self.caveats += [text] if text and text not in self.caveats else []
 
-    def image(self, name, figure, alt, caption):
-        self.figures([(name, figure, alt, caption)], "pixels")
+    def image(self, name, figure, alt, caption, fold=""):
+        self.figures([(name, figure, alt, caption)], "pixels", fold)
 
-    def figures(self, items, style="plain"):
-        """items: (name, figure, alt, caption) each. style: plain, wide, pixels."""
+    def figures(self, items, style="plain", fold=""):
+        """items: (name, figure, alt, caption) each. style: plain, wide, pixels. fold: folded away under this title."""
         panels = [dict(src=self._figure(slug(n), figure), alt=alt, caption=told) for n, figure, alt, told in items]
-        self.parts.append(dict(kind="figures", panels=panels, style=style))
+        self.parts.append(dict(kind="figures", panels=panels, style=style, fold=fold))
 
     def _figure(self, name, figure):
         """Save a figure; its address for the page, which holds it itself."""
@@ -1006,9 +1006,10 @@ def make(args):
         header(name)
     runs = [run for path in args.wandb for run in wandb_runs(path)] if args.wandb else local_runs(args.runs)
     source = f"W&B: {', '.join(args.wandb)}" if args.wandb else args.runs
-    index = Page(args.out, "The questions and their answers")
+    out = Path(args.out) / ("" if source == "runs" else slug(source))  # no page of other rows is overwritten
+    index = Page(out, "The questions and their answers")
     for name in names:
-        path, found = build(name, runs, args.out, source)
+        path, found = build(name, runs, out, source)
         finished = sum(run.status == "finished" for run in found.own)
         others = len(found.table) + len(found.broken) - len(found.done)
         told = f"{others} other runs, {len(found.left_out)} left out (from {source})"

@@ -27,7 +27,12 @@ ROWS = 8  # dimensions whose traversals one picture shows
 OBJECTIVE = {  # name, what is better, what else to look at; all dimensionless (tools/designs.py)
     "beams2d": ("compliance", "lower", "More material makes it better by itself: look at the volume, too."),
     "heatconduction2d": ("thermal compliance", "lower", "More conductor makes it better: look at the volume, too."),
-    "photonics2d": ("mode overlap", "higher", "It is a product less a penalty on material, and may be negative."),
+    "photonics2d": (
+        "mode overlap",
+        "higher",
+        "It is a product less a penalty on material, and may be negative. Designs are scored as they are, by the rule of "
+        "Photonics2D v1: v0 blurs and projects a finished design once more (EngiBench's pull request 264).",
+    ),
 }
 PHYSICS = ["what", "validation design", "objective of the original", "its objective"]
 PHYSICS += ["volume of the original", "its volume", "squared error"]
@@ -134,7 +139,8 @@ def traversals(page, model, x, z, cut):
         which = f"Dimensions {first + 1} to {first + len(rows)} of {k}"
         figure = images(rows, [f"dim {model.dims[i]}\n{num(float(cost[i]), 2)}" for i in chosen])
         caption = f"{which}; left the 1st, right the 99th percentile."
-        page.image(f"traversals-{first + 1}", figure, f"{which}, swept, those that matter most first", caption)
+        alt, fold = f"{which}, swept, those that matter most first", which if first else ""
+        page.image(f"traversals-{first + 1}", figure, alt, caption, fold)
 
 
 def physics(page, problem, designs, y, model, count):
