@@ -4,7 +4,7 @@ from lvae import load
 model = load("models/beams2d/model.pt")   # or a run folder, runs/<id>
 z = model.encode(x)                       # designs (N, 1, H, W) in [0, 1] -> latents (N, k)
 x = model.decode(z)                       # and back; model(x) does both
-new = model.sample(16)                    # (16, 1, H, W), from a Gaussian with the training designs' mean and covariance
+new = model.sample(16)                    # (16, 1, H, W), drawn like the training designs' latents
 """
 
 import math
@@ -16,7 +16,7 @@ from torch import nn
 
 
 class InputError(ValueError):
-    """Bad input: one line that names the flag or file, what is wrong and what is allowed. The command line exits with 2."""
+    """Bad input: one line that names the flag or file, what is wrong and what is allowed. Exit code 2."""
 
     def __str__(self):  # what is quoted may have more
         return super().__str__().replace("\n", "\\n")
@@ -28,10 +28,10 @@ def first_line(error):
 
 
 def to_patches(x, strides):
-    """Designs (B, 1, H, W) -> patches (B, h, w, kn, kn, ..., k1, k1), nested: strides = (k1, ..., kn), h = H / (k1 ... kn).
+    """Designs (B, 1, H, W) -> nested patches (B, h, w, kn, kn, ..., k1, k1), where strides = (k1, ..., kn).
 
-    Of these rows of k1 * k1 pixels a Linear is a convolution of kernel and stride k1; rows of k2 * k2 of its outputs go into the next.
-    So the pixels are put in order once, and every layer is one matrix product.
+    Of these, rows of k1 * k1 pixels go into a Linear: a convolution of kernel and stride k1. Rows of k2 * k2 of its
+    outputs go into the next. So the pixels are put in order once, and every layer is one matrix product.
     """
     n, stride = len(strides), math.prod(strides)
     x = x.reshape(len(x), x.shape[2] // stride, *strides[::-1], x.shape[3] // stride, *strides[::-1])
@@ -41,7 +41,7 @@ def to_patches(x, strides):
 def from_patches(x, shape, strides):
     """The inverse: rows of k1 * k1 pixels in the order of to_patches -> designs (B, 1, H, W) of shape (H, W).
 
-    A Linear before it is a transposed convolution. As the patches do not overlap, its operator norm is that of the Linear's matrix.
+    A Linear before it is a transposed convolution. As patches do not overlap, its operator norm is its matrix's.
     """
     n, stride = len(strides), math.prod(strides)
     x = x.view(-1, shape[0] // stride, shape[1] // stride, *(k for k in strides[::-1] for _ in range(2)))
@@ -60,11 +60,11 @@ class Rows(nn.Module):
 
 
 class Autoencoder(nn.Module):
-    """Autoencoder of designs (B, 1, H, W) whose decoder is made of `linear` layers. Training takes bounded ones (train.py's LVAE).
+    """Autoencoder of designs (B, 1, H, W), whose decoder is made of `linear` layers: bounded ones in training.
 
-    z = 10 * encoder(x). `lipschitz` multiplies the decoder's input. Both constants leave the optimum alone (only w_v / lipschitz
-    matters for it) and set how fast it is reached. Any H x W: designs are padded by replication to a multiple of the stride and
-    cropped again.
+    z = 10 * encoder(x), and `lipschitz` multiplies the decoder's input. Both constants leave the optimum alone (only
+    w_v / lipschitz matters for it) and set how fast it is reached. Any H x W: designs are padded by replication to a
+    multiple of the stride, and cropped again.
     """
 
     ENCODER_GAIN = 10.0
@@ -82,12 +82,9 @@ class Autoencoder(nn.Module):
             inputs = channels
         self.encoder = nn.Sequential(*layers, Rows(places * inputs), nn.Linear(places * inputs, latent_dim))
 
-        # A hidden layer, so that each pixel is a curved function of all latents: without it the latents are as many as PCA's
-        layers = [
-            linear(latent_dim, self.HIDDEN),
-            nn.LeakyReLU(0.2, inplace=True),
-            linear(self.HIDDEN, places * inputs),
-        ]
+        # A hidden layer makes each pixel a curved function of all latents: without it there are as many as PCA's
+        layers = [linear(latent_dim, self.HIDDEN), nn.LeakyReLU(0.2, inplace=True)]
+        layers += [linear(self.HIDDEN, places * inputs)]
         for channels, k in zip((*self.CHANNELS[-2::-1], 1), self.STRIDES[::-1], strict=True):
             layers += [nn.LeakyReLU(0.2, inplace=True), Rows(inputs), linear(inputs, k * k * channels)]
             inputs = channels
@@ -95,9 +92,7 @@ class Autoencoder(nn.Module):
 
     def encode(self, x):  # (B, 1, H, W) -> (B, latent_dim)
         x = self.encoder[:-1](to_patches(F.pad(x, self.padding, mode="replicate"), self.STRIDES))
-        with torch.autocast(
-            x.device.type, enabled=False
-        ):  # bf16 would round away the std of a latent with a large mean
+        with torch.autocast(x.device.type, enabled=False):  # bf16 would round away the std beside a large mean
             return self.ENCODER_GAIN * self.encoder[-1](x.to(self.encoder[-1].weight.dtype))
 
     def decode(self, z):  # (B, latent_dim) -> (B, 1, H, W)
@@ -108,7 +103,7 @@ class Autoencoder(nn.Module):
 
 
 def matern(known, values):
-    """Conditions (N, c) -> latents (N, k), by a Gaussian process with a Matern kernel: `known` is tools/design.py's regression().
+    """Conditions (N, c) -> latents (N, k), by a Gaussian process with a Matern kernel: tools/design.py's regression().
 
     In float64: large weights of both signs cancel, and in float32 the sum would depend on its order.
     """
@@ -124,22 +119,31 @@ def predict(known, conditions):
     return matern(known, torch.tensor([[float(conditions[name]) for name in known["names"]]], dtype=torch.float64))
 
 
+def draw(latents, bandwidth, n, generator):
+    """n latents (n, k) from a kernel density of latents (N, k), in float64; its mean and covariance are theirs.
+
+    A kernel is a Gaussian of their covariance * bandwidth^2, bandwidth in (0, 1]; at 1 all are one Gaussian. Its centre
+    is one of the latents, drawn towards their mean by sqrt(1 - bandwidth^2).
+    """
+    z = latents.double().cpu()
+    mean, noise = z.mean(0), torch.randn(n, z.shape[1], generator=generator, dtype=torch.float64)
+    values, vectors = torch.linalg.eigh(torch.cov(z.T, correction=0).reshape(len(mean), len(mean)))
+    root = (vectors * values.clamp_min(0).sqrt()) @ vectors.T  # the symmetric root: no sign or order of axes in it
+    centres = z[torch.randint(len(z), (n,), generator=generator)] - mean
+    return mean + math.sqrt(1 - bandwidth**2) * centres + bandwidth * noise @ root
+
+
 class CompactLVAE(Autoencoder):
     """The trained model on its kept dimensions alone. Same output as the masked model to 1e-5, both in fp32.
 
-    flags: those of the run; dims: the kept dimensions' numbers in training; mean (k,), cov (k, k): of the training designs' latents.
+    flags: those of the run; dims: the kept dimensions' numbers in training; latents (N, k): of the training designs;
+    bandwidth: of their density, see draw(); known: the regression from conditions to latents, or None.
     """
 
-    def __init__(self, flags, shape, dims, mean, cov, known=None):
+    def __init__(self, flags, shape, dims, latents, bandwidth, known=None):
         super().__init__(shape, len(dims), flags["lipschitz"])
-        self.flags, self.dims, self.known = flags, dims, known  # known: the regression from conditions to latents
-        self.register_buffer("mean", mean)
-        self.register_buffer("cov", cov)
-
-    @property
-    def std(self):
-        """Standard deviation of each latent over the training designs, (k,)."""
-        return self.cov.diag().sqrt()
+        self.flags, self.dims, self.bandwidth, self.known = flags, dims, bandwidth, known
+        self.register_buffer("latents", latents)
 
     def forward(self, x):
         """Designs (N, 1, H, W) -> their reconstructions (N, 1, H, W)."""
@@ -163,11 +167,9 @@ class CompactLVAE(Autoencoder):
 
     @torch.no_grad()
     def design(self, conditions, force=False):
-        """A design (1, 1, H, W) for conditions {name: number}. force: outside of the range that the model was trained on, too."""
+        """A design (1, 1, H, W) for conditions {name: number}. force: beyond the range of the training designs, too."""
         if not self.known:
-            raise InputError(
-                "design: this model knows no conditions; its training designs had none, or it is an older one"
-            )
+            raise InputError("design: this model knows no conditions; its training designs had none")
         names = self.known["names"]
         if set(conditions) != set(names):
             raise InputError(f"design: conditions are {', '.join(conditions) or 'missing'}; needed: {', '.join(names)}")
@@ -179,17 +181,12 @@ class CompactLVAE(Autoencoder):
         return self.decode(predict(self.known, conditions))
 
     def _tensor(self, x):
-        return torch.as_tensor(x, dtype=self.mean.dtype, device=self.mean.device)
+        return torch.as_tensor(x, dtype=self.latents.dtype, device=self.latents.device)
 
     @torch.no_grad()
     def sample(self, n, seed=0):
-        """n new designs (n, 1, H, W), decoded from a Gaussian with the mean and covariance of the training designs' latents."""
-        noise = torch.randn(n, len(self.dims), generator=torch.Generator().manual_seed(seed))
-        values, vectors = torch.linalg.eigh(self.cov.double())
-        root = (
-            vectors * values.clamp_min(0).sqrt()
-        ) @ vectors.T  # the symmetric root: no sign or order of axes in the draws
-        return self.decode(self.mean + self._tensor(noise) @ root.to(self.cov.dtype))
+        """n new designs (n, 1, H, W), decoded from latents drawn like those of the training designs."""
+        return self.decode(draw(self.latents, self.bandwidth, n, torch.Generator().manual_seed(seed)))
 
 
 def load(path):
@@ -198,13 +195,10 @@ def load(path):
         path = Path(path) / "model.pt"
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
-        # Models of before 2026-11-26 have the std of each latent and no covariance
-        cov = saved["cov"] if "cov" in saved else saved["std"].square().diag()
-        model = CompactLVAE(saved["flags"], saved["shape"], saved["dims"], saved["mean"], cov, saved.get("known"))
-        state = {
-            key: value[0] * value[1] if isinstance(value, tuple) else value for key, value in saved["state"].items()
-        }
-        model.load_state_dict(state | dict(mean=saved["mean"], cov=cov))
+        state = saved.pop("state")  # a shipped model has weights in 8 bits, with a scale for each row
+        state = {key: w[0] * w[1] if isinstance(w, tuple) else w for key, w in state.items()}
+        model = CompactLVAE(**saved)
+        model.load_state_dict(state | dict(latents=saved["latents"]))
     except Exception as error:  # zipfile, pickle and torch raise many types for a damaged file
-        raise InputError(f"{path}: not a model.pt of train.py ({first_line(error)})") from None
+        raise InputError(f"{path}: not a model.pt of train.py, or an older one ({first_line(error)})") from None
     return model.eval()

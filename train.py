@@ -338,12 +338,14 @@ def volume(std, active, kind, eta):
     return log.mean().exp() if kind == "geometric" else torch.where(active, log, 0.0).sum()
 
 
-def compact(model, pruner, z, flags, conditions=None):
+def compact(model, pruner, z, held, flags, conditions=None):
     """What model.pt holds: the lvae.CompactLVAE of a trained LVAE, as plain tensors, numbers and lists.
 
-    z (N, latent_dim): the training designs' latents, whose mean and covariance sample() draws from; conditions
-    {name: (N,)}: those of the training designs.
+    z, held (N, latent_dim): the latents of the training designs, and of the validation designs, by which the bandwidth
+    of their density is chosen; conditions {name: (N,)}: those of the training designs.
     """
+    from tools.design import bandwidth, regression
+
     dims, state = pruner.active.nonzero()[:, 0], {}
     model.eval()
     with torch.no_grad():
@@ -357,16 +359,11 @@ def compact(model, pruner, z, flags, conditions=None):
         frozen = torch.where(pruner.active, 0.0, pruner.mean)
         state["decoder.0.bias"] += model.lipschitz * state["decoder.0.weight"] @ frozen
         state["decoder.0.weight"] = state["decoder.0.weight"][:, dims]
-    z = z[:, dims].double()
-    mean, cov = z.mean(0).float().cpu(), torch.cov(z.T, correction=0).reshape(len(dims), len(dims)).float().cpu()
-    known = None
-    if conditions:
-        from tools.design import regression
-
-        known = regression(conditions, z.cpu())
+    z, held = (latents[:, dims].float().cpu() for latents in (z, held))
+    found = dict(latents=z.contiguous(), bandwidth=bandwidth(z, held))
+    found["known"] = regression(conditions, z.double()) if conditions else None
     state = {key: value.cpu().contiguous() for key, value in state.items()}
-    shape, dims = list(model.shape), dims.tolist()
-    return dict(flags=flags, shape=shape, dims=dims, known=known, mean=mean, cov=cov, state=state)
+    return dict(flags=flags, shape=list(model.shape), dims=dims.tolist(), state=state) | found
 
 
 # ---- Training --------------------------------------------------------------------------------------------------------
@@ -755,10 +752,10 @@ def conclude(trainer, designs, run):
         summary["test_rec"] = trainer.validate(designs.test.to(trainer.device))[0].item()
     draw(trainer, run.folder)
     if args.save_model:
-        z, _ = trainer.reconstruct(trainer.train)
+        z, held = (trainer.reconstruct(x)[0] for x in (trainer.train, trainer.val))
         flags, buffer = json.loads(record.to_json(vars(args))), io.BytesIO()
         conditions = {name: values[: len(z)] for name, values in designs.conditions["train"].items()}  # --n_train
-        torch.save(compact(trainer.model, trainer.pruner, z, flags, conditions), buffer)
+        torch.save(compact(trainer.model, trainer.pruner, z, held, flags, conditions), buffer)
         record.write_atomically(run.folder / "model.pt", buffer.getvalue())
     return summary
 

@@ -1,6 +1,7 @@
 """tools/design.py: designs for new conditions, from the regression that a run stores in its model."""
 
 import itertools
+import math
 import re
 
 import numpy as np
@@ -160,3 +161,17 @@ def test_the_demo(tmp_path, monkeypatch):
     found, shipped = dict(zip(header.split(","), row.split(","), strict=True)), lvae.load("models/beams2d")
     assert int(found["numbers kept of 100"]) == len(shipped.dims) and float(found["ratio"]) < 0.2
     assert page.count("<figure") >= 5 and demo.CONDITIONS in page
+
+
+def test_samples_are_drawn_like_the_latents():
+    """Draws have the mean and the covariance of the latents, at any bandwidth; on a curve they stay near the curve."""
+    generator = torch.Generator().manual_seed(0)
+    angle = torch.rand(1000, 1, generator=generator) * 2 * math.pi
+    circle, ball = torch.cat([angle.cos(), angle.sin()], 1), torch.randn(1000, 3, generator=generator)
+    for z, h in ((circle, 0.1), (circle, 1.0), (ball + 5, 0.5)):
+        drawn = lvae.draw(z, h, 100_000, generator)
+        torch.testing.assert_close(drawn.mean(0), z.double().mean(0), rtol=0, atol=0.02)
+        torch.testing.assert_close(drawn.T.cov(), z.double().T.cov(), rtol=0, atol=0.02)
+    assert (lvae.draw(circle, 0.1, 1000, generator).norm(dim=1) - 1).abs().max() < 0.4  # a Gaussian's reach the centre
+    assert design.bandwidth(circle[:800], circle[800:]) <= 0.1
+    assert design.bandwidth(ball[:800], ball[800:]) >= 0.5

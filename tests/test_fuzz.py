@@ -182,7 +182,7 @@ def test_any_damaged_model(tmp_path):
     class Pruner:
         active, mean = torch.tensor([True, False, True]), torch.zeros(3)
 
-    saved_model = train.compact(model, Pruner(), torch.randn(20, 3), {"lipschitz": 10.0})
+    saved_model = train.compact(model, Pruner(), torch.randn(20, 3), torch.randn(5, 3), {"lipschitz": 10.0})
     buffer = io.BytesIO()
     torch.save(saved_model, buffer)
     whole = buffer.getvalue()

@@ -29,9 +29,9 @@ def run(tmp_path_factory):
     loaded = data.load("heatconduction2d", flags["data"])
     torch.manual_seed(0)
     dims = list(range(1, 19, 2))
-    model = lvae.CompactLVAE(flags, (101, 101), dims, torch.zeros(9), torch.eye(9))
+    model = lvae.CompactLVAE(flags, (101, 101), dims, torch.randn(20, 9), 0.2)
     z = model.encode(loaded.train).detach()
-    saved = dict(flags=flags, shape=[101, 101], dims=dims, cov=z.T.cov(), mean=z.mean(0), state=model.state_dict())
+    saved = dict(flags=flags, shape=[101, 101], dims=dims, latents=z, bandwidth=0.2, state=model.state_dict())
     folder = root / "runs" / "abc"
     folder.mkdir(parents=True)
     torch.save(saved, folder / "model.pt")

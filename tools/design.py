@@ -10,6 +10,7 @@ made from their conditions alone, is printed, too. Writes design.png and design.
 """
 
 import argparse
+import math
 import sys
 import warnings
 from pathlib import Path
@@ -23,6 +24,7 @@ from record import guarded, slug
 from tools.designs import objective, optimise
 
 SUBSET = 300  # training designs on which the regression's hyperparameters are found
+BANDWIDTHS = (0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
 SMOOTH = (0.5, 1.5, 2.5)  # Matern's nu: continuous, once, twice differentiable
 
 
@@ -61,6 +63,20 @@ def regression(conditions, y):
     numbers = dict(low=low, high=high, length=np.atleast_1d(kernel.k1.length_scale), points=x)
     numbers |= dict(weights=gp.alpha_.reshape(y.shape) * scale, offset=mean)
     return dict(names=list(columns), nu=nu) | {k: torch.tensor(v, dtype=torch.float64) for k, v in numbers.items()}
+
+
+def bandwidth(z, held):
+    """The bandwidth of lvae.draw's density of latents z (N, k) under which the latents `held` (n, k) are likeliest."""
+    z, held = z.double(), held.double()
+    mean, (values, vectors) = z.mean(0), torch.linalg.eigh(torch.cov(z.T, correction=0).reshape(z.shape[1], -1))
+    white = vectors / values.clamp_min(1e-12 * values[-1]).sqrt()
+    z, held = (z - mean) @ white, (held - mean) @ white
+
+    def likelihood(h):  # the mean logarithm, up to a constant
+        distance = torch.cdist(held, math.sqrt(1 - h * h) * z) / h
+        return float((distance.square() / -2).logsumexp(1).mean() - z.shape[1] * math.log(h))
+
+    return max(BANDWIDTHS, key=likelihood)
 
 
 def shift(design, volume):

@@ -112,7 +112,7 @@ def draw(page, problem, model, designs, count, simulations):
     titles = [["design", f"error {error[a]:.2g}", *between, f"error {error[b]:.2g}", "design"] for a, b in pairs]
     alt = f"{len(rows)} interpolations between two validation designs in {STEPS} steps"
     page.image("interpolation", images(rows, titles=titles), alt, "Left and right: the designs themselves.")
-    page.section("Samples", "Latents drawn from a Gaussian with the training designs' mean and covariance.")
+    page.section("Samples", "Latents drawn from a kernel density of the training designs' latents.")
     drawn = cut(model.sample(2 * count, seed=0))
     page.image("samples", images([drawn[:count], drawn[count:]]), f"{2 * count} designs drawn at random", "")
 

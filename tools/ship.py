@@ -19,7 +19,6 @@ import torch.nn.functional as F
 import data
 from lvae import InputError, load
 from record import guarded, read_json, to_json, write_atomically
-from tools.design import regression
 from tools.verify import finished_rows
 
 LOSS = 0.01  # how much of val_rec the 8 bits may cost, at most
@@ -54,9 +53,6 @@ def ship(row, runs, out):
     source, target = runs / row["id"], out / row["problem"]
     load(source / "model.pt")  # or one clear line
     designs, saved = data.load(row["problem"], row["data"]), torch.load(source / "model.pt", weights_only=True)
-    if not saved.get("known"):  # a run of before models knew the conditions
-        with torch.no_grad():
-            saved["known"] = regression(designs.conditions["train"], load(source).encode(designs.train))
     buffer = io.BytesIO()
     torch.save(quantise(saved), buffer)
     model = load(io.BytesIO(buffer.getvalue()))
