@@ -118,7 +118,7 @@ STRATEGIES = {"plummet": plummet, "pca_cdf": pca_cdf, "lognorm": lognorm, "proba
 class Pruner:
     """Latent statistics over training, and the pruning they lead to: a pruned latent is a constant, its frozen mean.
 
-    flags: train.py's; variance: of the validation designs' pixels, for trim_tol. Public: active, std, mean
+    flags: train.py's; variance: of the validation designs' pixels, for trim_share. Public: active, std, mean
     (latent_dim,) on `device`; events, how many prunings there were; last_event, the epoch of the last one, or None.
     """
 
@@ -137,7 +137,7 @@ class Pruner:
         self.best = INF  # best val_rec since the reference
         self.events, self.last_event = 0, None
         self.least = INF  # least val_rec of the whole run
-        self.trimming = bool(flags.trim_tol or flags.trim_rec) and flags.strategy != "none"  # until the error says stop
+        self.trimming = bool(flags.trim_share or flags.trim_rec) and flags.strategy != "none"
         self.trimmed, self.trim_epoch = [], None  # what went last, and comes back if the error does not recover
 
     @torch.no_grad()
@@ -164,8 +164,10 @@ class Pruner:
         """The active latents were rotated: they have this std and mean (k,) now, in the order of their indices."""
         self.std[self.active], self.mean[self.active] = std.to(self.std), mean.to(self.mean)
 
-    def step(self, epoch, val_rec):
+    def step(self, epoch, val_rec, error_without=None):
         """End an epoch (they count from 0): prune, then trim. Returns a row of pruning.csv; nothing happened: None.
+
+        error_without(dims): val_rec with these dimensions, too, at their mean; what trim_share asks.
 
         From pruning_epoch on: propose -> k_consecutive -> recon_tol -> cooldown -> cap -> floor -> prune -> trim.
         The row says how many were proposed, how many of them each safeguard held back, how many were pruned, trimmed
@@ -204,7 +206,7 @@ class Pruner:
         if dims:
             self.active[dims] = False
             self.events, self.last_event = self.events + 1, epoch
-        trimmed, restored = self._trim(epoch, val_rec, std)
+        trimmed, restored = self._trim(epoch, val_rec, std, error_without)
         row |= {"pruned": len(dims), "trimmed": len(trimmed), "restored": len(restored)}
         gone = dims + trimmed
         return row | {"dims": gone, "std": std[gone].tolist()} if row["proposed"] or gone or restored else None
@@ -217,32 +219,33 @@ class Pruner:
         own |= {"probabilistic": (f.temperature, f.midpoint, self.draws), "none": ()}
         return STRATEGIES[f.strategy](std, active, self.reference, *own[f.strategy], f.eta)
 
-    def _trim(self, epoch, val_rec, std):
-        """Give up the smallest active dimensions while the error allows it. Returns (dims that went, that came back).
+    def _trim(self, epoch, val_rec, std, error_without):
+        """Give up the smallest active dimensions, until three quarters of what is left of the run at pruning_epoch.
 
-        The error may reach trim_rec, or exceed its least by trim_tol * (least + variance / 20). The second term counts
-        where the error is next to nothing: a share of it alone would keep dimensions for differences that nobody sees.
-
-        How many are left follows latent_dim ** (1 - t), t from 0 to 1 between pruning_epoch and half of what is left of
-        the run then. At most a fifth goes at a time. While val_rec is above what is allowed, nothing goes. If it is
-        still there a tenth of the run after the last ones went, those come back, with the weights they had, and no more
-        are trimmed.
+        With trim_share, those go that are worth less than this share of the designs' variance: so much does the error
+        grow where they are held at their mean. Whatever it is worth, one goes where val_rec is the least so far: the
+        model did without those before it. With trim_rec, they go while val_rec is at most that error. If it is above it
+        a tenth of the run after the last ones went, those come back, with the weights they had, and no more are
+        trimmed. At most a fifth goes at a time. Returns (dims that went, that came back).
         """
-        flags, start, end = self.flags, self.flags.pruning_epoch, (self.flags.pruning_epoch + self.flags.n_epochs) // 2
+        flags, start = self.flags, self.flags.pruning_epoch
         if not self.trimming or not math.isfinite(val_rec) or not torch.isfinite(std).all():
             return [], []
-        allowed = self.least + flags.trim_tol * (self.least + self.variance / 20)
-        if val_rec > (flags.trim_rec or allowed):
+        if flags.trim_rec and val_rec > flags.trim_rec:
             back = self.trimmed if self.trimmed and epoch - self.trim_epoch >= max(1, flags.n_epochs // 10) else []
             self.active[back] = True
             self.trimming = not back
             return [], back
-        self.trimming = epoch < end
+        self.trimming = epoch < start + 0.75 * (flags.n_epochs - start)
         active = self.active.cpu()
         k = int(active.sum())
-        wanted = round(len(std) ** (1 - (epoch + 1 - start) / (end - start))) if self.trimming else k
-        excess = k - max(wanted, k - max(1, k // 5), flags.min_active_dims, 1)
-        dims = [i for i in _ascending(std).tolist() if active[i]][: max(0, excess)]
+        n = min(max(1, k // 5), k - max(1, flags.min_active_dims)) if self.trimming else 0
+        dims = [i for i in _ascending(std).tolist() if active[i]][: max(0, n)]
+        if dims and not flags.trim_rec:
+            most, one = error_without([]) + flags.trim_share * self.variance, dims[:1]
+            while dims and error_without(dims) > most:
+                dims = dims[: len(dims) // 2]
+            dims = dims or (one if val_rec <= self.least else [])
         if dims:
             self.active[dims] = False
             self.trimmed, self.trim_epoch = dims, epoch

@@ -6,7 +6,7 @@
 Minimised is rec + w_v * vol: rec is the mean squared error of the pixels, vol the volume of the latent set (volume()
 below). The decoder has a bounded Lipschitz constant. Without it the volume would shrink by scaling alone, and mean
 nothing (Chen & Fuge, Least Volume, ICLR 2024, arXiv 2404.17773, section 3). Every few epochs the latents are rotated to
-their principal axes. What is flat then is pruned. Further axes are trimmed while the error allows it (pruning.py).
+their principal axes. What is flat then is pruned. Further axes are trimmed that are worth little (pruning.py).
 """
 
 import argparse
@@ -95,7 +95,7 @@ FLAGS = {
         strategy=(one_of(*STRATEGIES), "plummet", "which flat dimensions to prune; none: never prune nor trim"),
         data=(str, "auto", "where designs come from: auto | hub | hub:v1 | sample | a path to .npz or .npy"),
         latent_dim=(number(int, 1, 10000), 100, "latent dimensions to start with"),
-        trim_tol=(NOT_NEGATIVE, 0.1, "trim while val_rec <= best + tol * (best + variance / 20); off: 0"),
+        trim_share=(NOT_NEGATIVE, 0.01, "trim what is worth less than this share of the designs' variance; off: 0"),
         trim_rec=(POSITIVE, None, "trim while val_rec <= this error instead; off unless given"),
         n_epochs=(AT_LEAST_ONE, None, "epochs to train; not given: 100, or as many as make 6000 steps"),
         seed=(number(int, 0, 2**31), 1, "seed of weights, batches and draws"),
@@ -160,7 +160,7 @@ FLAGS = {
 }
 DEFAULTS = {flag: default for group in FLAGS.values() for flag, (_, default, _) in group.items()}
 # A row, config.json or checkpoint of before a flag existed lacks it. This value does what was done then.
-LEGACY = dict(volume="geometric", rotate_every=0, trim_tol=0.0, trim_rec=None, mirror=False, n_train=0, keep="last")
+LEGACY = dict(volume="geometric", rotate_every=0, trim_share=0.0, trim_rec=None, mirror=False, n_train=0, keep="last")
 
 
 class Parser(argparse.ArgumentParser):
@@ -225,10 +225,14 @@ def read_flags(flag, path):
     try:
         config = json.loads(record.read_text(path))
         mine = DEFAULTS.keys() - {"out", "resume", "config", "arm"}
+        gone = sorted(config["flags"].keys() - DEFAULTS.keys())
         recorded = LEGACY | {key: value for key, value in config["flags"].items() if key in mine}
         found = given([f"--{key}={value}" for key, value in recorded.items()])
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"--{flag} {path}: not the config.json of a run ({type(error).__name__}: {error})") from None
+    if gone:
+        advice = f"its commit, {config.get('git')}, has them"
+        raise InputError(f"--{flag} {path}: has flags that are no more: {', '.join(gone)}; {advice}")
     if flag == "config" and config.get("extended"):  # its learning rate followed one cosine, then another
         del found["n_epochs"]
     return found
@@ -497,7 +501,7 @@ class Trainer:
         rec_loss, vol_loss, total_loss, val_rec, val_vol = torch.stack((*losses, *self.validate(self.val))).tolist()
         if args.rotate_every and (epoch + 1) % args.rotate_every == 0:
             self.rotate()
-        proposal = self.pruner.step(epoch, val_rec)
+        proposal = self.pruner.step(epoch, val_rec, self.error_without)
         changed = proposal["pruned"] + proposal["trimmed"] - proposal["restored"] if proposal else 0
         if changed:
             self._forget_best()  # val_rec of this epoch was measured before
@@ -521,6 +525,14 @@ class Trainer:
                 latents.append(self.pruner.mask(self.model.encode(batch)))
                 images.append(self.model.decode(latents[-1]))
         return torch.cat(latents), torch.cat(images)
+
+    def error_without(self, dims):
+        """val_rec with the latents `dims` at their mean, as if they were pruned."""
+        active = self.pruner.active.clone()
+        self.pruner.active[dims] = False
+        val_rec = self.validate(self.val)[0].item()
+        self.pruner.active.copy_(active)
+        return val_rec
 
     def validate(self, x):
         """Mean squared error and volume of designs x, as 0-d tensors."""

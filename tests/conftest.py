@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-# Before NumPy and torch are imported. Where other work shares the cores, their threads wait spinning: a training with two
-# threads beside another took eight times as long as with one
+# Before NumPy and torch are imported. Where other work shares the cores, their threads wait spinning: a training with
+# two threads beside another took eight times as long as with one
 os.environ |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 
 ROOT = Path(__file__).parent.parent

@@ -17,7 +17,7 @@ def plant(path, **columns):
 def test_the_table_of_widths(tmp_path):
     common = {"problem": "beams2d", "toy_dims": 3, "val_rec": [0.001, 0.003]}
     plant(tmp_path / "w.csv", **common, latent_dim=50, seed=[1, 2], active_dims=[6, 8])
-    arms = ["strategy=plummet", "trim_tol=0"]
+    arms = ["strategy=plummet", "trim_share=0"]
     plant(tmp_path / "baselines.csv", **common, latent_dim=100, seed=1, active_dims=[7, 40], arm=arms)
     lines = comparison.table("width", tmp_path / "w.csv").splitlines()
     assert lines[2] == "| beams2d | 50 | 2 | 7.0 ± 1.0 | 0.00200 ± 0.00100 | 0.500 ± 0.000 |"
@@ -26,7 +26,7 @@ def test_the_table_of_widths(tmp_path):
 
 def test_the_table_of_baselines(tmp_path):
     common = {"problem": "beams2d", "toy_dims": 3, "latent_dim": 100, "seed": 1, "val_rec": 0.001}
-    common |= {"strategy": ["plummet", "none", "plummet", "plummet"], "trim_tol": [0.1, 0.1, 0, 0]}
+    common |= {"strategy": ["plummet", "none", "plummet", "plummet"], "trim_share": [0.1, 0.1, 0, 0]}
     plant(tmp_path / "b.csv", **common, rotate_every=[5, 0, 5, 0], active_dims=[6, 16, 30, 40])
     lines = comparison.table("baselines", tmp_path / "b.csv").splitlines()[2:]
     assert [line.split(" | ")[1:4] for line in lines] == [

@@ -1,4 +1,4 @@
-"""Whatever is typed or read: an InputError of one line, or a run; never another exception. FUZZ=5000: so many cases each."""
+"""Whatever is typed or read: an InputError of one line, or a run. FUZZ=5000: so many cases each."""
 
 import argparse
 import io

@@ -333,7 +333,7 @@ def test_the_help_has_no_none():
 
 
 def test_what_was_proposed_and_held_back_is_said_with_what_to_do(capsys):
-    run("--cooldown_epochs=9", "--max_prune_per_epoch=1", "--trim_tol=0", name="a")
+    run("--cooldown_epochs=9", "--max_prune_per_epoch=1", "--trim_share=0", name="a")
     out = capsys.readouterr().out
     assert re.search(r"\n\d more were proposed in the last epoch and held back \(cooldown \d\); more --n_epochs", out)
 

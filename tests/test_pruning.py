@@ -1,4 +1,4 @@
-"""The strategies against spectra worked out by hand, the safeguards to the epoch, and what must hold on any spectrum."""
+"""The strategies against spectra worked out by hand, the safeguards to the epoch, and what holds on any spectrum."""
 
 import io
 import itertools
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from pruning import PROFILES, STRATEGIES, Pruner, lognorm, none, pca_cdf, plummet, probabilistic
 
-# An overflow or a NaN that only warns is a failure, too; not what the garbage collector finds of other tests here, a run's lock file
+# An overflow or a NaN that only warns is a failure, too; not what the garbage collector finds of other tests here
 pytestmark = pytest.mark.filterwarnings("error", "ignore::ResourceWarning")
 quick = settings(max_examples=100, deadline=None, derandomize=True)  # the same examples everywhere
 INF, ETA = float("inf"), 1e-4
@@ -22,7 +22,7 @@ RULES = [name for name in STRATEGIES if name != "none"]
 def make_flags(**given):
     """Aggressive strategies, so that random spectra are pruned, and no safeguard."""
     rules = dict(plummet_threshold=0.5, cdf_threshold=0.9, percentile=0.45, alpha=0.0, temperature=1.0, midpoint=0.5)
-    off = dict(trim_tol=0.0, trim_rec=None, n_epochs=10)
+    off = dict(trim_share=0.0, trim_rec=None, n_epochs=10)
     return SimpleNamespace(
         **(
             dict(strategy="plummet", pruning_epoch=0, beta=0.0, eta=ETA, seed=1)
@@ -41,7 +41,7 @@ def batch(std, mean=0.0):
 
 
 def play(pruner, spectra, val_recs=None, start=0, drift=0.0):
-    """One epoch a spectrum, the mean moving by `drift` an epoch. Returns the rows by epoch, those that are None left out."""
+    """One epoch a spectrum, the mean moving by `drift` an epoch. Returns the rows by epoch, None left out."""
     rows = {}
     for epoch, (std, val_rec) in enumerate(zip(spectra, val_recs or [1.0] * len(spectra), strict=True), start):
         pruner.update(batch(std, mean=drift * epoch))
@@ -73,7 +73,7 @@ def chosen(rule, std, *own, reference=None, eta=1e-12):
     return rule(std, torch.ones(len(std), dtype=torch.bool), reference, *own, eta).nonzero().flatten().tolist()
 
 
-# ---- Strategies, by hand --------------------------------------------------------------------------------------------------------
+# ---- Strategies, by hand ---------------------------------------------------------------------------------------------
 
 
 def test_plummet_by_hand():
@@ -86,7 +86,7 @@ def test_plummet_by_hand():
     ]  # below .016; with ref = max it were .04, and 5 too; with ref = .02 none
     assert chosen(plummet, std, 0.02) == [4]  # below .008
     assert chosen(plummet, std, 0.004) == []  # below .0016
-    # eta = 1 flattens the small ones: log of 2, 1.5, 1.4, 1.02, ..: the largest ratio is 1.4 / 1.02 = 1.37 against 2 / 1.5 = 1.33.
+    # eta = 1 flattens the small ones: log of 2, 1.5, 1.4, 1.02: the largest ratio is 1.4 / 1.02 = 1.37, not 2 / 1.5.
     # eta = 4: 5 / 4.5 = 1.11, 4.5 / 4.4, 4.4 / 4.02 = 1.09: now the plummet is 1 -> .5, ref = 1, cut .04
     assert chosen(plummet, std, 0.04, eta=1.0) == [2, 4]
     assert chosen(plummet, std, 0.04, eta=4.0) == [2, 4, 5]
@@ -103,12 +103,12 @@ def test_pca_cdf_by_hand():
 
 
 def test_lognorm_by_hand():
-    # log std 0, -2, -4: mu = -2, s = sqrt((4 + 0 + 4) / 3) = 1.633. ppf(.1) = -1.2816, ppf(.2) = -.8416, ppf(.6) = .2533
+    # log std 0, -2, -4: mu = -2, s = sqrt(8 / 3) = 1.633. ppf(.1) = -1.2816, ppf(.2) = -.8416, ppf(.6) = .2533
     std = [1.0, math.exp(-2), math.exp(-4)]
     assert chosen(lognorm, std, 0.1, 0.0) == []  # below -4.093
     assert chosen(lognorm, std, 0.2, 0.0) == [2]  # below -3.374
     assert chosen(lognorm, std, 0.6, 0.0) == [1, 2]  # below -1.586
-    # now the third is -3.2, the reference as before. Fit now: mu = -1.7333, s = sqrt((3.004 + .071 + 2.151) / 3) = 1.320
+    # now the third is -3.2, the reference as before. Fit now: mu = -1.7333, s = sqrt(5.226 / 3) = 1.320
     now = [1.0, math.exp(-2), math.exp(-3.2)]
     assert chosen(lognorm, now, 0.2, 0.0, reference=std) == []  # below -3.374
     assert chosen(lognorm, now, 0.2, 1.0, reference=std) == [2]  # below -1.7333 - .8416 * 1.320 = -2.844
@@ -204,7 +204,7 @@ def test_an_unchanged_spectrum_is_pruned_once(rule, std):
     assert set(events(play(pruner, [std] * 4))) <= {0}
 
 
-# ---- Safeguards, by hand --------------------------------------------------------------------------------------------------------
+# ---- Safeguards, by hand ---------------------------------------------------------------------------------------------
 
 FLAT = [1.0, 1.0, 1.0, 0.01, 0.02, 0.03]  # the plummet at 0.5 of 1: proposes 3, 4, 5
 
@@ -238,7 +238,7 @@ def test_counts_run_on_under_cooldown_cap_and_recon_tol():
 
 def test_recon_tol():
     flat = [1.0] * 3 + [0.01, 0.02, 0.03, 0.04]
-    # pruning starts at epoch 1: the 0.5 before it is no reference. Best: 1, 1, 1, .9, .9, .9. Allowed up to 1.25, .., 1.125
+    # pruning starts at epoch 1: the 0.5 before it is no reference. Best: 1, 1, 1, .9, .9, .9, allowed: 1.25 to 1.125
     val_recs = [0.5, 1.0, 1.26, 1.25, 0.9, 1.13, 1.12]
     rows = play(Pruner(7, make_flags(pruning_epoch=1, recon_tol=0.25, max_prune_per_epoch=1)), [flat] * 7, val_recs)
     assert events(rows) == {1: [3], 3: [4], 4: [5], 6: [6]}
@@ -261,7 +261,7 @@ def test_the_last_dimension_stays():
 
 
 def test_the_reference_is_the_spectrum_at_the_end_of_pruning_epoch():
-    # log std at epoch 1: 0, -2, -4, cut at p = .2 by hand above: -3.374. Of epochs 0 or 2 alone, all equal, it were 0 or -5.
+    # log std at epoch 1: 0, -2, -4, cut at p = .2 by hand above: -3.374. Of epoch 0 or 2 alone it were 0 or -5.
     spectra = [[1.0] * 3, [1.0, math.exp(-2), math.exp(-4)], [math.exp(-5)] * 3, [1.0, math.exp(-3.3), math.exp(-3.4)]]
     rows = play(
         Pruner(3, make_flags(strategy="lognorm", percentile=0.2, pruning_epoch=1)), spectra, [1.0, 1.0, math.nan, 1.0]
@@ -274,13 +274,13 @@ def test_the_reference_is_the_spectrum_at_the_end_of_pruning_epoch():
 
 
 def test_row_says_what_held_each_dimension_back():
-    # 10 dimensions, 6 flat, the last of them from epoch 1 on. Epoch 1: 6 proposed, 1 short of k = 2, cap 4 holds 1, floor 7 holds 1
+    # 10 dimensions, 6 flat, the last from epoch 1 on. Epoch 1: 6 proposed, 1 short of k = 2, cap 4 and floor 7 hold 1
     flags = make_flags(k_consecutive=2, max_prune_per_epoch=4, min_active_dims=7, recon_tol=0.1, cooldown_epochs=1)
     late = [1.0] * 4 + [0.05, 0.04, 0.03, 0.02, 0.01, 1.0]
     flat = late[:9] + [0.06]
     rows = play(Pruner(10, flags), [late, flat, flat, flat], [1.0, 1.0, 2.0, 1.0])
-    held = {epoch: [row[key] for key in ("proposed", "k_consecutive", "recon_tol", "cooldown", "cap", "floor", "pruned")]
-            for epoch, row in rows.items()}  # fmt: skip
+    keys = ("proposed", "k_consecutive", "recon_tol", "cooldown", "cap", "floor", "pruned")
+    held = {epoch: [row[key] for key in keys] for epoch, row in rows.items()}
     assert held == {
         0: [5, 5, 0, 0, 0, 0, 0],
         1: [6, 1, 0, 0, 1, 1, 3],
@@ -301,79 +301,64 @@ def test_profiles():
         min_active_dims=10, max_prune_per_epoch=10, cooldown_epochs=20, k_consecutive=5, recon_tol=0.05
     )
     off = dict(min_active_dims=0, max_prune_per_epoch=INF, cooldown_epochs=0, k_consecutive=1, recon_tol=INF)
-    alone = dict(min_dims={"min_active_dims": 10}, max_prune={"max_prune_per_epoch": 20}, cooldown={"cooldown_epochs": 20},
+    alone = dict(min_dims={"min_active_dims": 10}, max_prune={"max_prune_per_epoch": 20},
+                 cooldown={"cooldown_epochs": 20},
                  consecutive={"k_consecutive": 5}, recon_tol={"recon_tol": 0.05}, none={})  # fmt: skip
     assert {name: PROFILES[name] for name in alone} == {name: off | part for name, part in alone.items()}
     assert len(PROFILES) == 8
 
 
-# ---- Trimming -------------------------------------------------------------------------------------------------------------------
+# ---- Trimming --------------------------------------------------------------------------------------------------------
 
 
-def trim(std, val_recs, **given):
-    """(epoch, trimmed or restored, dims left) of each change, of a run of 20 epochs whose strategy proposes nothing."""
-    pruner, found = (
-        Pruner(len(std), make_flags(**dict(strategy="pca_cdf", cdf_threshold=1.0, n_epochs=20, trim_tol=0.1) | given)),
-        [],
-    )
+def trim(std, val_recs, worth=(0.5, 0.2, 0.1, 0.05, 0.02, 0.01), variance=1.0, **given):
+    """(epoch, trimmed or restored, dims left) of each change, of a run of 20 epochs whose strategy proposes nothing.
+
+    worth: what each dimension is worth, in the order of the std; together they are worth their sum.
+    """
+    flags = make_flags(**dict(strategy="pca_cdf", cdf_threshold=1.0, n_epochs=20, trim_share=0.06) | given)
+    pruner, found = Pruner(len(std), flags, variance=variance), []
+    worth = dict(zip(sorted(range(len(std)), key=lambda i: -std[i]), worth, strict=True))
     for epoch, val_rec in enumerate(val_recs):
         pruner.update(batch(std))
-        if row := pruner.step(epoch, val_rec):
+        gone = sum(worth[i] for i in range(len(std)) if not pruner.active[i])
+        row = pruner.step(epoch, val_rec, lambda dims, gone=gone: gone + sum(worth[i] for i in dims))
+        if row:
             found.append((epoch, row["trimmed"] - row["restored"], pruner.active.nonzero().flatten().tolist()))
     return found
 
 
-def test_trimming_gives_up_the_smallest_while_the_error_allows_it():
-    # 6 ** (1 - t) for t = .1, .2, ..: 5.0, 4.2, 3.5, 2.9, 2.4, 2.0, 1.7, 1.4, 1.2, 1: one at a time, where a tenth is less than one
-    std = [3.0, 6.0, 5.0, 4.0, 2.0, 1.0]
-    gone = [(0, 1, [0, 1, 2, 3, 4]), (1, 1, [0, 1, 2, 3]), (3, 1, [1, 2, 3]), (4, 1, [1, 2]), (7, 1, [1])]
-    assert trim(std, [1.0] * 20) == gone
-    assert trim(std, [1.0] * 20, min_active_dims=3) == gone[:3]
-    assert trim(std, [1.0] * 20, strategy="none") == trim(std, [1.0] * 20, trim_tol=0.0) == []
+def test_trimming_gives_up_the_smallest_that_are_worth_little():
+    std, flat = [3.0, 6.0, 5.0, 4.0, 2.0, 1.0], [1.0] + [1.1] * 19
+    gone = [(0, 1, [0, 1, 2, 3, 4]), (1, 1, [0, 1, 2, 3]), (2, 1, [1, 2, 3])]
+    assert trim(std, flat) == gone  # worth .01, .02 and .05; the next one is worth .1
+    assert trim(std, flat, variance=0.4) == gone[:2]  # .06 of it is .024
+    assert trim(std, flat, min_active_dims=4) == gone[:2]
+    assert trim(std, [1.0, 1.1, math.nan]) == gone[:2]
+    assert trim(std, flat, strategy="none") == trim(std, flat, trim_share=0.0) == []
+    assert trim(std, flat, pruning_epoch=5)[0][0] == 5
+    many = list(range(20, 0, -1))  # a fifth at a time, or the half of it that is worth little enough, and so on
+    kept = [len(left) for _, _, left in trim(many, flat, worth=[1.0] * 10 + [0.019] * 10)]
+    assert kept == [18, 15, 12, 10]
+    # at the least error so far one goes that is worth more; not in the last quarter of the run
+    assert trim(std, [*flat[:9], 0.9, 1.0, 0.8, *flat[12:]]) == [*gone, (9, 1, [1, 2]), (11, 1, [1])]
+    assert trim(std, [*flat[:15], 0.9]) == gone
 
 
-def test_an_error_that_does_not_recover_brings_the_last_ones_back():
-    std = [6.0, 5.0, 4.0, 3.0, 2.0, 1.0]
-    # 1.1 of the least is allowed. Up at epoch 2: nothing goes at 2. Down at 3 in time (a tenth of 20 epochs): on it goes.
-    assert trim(std, [1.0, 1.0, 1.2, 1.05, 1.0])[:3] == [
-        (0, 1, [0, 1, 2, 3, 4]),
-        (1, 1, [0, 1, 2, 3]),
-        (3, 1, [0, 1, 2]),
-    ]
-    assert trim(std, [1.0, 1.0, 1.2, 1.2, 1.0, 1.0]) == [
-        (0, 1, [0, 1, 2, 3, 4]),
-        (1, 1, [0, 1, 2, 3]),
-        (3, -1, [0, 1, 2, 3, 4]),
-    ]
-    assert trim(std, [1.0, 1.0, math.nan, math.nan, 1.2])[2:] == [(4, -1, [0, 1, 2, 3, 4])]  # a NaN says nothing
-    # a stated error, whatever the least is
-    assert trim(std, [1.0, 1.0, 0.5, 1.4, 1.4, 1.6, 1.6], trim_rec=1.5)[-1] == (6, -1, [0, 1, 2])
-    assert trim(std, [1.6] * 9, trim_rec=1.5) == []
+def test_a_stated_error_is_kept_to_and_what_broke_it_comes_back():
+    std, given = [6.0, 5.0, 4.0, 3.0, 2.0, 1.0], {"trim_rec": 1.5}
+    gone = [(0, 1, [0, 1, 2, 3, 4]), (1, 1, [0, 1, 2, 3])]
+    # Above it at epoch 2: nothing goes. Down at 3 in time (a tenth of 20 epochs): on it goes
+    assert trim(std, [1.0, 1.0, 1.6, 1.4, 1.0], **given)[:3] == [*gone, (3, 1, [0, 1, 2])]
+    assert trim(std, [1.0, 1.0, 1.6, 1.6, 1.0, 1.0], **given) == [*gone, (3, -1, [0, 1, 2, 3, 4])]
+    assert trim(std, [1.0, 1.0, math.nan, math.nan, 1.6], **given)[2:] == [
+        (4, -1, [0, 1, 2, 3, 4])
+    ]  # a NaN says nothing
+    assert trim(std, [1.6] * 9, **given) == []
+    assert len(trim(std, [1.0] * 20, **given)) == 5  # one is always left
 
 
-@pytest.mark.parametrize("tol", [0.1, INF])
-@pytest.mark.parametrize("bad", [math.nan, INF, -INF])
-def test_a_val_rec_that_is_not_finite_prunes_nothing(bad, tol):
-    rows = play(Pruner(6, make_flags(recon_tol=tol, max_prune_per_epoch=2)), [FLAT] * 4, [bad, 1.0, bad, 1.0])
-    assert events(rows) == {1: [3, 4], 3: [5]}
-    assert [row["recon_tol"] for row in rows.values()] == [3, 0, 1, 0]
-
-
-@pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("bad", [math.nan, INF])
-@pytest.mark.parametrize("start", [0, 1])  # from the reference on, or after it
-def test_a_std_that_is_not_finite_prunes_nothing(rule, bad, start):
-    pruner = Pruner(6, make_flags(strategy=rule, k_consecutive=2))
-    for epoch in range(4):
-        pruner.update(batch(FLAT))
-        if epoch >= start:
-            pruner.std[0] = bad  # an average that overflowed: every other std is small beside it
-        row = pruner.step(epoch, 1.0)
-        assert epoch < start or row is None
-    assert pruner.active.all()
-
-
-# ---- Everything at once, on random histories ------------------------------------------------------------------------------------
+# ---- Everything at once, on random histories -------------------------------------------------------------------------
 
 
 @st.composite

@@ -1,4 +1,4 @@
-"""Stop and resume: bit for bit, with damaged, foreign or missing checkpoints. test_faults.py has the disks, the server, the crowd."""
+"""Stop and resume: bit for bit, with damaged, foreign or missing checkpoints."""
 
 import json
 import os

@@ -278,7 +278,8 @@ def test_agents_refuse_other_designs(here):
 
 def test_the_first_so_many_designs_have_a_fingerprint_of_their_own(here):
     Path("train.py").symlink_to(ROOT / "train.py")
-    short = "n_epochs=1 pruning_epoch=0 polynomial_schedule_n=0 latent_dim=4 strategy=none wandb=disabled seed=1 batch_size=512"
+    short = "n_epochs=1 pruning_epoch=0 polynomial_schedule_n=0 latent_dim=4 strategy=none wandb=disabled seed=1"
+    short += " batch_size=512"
     create_it = ["create", "01", "--backend", "local", "--problem", "toy", "--set", f"{short} n_train=100,200"]
     assert sweep.main(create_it) == 0 and list(current()["data"]) == ["toy/100", "toy/200"]
     assert "2/2 over (2 finished" in work()

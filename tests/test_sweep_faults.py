@@ -1,4 +1,4 @@
-"""What must not go wrong quietly in a sweep: a test a fault. Its docstring, fault | ending, is a row of results/faults.md."""
+"""What must not go wrong quietly in a sweep. A docstring, fault | ending, is a row of results/faults.md."""
 
 import os
 import shutil

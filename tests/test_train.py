@@ -200,7 +200,7 @@ def test_the_loss_is_rec_plus_weighted_volume(whole):
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_rotation_keeps_the_model_and_finds_the_principal_axes(precision):
-    t = trainer(f"--precision={precision}", "--latent_dim=6", "--rotate_every=0", "--trim_tol=0")
+    t = trainer(f"--precision={precision}", "--latent_dim=6", "--rotate_every=0", "--trim_share=0")
     for epoch in range(3):
         t.epoch(epoch)
     t.pruner.active[2] = False  # a pruned latent stays as it is

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from test_pruning import ETA, FLAT, make_flags, play, pytestmark, quick, spectra  # noqa: F401  pytestmark: a warning is a failure
+from test_pruning import ETA, FLAT, make_flags, play, pytestmark, quick, spectra  # noqa: F401  a warning fails
 
 from pruning import Pruner
 from train import volume
@@ -86,11 +86,11 @@ def test_a_batch_is_averaged_in_without_waiting_for_the_device():
         pruner.step(0, 1.0)  # reads them, once an epoch
 
 
-# ---- The draws of `probabilistic` -----------------------------------------------------------------------------------------------
+# ---- The draws of `probabilistic` ------------------------------------------------------------------------------------
 
 
 def test_probabilistic_prunes_with_its_probabilities():
-    # midpoint * max = .125 * 4 = .5 and T = .5: p = 1 / (1 + (std / .5)**2), so .8 at 1/4, .5 at 1/2, 4/13 at 3/4. Two at the max
+    # midpoint * max = .5 and T = .5: p = 1 / (1 + (std / .5)**2), so .8 at 1/4, .5 at 1/2, 4/13 at 3/4. Two at the max
     # (p = 1/65 each) keep the floor out of it.
     p = torch.tensor([0.8, 0.5, 4 / 13])
     seeds, observed = 1500, torch.zeros(2, 2, 2)

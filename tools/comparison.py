@@ -64,7 +64,7 @@ def method_of(row):
         return f"plain autoencoder of {row['active_dims']}"
     if not float(row["rotate_every"]):
         return "least volume, pruned, not rotated"
-    return "least volume, pruned and trimmed" if float(row["trim_tol"]) else "least volume, pruned"
+    return "least volume, pruned and trimmed" if float(row["trim_share"]) else "least volume, pruned"
 
 
 def baselines(rows):

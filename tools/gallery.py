@@ -30,8 +30,8 @@ OBJECTIVE = {  # name, what is better, what else to look at; all dimensionless (
     "photonics2d": (
         "mode overlap",
         "higher",
-        "It is a product less a penalty on material, and may be negative. Designs are scored as they are, by the rule of "
-        "Photonics2D v1: v0 blurs and projects a finished design once more (EngiBench's pull request 264).",
+        "It is a product less a penalty on material, and may be negative. Designs are scored as they are, by the rule "
+        "of Photonics2D v1: v0 blurs and projects a finished design once more (EngiBench's pull request 264).",
     ),
 }
 PHYSICS = ["what", "validation design", "objective of the original", "its objective"]
