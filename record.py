@@ -7,6 +7,7 @@ runs/<id>/summary.json      written last: the run is finished
 runs/<id>/checkpoint.pt     while running, with the one before it in checkpoint_previous.pt
 """
 
+import argparse
 import contextlib
 import csv
 import datetime
@@ -129,6 +130,16 @@ def is_locked(folder):
         except BlockingIOError:
             return True
     return False
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with a module's docstring as its help, and errors of one line."""
+
+    def __init__(self, doc=None, **how):
+        super().__init__(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, **how)
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: {message}\n")
 
 
 def guarded(program, function, *arguments, cannot="cannot write", shown=str):

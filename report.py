@@ -10,7 +10,6 @@ run that is broken, stopped, diverged or no point of the sweep is listed with th
 rows, which of them answer, statistics, the page, the seven answers. report.j2 is the page's template.
 """
 
-import argparse
 import base64
 import contextlib
 import itertools
@@ -33,7 +32,7 @@ from matplotlib.ticker import MaxNLocator, NullFormatter
 from data import PROBLEMS
 from lvae import InputError, first_line
 from pruning import PROFILES, STRATEGIES
-from record import guarded, is_locked, made_by, read_csv, read_json, slug, write_atomically
+from record import Parser, guarded, is_locked, made_by, read_csv, read_json, slug, write_atomically
 from train import DEFAULTS, LEGACY
 
 # -------------------------------------------------------------------------------------------------- rows: runs as found
@@ -1021,7 +1020,7 @@ def make(args):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--sweep", help="01, 01b, 02, 03, 04, 05 or 06 (all of them, and a page that leads to them)")
     parser.add_argument("--runs", default="runs", help="folder with run folders below it, or results/NN.csv (runs)")
     told = "read this W&B sweep instead of --runs; may be repeated"

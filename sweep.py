@@ -43,7 +43,7 @@ from optuna.trial import TrialState, create_trial
 import data
 import record
 from lvae import InputError, first_line
-from record import FREE_FLAGS, bounded, cores, is_locked, read_csv, read_json, slug, write_atomically
+from record import FREE_FLAGS, Parser, bounded, cores, is_locked, read_csv, read_json, slug, write_atomically
 from sweeps import queue as engine
 from sweeps.queue import STATE, Queue, bands, corners, distributions, levels, need, queue_of, redacted, say
 
@@ -1062,7 +1062,7 @@ def dashboard(args):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     every, start = [create, agent, resume, status, list_sweeps, stop, rebuild, sync, dashboard], [agent, resume]
     subs = {f: commands.add_parser(f.__name__.removesuffix("_sweeps"), help=f.__doc__.splitlines()[0]) for f in every}

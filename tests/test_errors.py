@@ -1,6 +1,7 @@
 """What bad input, full disks and odd designs get: one line, an exit code, and nothing half-written."""
 
 import errno
+import importlib
 import math
 import os
 import subprocess
@@ -169,3 +170,11 @@ def test_corners_stay_finite(corner):
     if value is not None:  # all latents alike: their std is 0, to rounding
         dims, vol = (float(rows(folder / "metrics.csv")[-1][key]) for key in ("active_dims", "val_vol_loss"))
         assert vol == pytest.approx(dims * math.log(1e-4), rel=0.02)
+
+
+@pytest.mark.parametrize("name", ["report", "sweep", "tools.bench", "tools.design", "tools.gallery", "tools.verify"])
+def test_a_wrong_flag_of_a_tool_is_one_line(name, capsys):
+    with pytest.raises(SystemExit) as end:
+        importlib.import_module(name).main(["--no_such_flag"])
+    said = capsys.readouterr().err
+    assert end.value.code == 2 and said.count("\n") == 1 and said.split(":")[0].endswith(".py")

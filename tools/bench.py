@@ -31,7 +31,7 @@ from torch import nn
 
 import data
 import train
-from record import cores, cpu_model
+from record import Parser, cores, cpu_model
 from report import markdown
 from sweep import expand, levels, read_yaml
 
@@ -349,7 +349,7 @@ def budget(device):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--quick", action="store_true", help="one seed, shorter budgets")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="(cpu)")
     parser.add_argument("--budget", action="store_true", help="hours of the sweeps instead of the benchmark")

@@ -3,7 +3,6 @@
 make demo       # writes report/demo/index.html, and opens it where there is a browser
 """
 
-import argparse
 import sys
 import webbrowser
 from pathlib import Path
@@ -12,7 +11,7 @@ import torch
 
 import data
 from lvae import load
-from record import guarded, read_json
+from record import Parser, guarded, read_json
 from report import Page, num
 from tools import design, gallery
 from tools.designs import objective
@@ -53,7 +52,7 @@ def run(folder):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--out", default="report/demo", type=Path, help="folder for the page (report/demo)")
     args = parser.parse_args(argv)
     return guarded("tools.demo", run, args.out, cannot=f"--out {args.out}: cannot write")

@@ -9,7 +9,6 @@ made from their conditions alone, is printed, too. Writes design.png and design.
     model = lvae.load("models/beams2d"); x = model.design(dict(volfrac=0.3, rmin=2, forcedist=0.4))
 """
 
-import argparse
 import math
 import sys
 import warnings
@@ -20,7 +19,7 @@ import torch
 
 import data
 from lvae import InputError, load
-from record import guarded, slug
+from record import Parser, guarded, slug
 from tools.designs import objective, optimise
 
 SUBSET = 300  # training designs on which the regression's hyperparameters are found
@@ -160,7 +159,7 @@ def make(model, designs, conditions, polish, force):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--model", required=True, help="a model.pt or a folder that has one")
     parser.add_argument("--conditions", required=True, help='"name=number name=number"')
     parser.add_argument("--polish", type=int, default=0, help="iterations of the problem's own optimiser (0)")

@@ -11,7 +11,6 @@ On the same optima: how well is the objective predicted from their latents, and 
 (results/surrogates.csv) photonics2d has no optimiser as quick: it is scored without iterations.
 """
 
-import argparse
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -28,7 +27,7 @@ from threadpoolctl import threadpool_limits
 
 import data
 from lvae import load, predict
-from record import cores, guarded, read_csv, write_atomically
+from record import Parser, cores, guarded, read_csv, write_atomically
 from report import markdown
 from tools.design import fitted, nearest, regression
 from tools.designs import conditions_of, objective, optimise
@@ -201,7 +200,7 @@ def run(args):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--n", type=int, default=150, help="conditions a problem (150); a tenth for photonics2d")
     parser.add_argument("--jobs", type=int, default=cores(), help="processes (all cores that we may use)")
     parser.add_argument("--models", type=Path, default=Path("models"), help="folder with a model a problem (models)")

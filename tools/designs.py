@@ -4,7 +4,6 @@ python -m tools.designs --problem heatconduction2d --n 16 --out mine.npz     # m
 python -m tools.designs --check samples/beams2d.npz                       # range, volume, duplicates
 """
 
-import argparse
 import contextlib
 import importlib
 import io
@@ -18,7 +17,7 @@ import numpy as np
 
 from data import CONDITIONS, PROBLEMS, _from_file, _split
 from lvae import InputError, first_line
-from record import cores, guarded
+from record import Parser, cores, guarded
 
 VOLUME_TOLERANCE = 0.01  # engibench: volume_fraction_bound of beams2d and of heatconduction2d
 CLASSES = {"beams2d": "Beams2D", "photonics2d": "Photonics2D"}
@@ -196,7 +195,7 @@ def run(args):
 
 
 def main(argv=None):
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = Parser(__doc__)
     p.add_argument("--problem", choices=list(CONDITIONS), help="with --check: from the file's name")
     p.add_argument("--n", type=int, default=16, help="designs to make (16)")
     p.add_argument("--seed", type=int, default=0, help="seed of the conditions (0: the bundled samples)")

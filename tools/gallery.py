@@ -7,7 +7,6 @@ Expect report/gallery-<id>/index.html in about a minute on a CPU: most of it is 
 objective.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from matplotlib.figure import Figure
 
 import data
 from lvae import InputError, load
-from record import guarded, read_json
+from record import Parser, guarded, read_json
 from report import COLOURS, Page, log_axis, num, panel, percent
 from tools.designs import objective
 from tools.figures import mosaic
@@ -205,7 +204,7 @@ def run(args):
 
 
 def main(argv=None):
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = Parser(__doc__)
     p.add_argument("--run", required=True, type=Path, help="folder of a finished run with model.pt")
     p.add_argument("--out", default="report", type=Path, help="folder for the page (report)")
     p.add_argument("--designs", type=int, default=8, help="designs in a row of pictures (8)")

@@ -7,7 +7,6 @@ run's folder must still be there, with its model.pt. models/<problem>/ is then a
 --run, and for train.py --config.
 """
 
-import argparse
 import io
 import shutil
 import sys
@@ -18,7 +17,7 @@ import torch.nn.functional as F
 
 import data
 from lvae import InputError, load
-from record import guarded, read_json, to_json, write_atomically
+from record import Parser, guarded, read_json, to_json, write_atomically
 from tools.verify import finished_rows
 
 LOSS = 0.01  # how much of val_rec the 8 bits may cost, at most
@@ -72,7 +71,7 @@ def ship(row, runs, out):
 
 
 def main(argv=None):
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = Parser(__doc__)
     p.add_argument("--runs", required=True, nargs="+", type=Path, help="results CSVs, one a problem")
     p.add_argument("--arm", help="rows of this arm alone")
     p.add_argument("--folder", default="runs", type=Path, help="where the runs' folders are (runs)")

@@ -10,7 +10,6 @@ beside it. That is expected on any other CPU. Exit code 0: each is one of these;
 is kept of the runs, and the results are not changed.
 """
 
-import argparse
 import json
 import math
 import os
@@ -23,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from lvae import InputError
-from record import FREE_FLAGS, cores, cpu_model, guarded, read_csv, read_json
+from record import FREE_FLAGS, Parser, cores, cpu_model, guarded, read_csv, read_json
 from train import DEFAULTS
 
 # Training designs in samples/ before they grew: a row of then has no n_train
@@ -112,7 +111,7 @@ def run(args):
 
 
 def main(argv=None):
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = Parser(__doc__)
     p.add_argument("--runs", required=True, type=Path, help="a results/NN.csv")
     p.add_argument("--share", type=float, default=0.1, help="share of its finished rows, at least one (0.1)")
     p.add_argument("--ids", nargs="+", help="these rows instead")
