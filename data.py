@@ -110,7 +110,7 @@ def _pack(arrays, source, n_train):
         tensors[name], sizes[name] = torch.from_numpy(part).unsqueeze(1), len(part)
     _, h, w = designs.shape
     fingerprint = dict(source=source, **sizes, height=h, width=w, sha256=digest.hexdigest())
-    by_split = {name: {key: value[split == name] for key, value in conditions.items()} for name in SPLITS}
+    by_split = {name: {k: v[split == name][: sizes[name]] for k, v in conditions.items()} for name in SPLITS}
     shares = ", ".join(f"{sizes[name]} {name}" for name in SPLITS)
     about = f"{sum(sizes.values())} designs of {h} x {w} ({shares}) from {source}; {arrays['made']}"
     return Designs(**tensors, conditions=by_split, fingerprint=fingerprint, about=about)

@@ -502,7 +502,7 @@ class NoWandb:
     def log(self, *_):
         pass
 
-    images = finish = leave = log
+    images = finish = log
 
 
 class Wandb(NoWandb):

@@ -692,7 +692,6 @@ def train(args):
         with contextlib.suppress(OSError):  # stderr may lie on the full disk, too
             print(f"train.py: {run.folder}: cannot write ({error}); what was written is kept", file=sys.stderr)
         wandb.finish({}, code)
-    wandb.leave(code)
     return code
 
 
@@ -766,8 +765,7 @@ def conclude(trainer, designs, run):
     if args.save_model:
         z, held = (trainer.reconstruct(x)[0] for x in (trainer.train, trainer.val))
         flags, buffer = json.loads(record.to_json(vars(args))), io.BytesIO()
-        conditions = {name: values[: len(z)] for name, values in designs.conditions["train"].items()}  # --n_train
-        torch.save(compact(trainer.model, trainer.pruner, z, held, flags, conditions), buffer)
+        torch.save(compact(trainer.model, trainer.pruner, z, held, flags, designs.conditions["train"]), buffer)
         record.write_atomically(run.folder / "model.pt", buffer.getvalue())
     return summary
 
