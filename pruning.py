@@ -224,7 +224,7 @@ class Pruner:
 
         With trim_share, those go that are worth less than this share of the designs' variance: so much does the error
         grow where they are held at their mean. One that is worth more goes where val_rec is the least so far, for the
-        model did without those before it, and would no more than triple. With trim_rec, they go while val_rec is at
+        model did without those before it, and would no more than quadruple. With trim_rec, they go while val_rec is at
         most that error. If it is above it a tenth of the run after the last ones went, those come back, with the
         weights they had, and no more are trimmed. At most a fifth goes at a time. Returns (those that went, came back).
         """
@@ -245,7 +245,7 @@ class Pruner:
             most, one = error_without([]) + flags.trim_share * self.variance, dims[:1]
             while dims and error_without(dims) > most:
                 dims = dims[: len(dims) // 2]
-            if not dims and val_rec <= self.least and error_without(one) <= 3 * val_rec:
+            if not dims and val_rec <= self.least and error_without(one) <= 4 * val_rec:
                 dims = one
         if dims:
             self.active[dims] = False
