@@ -223,15 +223,17 @@ class Pruner:
         """Give up the smallest active dimensions, until three quarters of what is left of the run at pruning_epoch.
 
         With trim_share, those go that are worth less than this share of the designs' variance: so much does the error
-        grow where they are held at their mean. One that is worth more goes where val_rec is the least so far, for the
-        model did without those before it, and would no more than quadruple. With trim_rec, they go while val_rec is at
-        most that error. If it is above it a tenth of the run after the last ones went, those come back, with the
-        weights they had, and no more are trimmed. At most a fifth goes at a time. Returns (those that went, came back).
+        grow where they are held at their mean. One that is worth more goes, too, where val_rec is the least so far, for
+        the model did without those before it. With trim_rec, they go while val_rec is at most that error.
+
+        At most a fifth goes at a time. If val_rec is above trim_rec, or twice its least, a tenth of the run after the
+        last ones went, those come back, with the weights they had, and no more are trimmed. Returns (those that went,
+        those that came back).
         """
         flags, start = self.flags, self.flags.pruning_epoch
         if not self.trimming or not math.isfinite(val_rec) or not torch.isfinite(std).all():
             return [], []
-        if flags.trim_rec and val_rec > flags.trim_rec:
+        if val_rec > (flags.trim_rec or 2 * self.least):
             back = self.trimmed if self.trimmed and epoch - self.trim_epoch >= max(1, flags.n_epochs // 10) else []
             self.active[back] = True
             self.trimming = not back
@@ -245,8 +247,7 @@ class Pruner:
             most, one = error_without([]) + flags.trim_share * self.variance, dims[:1]
             while dims and error_without(dims) > most:
                 dims = dims[: len(dims) // 2]
-            if not dims and val_rec <= self.least and error_without(one) <= 4 * val_rec:
-                dims = one
+            dims = dims or (one if val_rec <= self.least else [])
         if dims:
             self.active[dims] = False
             self.trimmed, self.trim_epoch = dims, epoch
