@@ -16,7 +16,7 @@ from tools import ship
 
 TOY = "--problem=toy --data=sample --latent_dim=8 --n_epochs=6 --pruning_epoch=2 --polynomial_schedule_n=2"
 TOY += " --batch_size=256 --threads=1 --wandb=disabled"
-PROBLEMS, ROWS = ("beams2d", "heatconduction2d", "photonics2d"), ROOT / "results/baselines.csv"
+PROBLEMS, ROWS = ("beams2d", "heatconduction2d", "photonics2d"), ROOT / "models/rows.csv"
 
 
 @pytest.fixture(scope="module")

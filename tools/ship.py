@@ -4,7 +4,7 @@
 
 The best is the one with the least val_rec. The test error takes no part: it is measured once, on what is shipped. The
 run's folder must still be there, with its model.pt. models/<problem>/ is then a run's folder, too: for tools.gallery
---run, and for train.py --config.
+--run, and for train.py --config. models/rows.csv has the rows.
 """
 
 import io
@@ -12,6 +12,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import pandas as pd
 import torch
 import torch.nn.functional as F
 
@@ -81,8 +82,10 @@ def main(argv=None):
 
 
 def run(args):
-    for row in [row for path in args.runs for row in best(path, args.arm)]:
+    rows = [row for path in args.runs for row in best(path, args.arm)]
+    for row in rows:
         print(ship(row, args.folder, args.out), flush=True)
+    write_atomically(args.out / "rows.csv", pd.DataFrame(rows).to_csv(index=False, lineterminator="\n"))
 
 
 if __name__ == "__main__":
