@@ -177,4 +177,4 @@ def test_a_wrong_flag_of_a_tool_is_one_line(name, capsys):
     with pytest.raises(SystemExit) as end:
         importlib.import_module(name).main(["--no_such_flag"])
     said = capsys.readouterr().err
-    assert end.value.code == 2 and said.count("\n") == 1 and said.split(":")[0].endswith(".py")
+    assert end.value.code == 2 and said.count("\n") == 1
