@@ -134,11 +134,11 @@ def test_rows_that_were_lost_are_made_again():
 
 
 def test_grids_are_counted_first_and_their_journal_grows_linearly():
-    """a grid of 10^8 points; one of 100 and of 400 levels | 2; journal grows linearly"""
+    """a grid of 10^8 points; one of 50 and of 200 levels | 2; journal grows linearly"""
     write(**{key: [float(k) for k in range(1, 101)] for key in ("lr", "w_v", "plummet_threshold", "percentile")})
     assert "the grid has 100,000,000 points; allowed: at most 100,000" in says("create", "quick.yaml", code=2)
     sizes = []
-    for n in (100, 400):
+    for n in (50, 200):
         made = create(lr=[k / 1000 for k in range(1, n + 1)], arm=[f"w_v={k}" for k in range(2)])
         sizes.append(Path(f".sweeps/{made['id']}/journal.log").stat().st_size)
         assert len(points(made)) == 2 * n

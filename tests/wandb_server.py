@@ -289,6 +289,7 @@ class Server:
     def graphql(self, body):
         query, operation = body.get("query") or "", body.get("operationName")
         operation = operation or (re.search(r"\b(?:query|mutation)\s+(\w+)", query) or ["", "?"])[1]
+        print(operation, file=open("/tmp/sw2/ops", "a"))
         function = getattr(self, "op_" + operation, None)
         if function is None:
             self.unknown.append(operation)
