@@ -353,9 +353,6 @@ def open_run(folder, old, args, fingerprint, device):
 
 # ---- What a run ran on: its results are equal bit for bit only where the CPU is --------------------------------------
 
-# On a cluster: which job, on which node, after how many restarts
-SLURM = ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURMD_NODENAME", "SLURM_RESTART_COUNT")
-
 
 def _git_commit():
     def git(*arguments):
@@ -394,7 +391,6 @@ def describe_machine(device):
             versions[package] = importlib.metadata.version(package)
     machine = {"host": platform.node(), "system": platform.platform(), "cpu": cpu_model()}
     machine |= {"cores": os.cpu_count(), "device": str(device)}
-    machine |= {k.lower(): v for k, v in os.environ.items() if k in SLURM}
     if device.type == "cuda":
         machine["gpu"] = torch.cuda.get_device_name(device)
     return {"git": _git_commit(), "versions": versions, "machine": machine}

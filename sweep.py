@@ -816,10 +816,7 @@ def asked(args):
     """The sweeps a command is about, in order: SWEEP=, else the current ones."""
     names = args.sweep.split() if args.sweep else current_names()
     need(names, "no current sweep; create one (make sweep-01), or name one of `make list`: SWEEP=")
-    found = [load_sweep(name, args.storage) for name in names]
-    mixed = len({s["backend"] for s in found}) > 1
-    need(not mixed, f"SWEEP {args.sweep}: some are on W&B and some are local; give those of one backend")
-    return found
+    return [load_sweep(name, args.storage) for name in names]
 
 
 def agent(args):
@@ -840,7 +837,7 @@ def agent(args):
     if "wandb" in sys.modules:
         sys.modules["wandb"].teardown()  # its client's connection must not be shared with the agents
     # W&B has handed the same point to agents that asked at the same moment
-    code = launch(jobs, 1 if sweeps[0]["backend"] == "wandb" else 0.1) if args.n > 1 else jobs[0]()
+    code = launch(jobs, 1 if any(s["backend"] == "wandb" for s in sweeps) else 0.1) if args.n > 1 else jobs[0]()
     for sweep in sweeps:
         rebuild_rows(sweep)
     status(args)
@@ -988,9 +985,8 @@ def missing_epochs(folder):
 
 def dashboard(args):
     """Optuna's dashboard on the (first) current local sweep."""
-    sweep, places = asked(args)[0], [os.path.dirname(sys.executable), os.environ.get("PATH", "")]
+    sweep, command = asked(args)[0], shutil.which("optuna-dashboard", path=os.path.dirname(sys.executable))
     need(sweep["backend"] == "local", f"{sweep['id']}: is on W&B, look there: {sweep.get('path')}")
-    command = shutil.which("optuna-dashboard", path=os.pathsep.join(places))
     need(command, "optuna-dashboard: not installed; pip install optuna-dashboard")
     os.execv(command, [command, sweep["storage"] or str(STATE / sweep["id"] / "journal.log")])
 
