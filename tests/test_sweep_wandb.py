@@ -52,7 +52,7 @@ def test_agents_on_wandb(wandb_server):
     said = work(**wandb_server.env)
     assert " continued: seed=" in said
     assert "3/3 over (3 finished, 0 stopped early, 0 diverged, 0 failed), 0 running, 0 left" in said
-    assert len([e for e in wandb_server.events if e["what"] == "run handed out"]) == 3 and not wandb_server.unknown
+    assert wandb_server.handed_out == 3 and not wandb_server.unknown
     assert sorted(starts().values()) == [1, 1, 2]
     runs = [(r["config"]["seed"]["value"], r["state"], len(r["history"])) for r in wandb_server.runs.values()]
     assert sorted(runs) == [(seed, "finished", 20) for seed in (1, 2, 3)]
