@@ -93,16 +93,12 @@ def read_csv(path):
     try:
         text = path.read_text() if path.exists() else ""
         rows = list(csv.reader(io.StringIO(text[: text.rfind("\n") + 1])))
-    except UnicodeDecodeError:
-        raise InputError(f"{path}: is not UTF-8; save it as CSV in UTF-8") from None
-    except csv.Error as error:
-        raise InputError(f"{path}: is no CSV ({error}); delete or mend it") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path}: is no CSV in UTF-8 ({first_line(error)}); delete or mend it") from None
     for i, row in enumerate(rows, 1):
-        if len(row) != len(rows[0]) or "\0" in "".join(row):
-            what = f"line {i} has {len(row)} cells, the header {len(rows[0])}, or NUL bytes"
+        if len(row) != len(rows[0]) or "\0" in "".join(row) or (len(row) == 1 and ";" in row[0]):
+            what = f"line {i} has {len(row)} cells, the header {len(rows[0])}, or NUL bytes, or semicolons for commas"
             raise InputError(f"{path}: {what}; delete or mend the line")
-    if rows and ";" in rows[0][0] and len(rows[0]) == 1:
-        raise InputError(f"{path}: its cells are separated by semicolons; allowed: commas")
     return pandas.DataFrame(rows[1:], columns=rows[0], dtype=str) if rows else pandas.DataFrame()
 
 
@@ -227,15 +223,14 @@ class Run:
     def restore(self, device):
         """The newest whole checkpoint, with the CSV files cut back to it; None if there is none. Names broken ones."""
         broken = []
-        for name in ("checkpoint.new.pt", "checkpoint.pt", "checkpoint_previous.pt"):
-            if not (path := self.folder / name).exists():
-                continue
+        names = ("checkpoint.new.pt", "checkpoint.pt", "checkpoint_previous.pt")
+        for path in (self.folder / name for name in names if (self.folder / name).exists()):
             try:
                 state = self._read_checkpoint(path, device)
             except Exception as error:
                 said = f"checkpoint {path} cannot be used ({first_line(error)}); trying the one before it"
                 print(said, file=sys.stderr)
-                broken.append(name)
+                broken.append(path.name)
                 continue
             for file, (size, _) in state["positions"].items():
                 os.truncate(self.folder / file, size)
@@ -315,13 +310,11 @@ def _refuse(folder, old, args, fingerprint):
         recorded = ", ".join(f"--{key} {old['flags'].get(key)}" for key in different[:5])
         raise InputError(f"--resume {folder}: was started with other flags; allowed: {recorded}")
     if old["data"]["sha256"] != fingerprint["sha256"]:
-        designs = f"other designs (source {old['data']['source']}); they have changed since"
-        raise InputError(f"--resume {folder}: was started on {designs}")
+        raise InputError(f"--resume {folder}: was started on other designs (source {old['data']['source']})")
     if (over := status(folder)) == "damaged":
         raise InputError(f"--resume {folder}: its summary.json is damaged; delete it to compute the run again")
     if over and args.n_epochs > old["flags"]["n_epochs"]:
-        what = f"{folder} is {over} and cannot be made longer; leave the flag out"
-        raise InputError(f"--n_epochs {args.n_epochs}: {what}")
+        raise InputError(f"--n_epochs {args.n_epochs}: {folder} is {over} and cannot be made longer")
 
 
 def locate(args, fingerprint):
@@ -332,21 +325,19 @@ def locate(args, fingerprint):
         others = [] if run_id() else Path(args.out).glob("*/config.json")
         for path in sorted(others, key=lambda p: -p.stat().st_mtime):
             config = _read_config(path)
-            if not config or status(path.parent) or config["data"] != fingerprint:
-                continue
-            if config["flags"]["n_epochs"] == args.n_epochs and not different_flags(config["flags"], vars(args)):
+            ours = config and not status(path.parent) and config["data"] == fingerprint
+            flags = config["flags"] if ours else {"n_epochs": None}
+            if flags["n_epochs"] == args.n_epochs and not different_flags(flags, vars(args)):
                 folder, old = path.parent, config
                 break
     elif args.resume:
-        folder = Path(args.resume)
-        folder = folder if folder.name not in ("", "..") else folder.resolve()  # the name is the run's id
+        folder = Path(args.resume).resolve() if Path(args.resume).name in ("", "..") else Path(args.resume)
         old = _read_config(folder / "config.json")
         _refuse(folder, old, args, fingerprint)
     elif args.config:
         theirs = (_read_config(Path(args.config)) or {}).get("data", fingerprint)
         if theirs["sha256"] != fingerprint["sha256"]:
-            designs = f"other designs (source {theirs['source']}) than --data {args.data}"
-            raise InputError(f"--config {args.config}: ran on {designs}")
+            raise InputError(f"--config {args.config}: ran on other designs than --data {args.data}")
     for flag in AUTO if old else ():
         setattr(args, flag, old["flags"][flag])
     return folder, old
@@ -372,9 +363,6 @@ def open_run(folder, old, args, fingerprint, device):
 
 
 # ---- What a run ran on: its results are equal bit for bit only where the CPU is --------------------------------------
-
-# On a cluster: which job, on which node, after how many restarts
-SLURM = ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURMD_NODENAME", "SLURM_RESTART_COUNT")
 
 
 def _git_commit():
@@ -416,7 +404,6 @@ def describe_machine(device):
             versions[package] = importlib.metadata.version(package)
     machine = {"host": platform.node(), "system": platform.platform(), "cpu": cpu_model()}
     machine |= {"cores": os.cpu_count(), "device": str(device)}
-    machine |= {k.lower(): v for k, v in os.environ.items() if k in SLURM}
     if device.type == "cuda":
         machine["gpu"] = torch.cuda.get_device_name(device)
     return {"git": _git_commit(), "versions": versions, "machine": machine}
@@ -572,9 +559,7 @@ class Wandb(NoWandb):
 
 def open_wandb(args, run, config):
     """The W&B run that --wandb asks for; WANDB_MODE has the last word on `auto`."""
-    mode = args.wandb
-    if mode == "auto":
-        mode = os.environ.get("WANDB_MODE") or "auto"
+    mode = args.wandb if args.wandb != "auto" else os.environ.get("WANDB_MODE") or "auto"
     if mode == "disabled":
         return NoWandb()
 
@@ -598,14 +583,14 @@ def open_wandb(args, run, config):
         try:
             found = bounded(lambda mode=attempt: Wandb(mode, run, config, args.wandb_project, args.wandb_entity), 60)
         except Exception as error:  # wandb.Error, or what the client's service raises
-            if not HUNG:
-                with contextlib.suppress(Exception):
-                    bounded(wandb.teardown)  # or the second attempt finds the run "in use"
             last = HUNG or attempt == "offline"
             what = "start" if HUNG else f"log {attempt}"
             say(f"cannot {what} ({first_line(error)})" + ("; going on without it" if last else ""))
             if last:
                 return NoWandb()
+            if not HUNG:
+                with contextlib.suppress(Exception):
+                    bounded(wandb.teardown)  # or the second attempt finds the run "in use"
         else:
             if attempt == "offline":
                 how = "`wandb login` logs online, --wandb disabled not at all"

@@ -65,16 +65,12 @@ NUMBER, SCALAR = int | float, str | int | float | None
 
 
 class Loader(yaml.SafeLoader):
-    """YAML in which a key given twice is an error, not its last value, and which cannot multiply itself by aliases."""
-
-    def compose_node(self, parent, index):
-        need(not self.check_event(yaml.AliasEvent), "aliases (*name) are not taken here; write the values out")
-        return super().compose_node(parent, index)
+    """YAML in which a key given twice is an error, not its last value."""
 
     def construct_mapping(self, node, deep=False):
         keys = collections.Counter(str(key.value) for key, _ in node.value)
-        twice = ", ".join(key for key, n in keys.items() if n > 1)
-        need(not twice, f"line {node.start_mark.line + 1}: {twice} is given twice")
+        for key, n in keys.items():
+            need(n == 1, f"line {node.start_mark.line + 1}: {key} is given twice")
         return super().construct_mapping(node, deep)
 
 
@@ -108,17 +104,15 @@ def check_config(config):
     need(isinstance(cap, int) and cap > 0, f"run_cap {cap}: must be a number of runs, at least 1")
     for key, p in config["parameters"].items():
         found, within = levels(p), not {"value", "values"} & set(p)
-        plain = all(isinstance(v, NUMBER if within else SCALAR) for v in found) and len(found) > within
-        need(isinstance(found, list) and plain, f"parameter {key} needs value, values, or min and max")
-        once = within or len(set(map(str, found))) == len(found)
-        need(once, f"parameter {key} has a value twice: each of its points would be run twice")
+        plain = isinstance(found, list) and all(isinstance(v, NUMBER if within else SCALAR) for v in found)
+        once = len(found) == 2 if within else 0 < len(found) == len(set(map(str, found)))
+        need(plain and once, f"parameter {key} needs value, values (each of them once), or min and max")
     named = levels(config["parameters"].get("problem", {})) and isinstance(config["metric"].get("name"), str)
     need(named, "needs a parameter problem with a value or values, and a metric with a name")
-    if rule := config.get("early_terminate"):
-        first, eta = rule.get("min_iter"), rule.get("eta", 3)
-        need(isinstance(first, int) and first > 0, "early_terminate needs min_iter, a number of values")
-        steep = isinstance(eta, NUMBER) and 1.1 <= eta < math.inf  # with 1 there is one band, its cut nowhere
-        need(steep, f"early_terminate: eta {eta}: must be at least 1.1; the bands are min_iter * eta^k")
+    rule = config.get("early_terminate") or {"min_iter": 1}
+    first, eta = rule.get("min_iter"), rule.get("eta", 3)
+    steps = isinstance(first, int) and first > 0 and isinstance(eta, NUMBER) and 1.1 <= eta < math.inf
+    need(steps, "early_terminate needs min_iter >= 1 and eta >= 1.1; its bands are min_iter * eta^k")
 
 
 def expand(config):
@@ -213,8 +207,6 @@ def choose_strategy(parameters, strategy, defaults):
 def resolve(points, program):
     """The flags of each point as the program resolves them: every point must be a command line that it takes."""
     flags = []
-    if len(points) > 1000:
-        say(f"checking {len(points):,} points")
     for point in points:
         try:
             flags.append(vars(program.parse(command_line(point))))
@@ -229,39 +221,33 @@ def check_pruning(args, flags):
     pruning, late = [f for f in flags if f.get("strategy", "none") != "none"], "pruning would start at epoch"
     for f in pruning if re.search(r"\b(n_epochs|pruning_epoch)=", args.set or "") else ():
         first, n = f.get("pruning_epoch"), f["n_epochs"]
-        advice = f"and the run ends at {n}; allowed: more, or EPOCHS=, which scales both"
-        need(first is None or first < n, f"SET {args.set}: {late} {first}, {advice}")
+        need(first is None or first < n, f"SET {args.set}: {late} {first}, and the run ends at {n}; allowed: more")
     for f in pruning if args.epochs is not None else ():
-        first, end, dims = min(x["pruning_epoch"] for x in pruning), f["polynomial_schedule_n"], f["latent_dim"]
+        first, end, dims = f["pruning_epoch"], f["polynomial_schedule_n"], f["latent_dim"]
         advice = f"before the schedule of w_v ends at {end}; allowed: more, or SET=polynomial_schedule_n={first}"
         need(end <= first, f"EPOCHS {args.epochs}: {late} {first}, {advice}")
         # the first pruning comes k_consecutive - 1 epochs after pruning_epoch, each other cooldown_epochs + 1 later
-        floor, cap, pause = max(1, f["min_active_dims"]), min(f["max_prune_per_epoch"], dims), f["cooldown_epochs"] + 1
+        floor, cap = max(1, f["min_active_dims"]), min(f["max_prune_per_epoch"], dims)
         events = math.ceil((dims - floor) / cap)
-        last = f["pruning_epoch"] + f["k_consecutive"] - 1 + (events - 1) * pause
-        path = f"safeguards {f['safeguards']} get from {dims} to {floor} dimensions by {cap:g} every {pause} epochs"
-        advice = f"which would take until epoch {last}; allowed: more, or a smaller SET=latent_dim="
-        need(events < 1 or last < f["n_epochs"], f"EPOCHS {args.epochs}: {path}, {advice}")
+        last = first + f["k_consecutive"] - 1 + (events - 1) * (f["cooldown_epochs"] + 1)
+        advice = f"would take until epoch {last}; allowed: more, or a smaller SET=latent_dim="
+        path = f"to prune from {dims} to {floor} dimensions with these safeguards {advice}"
+        need(events < 1 or last < f["n_epochs"], f"EPOCHS {args.epochs}: {path}")
 
 
 def freeze_data(config):
     """Resolve `data: auto` for the whole sweep, and fingerprint its designs: {data_key(): {...}}."""
     parameters = config["parameters"]
     lists = [levels(parameters.get(k, {"value": v})) for k, v in (("problem", None), ("n_train", 0), ("toy_dims", 3))]
-
-    def load(source):
-        designs = {(p, n, k): data.load(p, source, k, n).fingerprint for p, n, k in itertools.product(*lists)}
-        return {
-            data_key(*d): {"source": f["source"], "toy_dims": d[2], "sha256": f["sha256"]} for d, f in designs.items()
-        }
-
-    source = str(levels(parameters.get("data", {"value": "auto"}))[0])
-    found = load(source)
+    source, frozen = str(levels(parameters.get("data", {"value": "auto"}))[0]), {}
     if source == "auto":
-        source = "hub" if all(f["source"] == "hub" for f in found.values()) else "sample"
-        found = load(source)
+        found = {data.load(p, source, k, n).fingerprint["source"] for p, n, k in itertools.product(*lists)}
+        source = "hub" if found == {"hub"} else "sample"
     parameters["data"] = {"value": source}
-    return {key: f | {"source": source} for key, f in found.items()}
+    for p, n, k in itertools.product(*lists):
+        sha256 = data.load(p, source, k, n).fingerprint["sha256"]
+        frozen[data_key(p, n, k)] = {"source": source, "toy_dims": k, "sha256": sha256}
+    return frozen
 
 
 def data_key(problem, n_train, toy_dims):
@@ -350,10 +336,9 @@ def create(args):
     path, config = read_yaml(args.sweep)
     program = load_program(config["program"])
     backend, why = choose_backend(args.backend)
-    need(backend == "local" or not args.storage, "STORAGE: is for BACKEND=local")
-    allowed = "postgresql+psycopg://..., or nothing (a file journal); SQLite runs points twice"
-    known = not args.storage or args.storage.startswith("postgresql")
-    need(known, f"STORAGE {redacted(args.storage)}: allowed: {allowed}")
+    allowed = "postgresql+psycopg://... with BACKEND=local, or nothing (a file journal); SQLite runs points twice"
+    usable = not args.storage or (backend == "local" and args.storage.startswith("postgresql"))
+    need(usable, f"STORAGE {args.storage}: allowed: {allowed}")
     plain = not args.edition or args.edition.replace("-", "").isalnum()
     need(plain, f"EDITION {args.edition}: allowed: letters, digits and -")
     # a search of the study is made for each of its problems; one of your own has the problem that it names
@@ -375,7 +360,6 @@ def create(args):
         else:
             sweep |= {"id": f"{sweep['name']}-{secrets.token_hex(3)}", "storage": args.storage}
             Queue(sweep, create=True).fill(points, known)
-        warn_of_twins(sweep, points)
         save(sweep)
         created.append(sweep["id"])
         print(describe(sweep, points))
@@ -433,17 +417,6 @@ def create_on_wandb(sweep, points, args):
         reason = f"W&B: cannot create the sweep ({first_line(error)}); BACKEND=local needs no server"
         raise InputError(reason) from None
     sweep |= {"path": f"{entity}/{project}/{sweep_id}", "id": f"{sweep['name']}-{sweep_id}"}
-
-
-def warn_of_twins(sweep, points):
-    """Say where points of a new local sweep are also left in an older one of its name, in this folder."""
-    mine = {tuple(command_line(point)) for point in points}
-    local = [s for s in known_sweeps() if s.get("name") == sweep["name"] and s["backend"] == "local"]
-    for other in [s for s in local if mine and not s.get("storage")]:  # "" from make, where nobody gives one
-        with contextlib.suppress(InputError, KeyError):  # what is damaged is in nobody's way
-            left = [t.user_attrs["run"]["point"] for t in Queue(other).trials(TrialState.WAITING, TrialState.RUNNING)]
-            if n := sum(tuple(command_line(point)) in mine for point in left):
-                print(f"warning: {n} of these points are also left in {other['id']}: finish one, or each gets two rows")
 
 
 def save(sweep):
@@ -558,13 +531,18 @@ def exit_code():
     return 143 if any(s != signal.SIGINT for s in stops) else 130 if stops else 0
 
 
+def folder_of(run):
+    """Where the program puts a run of the queue."""
+    return Path(run["point"].get("out", "runs")) / run["id"]
+
+
 class Attempt:
     """What an agent knows of the run that it works on."""
 
     def __init__(self, queue, trial, agent):
         self.queue, self.trial, self.agent = queue, trial, agent
         self.id, self.point = (trial.user_attrs["run"][key] for key in ("id", "point"))
-        self.folder, self.log = Path(self.point.get("out", "runs")) / self.id, queue.folder / f"{self.id}.log"
+        self.folder, self.log = folder_of(trial.user_attrs["run"]), queue.folder / f"{self.id}.log"
         self.child = self.code = self.hung = None  # the program's process and exit code; why it was killed
         self.killed = self.lost = False
         self.stopped_early = trial.user_attrs.get("stops", False)  # maybe by an agent that died before it could say so
@@ -579,8 +557,9 @@ def work(sweeps, env, agent, count=None, patience=math.inf, leave=False):
     while not stop_level() and count != 0:
         for sweep in sweeps:
             check_code(sweep)
-        attempt = claim(queues, agent)
-        if attempt:
+        claimed = ((queue, trial) for queue in queues if (trial := queue.claim()))
+        if found := next(claimed, None):
+            attempt = Attempt(*found, agent)
             try:
                 start(attempt, env)
                 watch(attempt, patience)
@@ -607,11 +586,6 @@ def give_up(a, error):
     a.code = 4 if isinstance(error, OSError) else a.code
     a.queue.end(a.trial, TrialState.WAITING, tried=None if a.code == 4 else f"crashed: {first_line(error)}")
     a.say(f"cannot go on: {first_line(error)}" + ("; this agent stops" if a.code == 4 else ""))
-
-
-def claim(queues, agent):
-    """An Attempt at the first run there is, or None."""
-    return next((Attempt(queue, trial, agent) for queue in queues if (trial := queue.claim())), None)
 
 
 def start(a, env):
@@ -705,31 +679,25 @@ def settle(a):
     said = a.log.read_text(errors="replace").splitlines() if a.log.exists() else ["no log"]
     tail = ([line for line in said if line.strip() and line[:2] != "$ "] or ["it printed nothing"])[-1][:200]
     summary, values = read_json(a.folder / "summary.json") or {}, history(a.folder, metric)
-    if (
-        a.code in (130, 143)
-        and not stop_level()
-        and isinstance(queue, engine.WandbQueue)
-        and "early_terminate" in config
-    ):
-        a.stopped_early = True  # the server told the program itself
+    if a.code in (130, 143) and not stop_level() and isinstance(queue, engine.WandbQueue):
+        a.stopped_early |= "early_terminate" in config  # the server told the program itself
     status = summary.get("status") or ("stopped early" if a.stopped_early else None)
     if status and (other := other_designs(queue.sweep, a.folder)):  # they were replaced while agents were at work
-        kept, status, a.code = queue.folder / f"{a.id}.other-designs", None, 2
-        shutil.move(a.folder, kept.with_suffix(f".{secrets.token_hex(2)}") if kept.exists() else kept)
+        kept, status, a.code = queue.folder / f"{a.id}.other-designs-{secrets.token_hex(2)}", None, 2
+        shutil.move(a.folder, kept)
         tail = f"{other}; the run is in {kept}, and not recorded"
     if a.lost:
         outcome = "taken over by another agent, while this machine was suspended"
         queue.hold.release()
     elif status in OVER:
         record_result(queue.sweep, a.folder, status)
-        state, value, outcome = TrialState.FAIL, None, f"diverged: {summary.get('cause')}"
+        state, value = TrialState.FAIL, None
+        outcome = f"{status}: {summary.get('cause') or f'without a value of {metric}'}"
         if status == "stopped early":
             state, value, outcome = TrialState.PRUNED, (values or [None])[-1], "stopped early by hyperband"
         elif status == "finished" and values:
             state, value = TrialState.COMPLETE, objective(config, values)
             outcome = f"finished, {metric} {value:.6g} with {summary.get('active_dims')} dims"
-        elif status == "finished":
-            outcome = f"finished without a value of {metric}"
         queue.end(a.trial, state, value, **({"cause": outcome} if state == TrialState.FAIL else {}))
     elif a.code == 2:
         # most likely this machine's fault, so others may try: but a run that nobody can start must not stay for ever
@@ -821,13 +789,10 @@ def on_wandb(path, read):
 
 
 def known_sweeps():
-    """The sweeps of this folder, oldest first; of one whose sweep.json is damaged only id and "damaged"."""
-    found, whole = [], {"id", "backend", "config", "data", "results", "runs", "created"}
-    for path in sorted(STATE.glob("*/sweep.json")):
-        sweep = read_json(path)
-        broken = {"id": path.parent.name, "created": "", "damaged": f"{path}: is damaged"}
-        found.append(sweep if isinstance(sweep, dict) and whole <= set(sweep) else broken)
-    return sorted(found, key=lambda s: s["created"])
+    """The sweeps of this folder, oldest first, without those whose sweep.json is damaged."""
+    needed = {"id", "backend", "config", "data", "results", "runs", "created"}
+    found = map(read_json, STATE.glob("*/sweep.json"))
+    return sorted((s for s in found if isinstance(s, dict) and needed <= set(s)), key=lambda s: s["created"])
 
 
 def load_sweep(name, storage=None):
@@ -836,15 +801,13 @@ def load_sweep(name, storage=None):
     found = [s for s in known if name in (s["id"], s.get("path"))] or [s for s in known if s["id"].startswith(name)]
     several = ", ".join(sorted(s["id"] for s in found))
     need(len(found) < 2, f"SWEEP {name}: begins several sweeps: {several}; say which")
-    if found:
-        advice = "delete its folder and create the sweep anew: what is in its results is not run again"
-        need("damaged" not in found[0], f"{found[0].get('damaged')}; {advice}")
-        return found[0]
-    allowed = "an id of `make list`, entity/project/id of W&B, or an id with its STORAGE"
-    need(name.count("/") == 2 or storage, f"SWEEP {name}: unknown here; allowed: {allowed}")
-    sweep = join_wandb(name) if name.count("/") == 2 else Queue({"id": name, "storage": storage}).sweep
-    save(sweep)
-    return sweep
+    if not found:
+        allowed = "an id of `make list`, entity/project/id of W&B, or an id with its STORAGE"
+        said = f"SWEEP {name}: unknown here, or its sweep.json is damaged; allowed: {allowed}"
+        need(name.count("/") == 2 or storage, said)
+        found = [join_wandb(name) if name.count("/") == 2 else Queue({"id": name, "storage": storage}).sweep]
+        save(found[0])
+    return found[0]
 
 
 def join_wandb(path):
@@ -861,18 +824,14 @@ def join_wandb(path):
 
 def current_names():
     """The ids in .sweeps/current."""
-    current = STATE / "current"
-    return current.read_text(errors="replace").split() if current.exists() else []
+    return (STATE / "current").read_text(errors="replace").split() if (STATE / "current").exists() else []
 
 
 def asked(args):
     """The sweeps a command is about, in order: SWEEP=, else the current ones."""
     names = args.sweep.split() if args.sweep else current_names()
     need(names, "no current sweep; create one (make sweep-01), or name one of `make list`: SWEEP=")
-    found = [load_sweep(name, args.storage) for name in names]
-    mixed = len({s["backend"] for s in found}) > 1
-    need(not mixed, f"SWEEP {args.sweep}: some are on W&B and some are local; give those of one backend")
-    return found
+    return [load_sweep(name, args.storage) for name in names]
 
 
 def agent(args):
@@ -893,7 +852,7 @@ def agent(args):
     if "wandb" in sys.modules:
         sys.modules["wandb"].teardown()  # its client's connection must not be shared with the agents
     # W&B has handed the same point to agents that asked at the same moment
-    code = launch(jobs, 1 if sweeps[0]["backend"] == "wandb" else 0.1) if args.n > 1 else jobs[0]()
+    code = launch(jobs, 1 if any(s["backend"] == "wandb" for s in sweeps) else 0.1) if args.n > 1 else jobs[0]()
     for sweep in sweeps:
         rebuild_rows(sweep)
     status(args)
@@ -903,14 +862,12 @@ def agent(args):
 def rebuild_rows(sweep):
     """Put the runs that are over and have a folder, but no row, into results/NN.csv. Returns how many."""
     have, added = {row["id"] for row in read_csv(Path(sweep["results"])).to_dict("records")}, 0
-    trials = queue_of(sweep).trials() if "backend" in sweep else ()
-    early = {t.user_attrs["run"]["id"] for t in trials if t.state == TrialState.PRUNED}
-    places = {"runs", *(t.user_attrs["run"]["point"].get("out", "runs") for t in trials)}
-    for path in sorted(path for place in places for path in Path(place).glob("*/config.json")):
-        config, folder = read_json(path), path.parent
-        status = "stopped early" if folder.name in early else record.status(folder)
-        of_it = isinstance(config, dict) and config.get("sweep") == sweep["id"] and not other_designs(sweep, folder)
-        if of_it and status in OVER and folder.name not in have:
+    for trial in queue_of(sweep).trials():
+        folder = folder_of(trial.user_attrs["run"])
+        status = "stopped early" if trial.state == TrialState.PRUNED else record.status(folder)
+        given_up = trial.user_attrs.get("cause", "").startswith("given up")
+        lacking = status in OVER and not given_up and folder.name not in have and (folder / "config.json").exists()
+        if lacking and not other_designs(sweep, folder):
             record_result(sweep, folder, status)
             added += 1
     if added:
@@ -919,16 +876,8 @@ def rebuild_rows(sweep):
 
 
 def rebuild(args):
-    """Make the rows of results/NN.csv that are missing again, from the folders in runs/; .sweeps may be gone."""
-    if not args.sweep or any(sweep["id"].startswith(args.sweep) for sweep in known_sweeps()):
-        sweeps = asked(args)
-    else:
-        configs = [read_json(path) for path in sorted(Path("runs").glob("*/config.json"))]
-        names = {str(config.get("sweep")) for config in configs if isinstance(config, dict)}
-        results = {name: f"results/{name.rpartition('-')[0].split('_')[0]}.csv" for name in sorted(names)}
-        sweeps = [{"id": k, "results": v, "data": {}} for k, v in results.items() if k.startswith(args.sweep)]
-        need(sweeps, f"SWEEP {args.sweep}: unknown, and no run in runs/ is of it")
-    for sweep in sweeps:
+    """Make the rows of results/NN.csv that are missing again, from the runs' folders."""
+    for sweep in asked(args):
         rebuild_rows(sweep) or print(f"{sweep['results']}: has all rows of {sweep['id']}")
 
 
@@ -943,7 +892,7 @@ def outcomes(sweep):
             kind = "running" if alive else "interrupted" if "held" in t.user_attrs else "waiting"
         seconds = (t.datetime_complete - t.datetime_start).total_seconds() if kind == "finished" else None
         found[run["id"]] = {"kind": kind, "problem": run["point"].get("problem"), "value": t.value, "seconds": seconds}
-        found[run["id"]] |= {"cause": cause, "folder": Path(run["point"].get("out", "runs")) / run["id"]}
+        found[run["id"]] |= {"cause": cause, "folder": folder_of(run)}
     kinds = {"finished": "finished", "running": "running", "pending": "running"}
     for r in on_wandb(sweep["path"], lambda s: list(s.runs)) if sweep["backend"] == "wandb" else ():
         summary = dict(r.summary)  # of another machine's run; of ours we know more
@@ -975,7 +924,7 @@ def status(args):
         if seconds and n["running"] and total:
             eta = statistics.median(seconds) * (left + n["running"] / 2) / n["running"]
             parts.append(f"about {eta / 3600:.1f} h to go" if eta > 3600 else f"about {eta / 60:.0f} min to go")
-        here = sweep["backend"] == "local" and Queue(sweep).study.user_attrs.get("stopped")
+        here = queue_of(sweep).study.user_attrs.get("stopped")
         there = "path" in sweep and on_wandb(sweep["path"], lambda s: s.state) in ("PAUSED", "CANCELED", "STOPPED")
         print(f"{sweep['id']} ({sweep['backend']}{', stopped' if here or there else ''}): " + ", ".join(parts))
         for k, run in runs.items():
@@ -992,9 +941,6 @@ def list_sweeps(args):
     """Every sweep of this folder, newest last; * marks the current ones."""
     current, found = current_names(), known_sweeps()
     for s in found:
-        if "damaged" in s:
-            print(f"  {s['id']:45s} {s['damaged']}")
-            continue
         mark, runs = "*" if s["id"] in current else " ", s["runs"] or "?"
         print(f"{mark} {s['id']:45s} {s['backend']:6s} {s['created']}  {runs:>4} runs  {s.get('path', '')}".rstrip())
     if not found:
@@ -1054,9 +1000,8 @@ def missing_epochs(folder):
 
 def dashboard(args):
     """Optuna's dashboard on the (first) current local sweep."""
-    sweep, places = asked(args)[0], [os.path.dirname(sys.executable), os.environ.get("PATH", "")]
+    sweep, command = asked(args)[0], shutil.which("optuna-dashboard", path=os.path.dirname(sys.executable))
     need(sweep["backend"] == "local", f"{sweep['id']}: is on W&B, look there: {sweep.get('path')}")
-    command = shutil.which("optuna-dashboard", path=os.pathsep.join(places))
     need(command, "optuna-dashboard: not installed; pip install optuna-dashboard")
     os.execv(command, [command, sweep["storage"] or str(STATE / sweep["id"] / "journal.log")])
 
@@ -1079,10 +1024,10 @@ def main(argv=None):
         return int(text)
 
     which = "sweeps, by the beginning of their ids, or entity/project/id of W&B (the current ones)"
-    flag("--sweep", which, [agent, resume, status, stop, rebuild, dashboard])
+    on_sweeps, storage = [agent, resume, status, stop, rebuild, dashboard], os.environ.get("STORAGE")
+    flag("--sweep", which, on_sweeps)
     place = "postgresql+psycopg://... where there is no common disk ($STORAGE; else a file journal)"
-    storage = os.environ.get("STORAGE")
-    flag("--storage", place, [create, agent, resume, status, stop, rebuild, dashboard], default=storage)
+    flag("--storage", place, [create, *on_sweeps], default=storage)
     flag("sweep", "01, 01b, 02 ... or a .yaml file")
     flag("--backend", "(wandb when logged in, else local)", choices=["wandb", "local"])
     flag("--problem", "only this problem")
@@ -1095,12 +1040,9 @@ def main(argv=None):
     flag("--entity", "W&B entity (yours)")
     flag("--n", "agents on this machine (1)", start, type=positive, default=1)
     flag("--count", "at most so many runs by each agent", start, type=positive)
-    hang = "end a try that has had no epoch for so many times its usual epoch (never)"
-    flag("--patience", hang, start, type=positive, default=math.inf)
-    leave = "leave when no run waits, though some are at work and may come back"
-    flag("--leave", leave, start, action="store_true")
-    changed = "the code or a version has changed, but no result can: go on"
-    flag("--changed", changed, start, action="store_true")
+    flag("--patience", "end a try without an epoch for so many usual ones", start, type=positive, default=math.inf)
+    flag("--leave", "leave when no run waits, though some are at work", start, action="store_true")
+    flag("--changed", "the code or a version has changed, but no result can: go on", start, action="store_true")
     flag("--failed", "try again what failed, too, from its checkpoints", [resume], action="store_true")
     flag("--out", "folder of the runs (runs)", [sync], default="runs")
     args = parser.parse_args(argv)

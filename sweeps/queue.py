@@ -156,13 +156,12 @@ class Queue:
     def __init__(self, sweep, create=False):
         self.sweep, self.name, self.folder = sweep, sweep["id"], STATE / sweep["id"]
         self.hold, self.database, self.away, self.journal = None, None, (), self.folder / "journal.log"
-        goal = sweep["config"]["metric"].get("goal", "minimize") if create else None
-        how = (
-            functools.partial(optuna.create_study, direction=goal, load_if_exists=True) if create else optuna.load_study
-        )
         try:
-            self.storage = self._connect() if sweep.get("storage") else self._open_journal(create)
-            self.study = how(study_name=self.name, storage=self.storage)
+            self.storage = self._connect() if sweep.get("storage") else self._open_journal()
+            if create:
+                goal = sweep["config"]["metric"].get("goal", "minimize")
+                optuna.create_study(study_name=self.name, storage=self.storage, direction=goal, load_if_exists=True)
+            self.study = optuna.load_study(study_name=self.name, storage=self.storage)
         except InputError:
             raise
         except (AttributeError, KeyError, TypeError, ValueError):  # of Optuna: not there, or damaged
@@ -188,22 +187,16 @@ class Queue:
         except Exception as error:  # sqlalchemy, psycopg and optuna raise many types for a server that refuses
             raise InputError(f"STORAGE: the database cannot be used ({redacted(first_line(error))})") from None
 
-    def _open_journal(self, create):
+    def _open_journal(self):
         self.folder.mkdir(parents=True, exist_ok=True)
-        gone = f"{self.journal}: is gone or empty; create the sweep anew: what is in its results is not run again"
-        need(create or (self.journal.exists() and self.journal.stat().st_size), gone)
         held = FileLock(self.folder / "journal.lock", self.journal)
         return optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(self.journal), held))
 
     def damage(self):
         """One line on what is wrong with a queue that Optuna cannot read."""
-        for k, line in enumerate(self.journal.read_bytes().splitlines() if not self.sweep.get("storage") else ()):
-            try:
-                json.loads(line)["op_code"]
-            except (KeyError, TypeError, ValueError, RecursionError):
-                keep = f"head -n {k} of it is whole, and what was finished since is in runs/ and found again"
-                return f"{self.journal}: line {k + 1} is damaged; {keep}"
-        return f"SWEEP {self.name}: not in that STORAGE, or not of this sweep"
+        if self.sweep.get("storage"):
+            return f"SWEEP {self.name}: not in that STORAGE, or not of this sweep"
+        return f"{self.journal}: is gone or damaged; create the sweep anew: what is in its results is not run again"
 
     @contextlib.contextmanager
     def lock(self):
@@ -244,9 +237,8 @@ class Queue:
     def retry(self):
         """Queue what failed again, as the same run, so with its checkpoint: as a new trial, for an old one is over."""
         with self.lock():
-            failed = [
-                t for t in self.trials(TrialState.FAIL) if not t.user_attrs.get("cause", "").startswith("diverged")
-            ]
+            over = self.trials(TrialState.FAIL)
+            failed = [t for t in over if not t.user_attrs.get("cause", "").startswith("diverged")]
             for t in failed:
                 self._add(t.user_attrs["run"], params=t.params, distributions=t.distributions)
         return len(failed)
@@ -285,10 +277,10 @@ class Queue:
                 died = f"its agent died ({held['host']}, pid {held['pid']})"
                 if ours or not (self.is_alive(trial) or self._give_up(trial, died)):
                     return self._take(trial)
-            waiting = sorted(
-                (t for t in trials if t.state == TrialState.WAITING), key=lambda t: len(t.user_attrs.get("ends", []))
-            )
-            return self._take(waiting[0]) if waiting else self._ask(len(trials))  # what crashed comes last
+            waiting = [t for t in trials if t.state == TrialState.WAITING]
+            if waiting:
+                return self._take(min(waiting, key=lambda t: len(t.user_attrs.get("ends", []))))  # what crashed is last
+            return self._ask(len(trials))
 
     def _take(self, trial):
         folder = self.folder / "held" / str(trial.number)

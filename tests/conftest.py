@@ -21,7 +21,7 @@ def pytest_xdist_auto_num_workers():
 
 @pytest.fixture
 def wandb_server():
-    """A loopback W&B server. Give its .env to a subprocess; look at its .runs, .sweeps and .events."""
+    """A loopback W&B server. Give its .env to a subprocess; look at its .runs and .sweeps."""
     from wandb_server import serve
 
     with serve() as server:

@@ -10,12 +10,10 @@ import json
 import os
 import random
 import select
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from pathlib import Path
@@ -24,10 +22,8 @@ import torch
 from conftest import ROOT
 from wandb_server import serve
 
-CLEAN = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")} | {
-    "NETRC": os.devnull,
-    "OMP_NUM_THREADS": "1",
-}
+CLEAN = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")}
+CLEAN |= {"NETRC": os.devnull, "OMP_NUM_THREADS": "1"}
 EPOCHS = 24  # some seconds of toy designs that prune at several epochs, with a checkpoint at every second one
 TOY = f"""--problem=toy --latent_dim=8 --batch_size=512 --pruning_epoch=2 --polynomial_schedule_n=2 --strategy=lognorm
     --percentile=0.4 --safeguards=none --max_prune_per_epoch=1 --cooldown_epochs=3 --threads=1 --checkpoint_every=2
@@ -37,10 +33,8 @@ TRAIN = [sys.executable, str(ROOT / "train.py")]
 
 def start(name, *flags, env=CLEAN):
     """Start run `name`, or continue it, as an agent would: by its id."""
-    command = [*TRAIN, *TOY, "--wandb=disabled", *flags]
-    return subprocess.Popen(
-        command, env={**env, "WANDB_RUN_ID": name}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([*TRAIN, *TOY, "--wandb=disabled", *flags], env={**env, "WANDB_RUN_ID": name}, **pipes)
 
 
 def end(process, *codes):
@@ -99,10 +93,14 @@ def lost(name, runs=Path("runs")):
     one, other = (torch.load(folder / "model.pt", weights_only=True) for folder in (a, b))
     weights = one["state"].items()
     differences += [f"{name}: model {k}" for k, value in weights if not torch.equal(value, other["state"][k])]
-    one, other = (
-        {str(p.relative_to(f)) for p in f.rglob("*") if "wandb" not in p.relative_to(f).parts} for f in (a, b)
-    )
+    one, other = ({p.relative_to(f) for p in f.rglob("*") if "wandb" not in p.relative_to(f).parts} for f in (a, b))
     return differences + [f"{name}: file {path}" for path in sorted(one ^ other)]
+
+
+def continued(name, *flags):
+    """Continue run `name` to its end; what it lost."""
+    end(start(name, *flags), 0)
+    return lost(name)
 
 
 # ------------------------------------------------------------------------------------------------------------- signals
@@ -141,8 +139,7 @@ def stopped_in_a_checkpoint(times, number):
                 process.send_signal(number)
             process.send_signal(signal.SIGCONT)
         end(process, -number if number == signal.SIGKILL else 128 + number)
-        end(start(name, "--checkpoint_every=1"), 0)
-        gone += lost(name)
+        gone += continued(name, "--checkpoint_every=1")
     return gone
 
 
@@ -162,16 +159,14 @@ def two_at_once(times):
     return gone
 
 
-# -------------------------------------------------------------------------------------------------------- disks, files
+# --------------------------------------------------------------------------------------------------------------- disks
 
 
 def may_mount():
     """Whether this user may mount in a namespace of its own, where a mount ends with the process."""
     with contextlib.suppress(OSError):
-        return (
-            subprocess.run(["unshare", "-rm", "mount", "-t", "tmpfs", "none", "/mnt"], capture_output=True).returncode
-            == 0
-        )
+        done = subprocess.run(["unshare", "-rm", "mount", "-t", "tmpfs", "none", "/mnt"], capture_output=True)
+        return done.returncode == 0
     return False
 
 
@@ -202,53 +197,6 @@ def full_disks(times):
         assert "No space left" in done.stdout
         gone += lost(f"full{i}")
     return gone
-
-
-def may_freeze():
-    """Whether this user may make a folder immutable, here."""
-    with contextlib.suppress(OSError), tempfile.TemporaryDirectory() as folder:
-        return all(subprocess.run(["chattr", how, folder], capture_output=True).returncode == 0 for how in ("+i", "-i"))
-    return False
-
-
-def read_only(times):
-    """The run's folder turns immutable while it trains: exit code 4. Then it can be written, and the run goes on."""
-    gone = []
-    for i in range(times):
-        name = f"readonly{i}"
-        process = training(name, 4)
-        try:
-            subprocess.run(["chattr", "+i", f"runs/{name}"], check=True, capture_output=True)
-            assert "cannot write" in end(process, 4)
-        finally:
-            subprocess.run(["chattr", "-i", f"runs/{name}"], check=True, capture_output=True)
-        end(start(name), 0)
-        gone += lost(name)
-    return gone
-
-
-def unreadable(_times):
-    """Designs that cannot be read: exit code 2, one line on stderr, and nothing is written."""
-    whole = (ROOT / "samples/beams2d.npz").read_bytes()
-    Path("folder.npz").mkdir()
-    flipped = whole[:9999] + bytes([whole[9999] ^ 4]) + whole[10000:]
-    kinds = {"cut": whole[: len(whole) // 2], "flipped": flipped, "empty": b"", "forbidden": whole}
-    for kind, content in kinds.items():
-        Path(f"{kind}.npz").write_bytes(content)
-    Path("forbidden.npz").chmod(0)
-    drop = "-dac_override,-dac_read_search"  # root reads what is forbidden, unless it gives up that right
-    less = (
-        ["setpriv", "--bounding-set", drop, "--inh-caps", drop] if os.getuid() == 0 and shutil.which("setpriv") else []
-    )
-    files = [*(f"{kind}.npz" for kind in [*kinds, "folder"]), "/proc/self/mem"]  # reading the last: EIO
-    flags = ["--problem=beams2d", "--wandb=disabled", "--out=unread"]
-    code = f"import sys, train; print(*(train.main({flags} + ['--data=' + file]) for file in sys.argv[1:]))"
-    command, env = [*less, sys.executable, "-c", code, *files], {**CLEAN, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=600)
-    lines = done.stderr.splitlines()
-    assert done.stdout.split() == ["2"] * len(files) and len(lines) == len(files), done.stdout + done.stderr
-    gone = [line for file, line in zip(files, lines, strict=True) if not line.startswith(f"train.py: --data {file}: ")]
-    return gone + [str(path) for path in Path("unread").glob("*")]
 
 
 # ----------------------------------------------------------------------------------------------------------------- W&B
@@ -318,31 +266,25 @@ def lost_on_wandb(name, server):
     def missing():
         with open(folder / "metrics.csv") as file:
             mine = {(int(row["epoch"]), row["val_rec"]) for row in csv.DictReader(file)}
-        theirs = {
-            (row["epoch"], f"{row['val_rec']:.9g}")
-            for row in server.runs.get(name, {"history": []})["history"]
-            if "val_rec" in row
-        }
+        history = server.runs.get(name, {"history": []})["history"]
+        theirs = {(row["epoch"], f"{row['val_rec']:.9g}") for row in history if "val_rec" in row}
         return [f"{name}: epoch {epoch} on W&B" for epoch, _ in sorted(mine - theirs)]
 
     behind = sorted(map(str, folder.glob("wandb/offline-run-*")))
     if missing() and behind:
-        subprocess.run(
-            [sys.executable, "-m", "wandb", "sync", *behind],
-            env={**CLEAN, **server.env},
-            capture_output=True,
-            check=True,
-        )
+        command = [sys.executable, "-m", "wandb", "sync", *behind]
+        subprocess.run(command, env={**CLEAN, **server.env}, capture_output=True, check=True)
     return missing()
 
 
-def server_trouble(times, trouble, then=None, seconds=0):
-    """A run whose W&B server hangs or dies (`trouble`) after a few epochs; after some seconds `then`."""
+def server_trouble(times, trouble, then=None, seconds=0, early=False):
+    """A run whose W&B server hangs or dies (`trouble`) after a few epochs, or its first answer; later `then`."""
     gone = []
     for i in range(times):
         with faulty_server() as (server, proxy):
-            name = f"server-{trouble}-{then}-{i}"
-            process = training(name, 4, "--wandb=online", env={**CLEAN, **server.env})
+            name = f"server-{trouble}-{then}-{early}-{i}"
+            process = training(name, -1 if early else 4, "--wandb=online", env={**CLEAN, **server.env})
+            wait_for(lambda: not early or len(proxy.pairs) > 1, process)
             getattr(proxy, trouble)()
             if then:
                 time.sleep(seconds)
@@ -350,20 +292,6 @@ def server_trouble(times, trouble, then=None, seconds=0):
             end(process, 0)
             proxy.heal()
             gone += lost(name) + lost_on_wandb(name, server)
-    return gone
-
-
-def server_hangs_at_the_start(times):
-    """A W&B server that answers the first look at it, and then W&B's client nothing."""
-    gone = []
-    for i in range(times):
-        with faulty_server() as (server, proxy):
-            process = start(f"start{i}", "--wandb=online", env={**CLEAN, **server.env})
-            wait_for(lambda: len(proxy.pairs) > 1, process)
-            proxy.hang()
-            end(process, 0)
-            proxy.heal()
-            gone += lost(f"start{i}") + lost_on_wandb(f"start{i}", server)
     return gone
 
 

@@ -28,11 +28,10 @@ CACHED = functools.cache(data.load)
 
 def write(name="quick", **parameters):
     """Write name.yaml, a sweep over the stub; a list of values varies, anything else is what the file has."""
-    settings = {
-        k: parameters.pop(k) for k in ("method", "metric", "run_cap", "early_terminate", "program") if k in parameters
-    }
-    config = {"program": str(STUB), "method": "grid", "metric": {"name": "val_rec", "goal": "minimize"}, **settings}
-    config["parameters"] = {**BASE, **{k: v if isinstance(v, dict) else {"values": v} for k, v in parameters.items()}}
+    config = {"program": str(STUB), "method": "grid", "metric": {"name": "val_rec", "goal": "minimize"}}
+    keys = {*config, "run_cap", "early_terminate"} & set(parameters)
+    config |= {k: parameters.pop(k) for k in keys}
+    config["parameters"] = BASE | {k: v if isinstance(v, dict) else {"values": v} for k, v in parameters.items()}
     Path(f"{name}.yaml").write_text(yaml.dump(config, sort_keys=False))
 
 

@@ -3,7 +3,7 @@
     with serve() as server: subprocess.run([...], env={**os.environ, **server.env}); server.runs["..."]["history"]
 
 Serves sweep creation and state, agents (register and heartbeat), runs (online, or uploaded by `wandb sync`), and what
-wandb.Api() reads back. Methods: grid, and bayes and random, both drawn at random. It is written from the client's side:
+wandb.Api() reads back. Searches are taken, but only a grid's runs are handed out. It is written from the client's side:
 where the real server's behaviour cannot be seen from there, it does something plain. Listens on 127.0.0.1 only.
 """
 
@@ -12,7 +12,6 @@ import contextlib
 import gzip
 import itertools
 import json
-import math
 import random
 import re
 import sys
@@ -24,22 +23,20 @@ from urllib.parse import unquote, urlsplit
 import yaml
 
 ENTITY = "stub"
+CONSTANT = {  # operations whose answer is always the same
+    "ServerFeaturesQuery": {"serverInfo": {"features": []}},
+    "OrgFeatureFlags": {"organization": {"featureFlags": []}},
+    "FetchOrgEntityFromEntity": {"entity": {"organization": None, "user": None}},
+    "OrganizationCoreWeaveOrganizationID": {"entity": {"organization": None}},
+    "MarkRunFilesUploaded": {"markRunFilesUploaded": {"success": True}},
+    "RunParquetHistory": {"project": {"run": {"parquetHistory": {"parquetUrls": [], "liveData": []}}}},
+}
 
 
 def points(config):
     """All points of a grid, in order."""
     lists = [p["values"] if "values" in p else [p["value"]] for p in config["parameters"].values()]
     return [dict(zip(config["parameters"], c, strict=True)) for c in itertools.product(*lists)]
-
-
-def sample(p, rng):
-    if "value" in p or "values" in p:
-        return p["value"] if "value" in p else rng.choice(p["values"])
-    if p.get("distribution") == "int_uniform":
-        return rng.randint(p["min"], p["max"])
-    if p.get("distribution") == "log_uniform_values":
-        return math.exp(rng.uniform(math.log(p["min"]), math.log(p["max"])))
-    return rng.uniform(p["min"], p["max"])
 
 
 class Refused(Exception):
@@ -55,11 +52,11 @@ def b64(text):
 
 
 class Server:
-    """What the server knows: sweeps, agents and runs by name, and events in the order they happened."""
+    """What the server knows: sweeps, agents and runs by name, and how many runs it handed out."""
 
     def __init__(self):
         self.lock, self.rng = threading.RLock(), random.Random(0)
-        self.sweeps, self.agents, self.runs, self.events, self.unknown = {}, {}, {}, [], []
+        self.sweeps, self.agents, self.runs, self.handed_out, self.unknown = {}, {}, {}, 0, []
         self.refuses = False  # answers 403 to what runs log
 
     @property
@@ -70,9 +67,6 @@ class Server:
 
     def name(self):
         return "".join(self.rng.choice("abcdefghijklmnopqrstuvwxyz0123456789") for _ in range(8))
-
-    def event(self, what, **details):
-        self.events.append({"what": what, **details})
 
     def run(self, name):
         if name not in self.runs:
@@ -95,18 +89,6 @@ class Server:
 
     op_GetDefaultEntity = op_GetViewer = op_Viewer
 
-    def op_ServerFeaturesQuery(self, v):
-        return {"serverInfo": {"features": []}}
-
-    def op_OrgFeatureFlags(self, v):
-        return {"organization": {"featureFlags": []}}
-
-    def op_FetchOrgEntityFromEntity(self, v):
-        return {"entity": {"organization": None, "user": None}}
-
-    def op_OrganizationCoreWeaveOrganizationID(self, v):
-        return {"entity": {"organization": None}}
-
     def op_UpsertSweep(self, v):
         sweep = next((s for s in self.sweeps.values() if v.get("id") in (s["id"], s["name"])), None)
         config = yaml.safe_load(v["config"]) if v.get("config") is not None else None
@@ -127,11 +109,9 @@ class Server:
             sweep = dict(id=b64(f"Sweep:v1:{name}:{project}:{entity}"), name=name, project=project, entity=entity)
             sweep |= dict(state="RUNNING", next=0)
             self.sweeps[name] = sweep
-            self.event("sweep created", sweep=name)
         if config is not None:
             sweep |= {"text": v["config"], "config": config, "size": len(points(config)) if grid else None}
         sweep["state"] = v.get("state") or sweep["state"]
-        self.event("sweep state", sweep=sweep["name"], state=sweep["state"])
         named = {"name": sweep["name"], "project": self.project(sweep["project"], sweep["entity"])}
         return {"upsertSweep": {"sweep": named, "configValidationWarnings": []}}
 
@@ -156,17 +136,7 @@ class Server:
     def op_CreateAgent(self, v):
         agent = {"id": b64("Agent:v1:" + self.name()), "sweep": v["sweep"], "running": []}
         self.agents[agent["id"]] = agent
-        self.event("agent registered", agent=agent["id"])
         return {"createAgent": {"agent": {"id": agent["id"]}}}
-
-    def next_point(self, sweep):
-        config = sweep["config"]
-        if sweep["next"] >= (sweep["size"] or config.get("run_cap") or math.inf):
-            return None
-        sweep["next"] += 1
-        if config["method"] == "grid":
-            return points(config)[sweep["next"] - 1]
-        return {name: sample(p, self.rng) for name, p in config["parameters"].items()}
 
     def op_Heartbeat(self, v):
         agent = self.agents.get(v["id"])
@@ -180,19 +150,19 @@ class Server:
         agent["running"] = running
         commands += [{"type": "stop", "run_id": name} for name in running if self.told_to_stop(self.runs[name])]
         if not running and sweep["state"] == "RUNNING":
-            point = self.next_point(sweep)
-            if point is None:
+            if sweep["next"] >= sweep["size"]:
                 if not any(a["running"] for a in self.agents.values() if a["sweep"] == sweep["name"]):
                     sweep["state"] = "FINISHED"
                 commands.append({"type": "exit"})
             else:
-                name, args = self.name(), {k: {"value": x} for k, x in point.items()}
+                name, point = self.name(), points(sweep["config"])[sweep["next"]]
+                args, sweep["next"] = {k: {"value": x} for k, x in point.items()}, sweep["next"] + 1
                 run = dict(sweep=sweep["name"], agent=agent["id"], config=dict(args))
                 self.run(name).update(run, project=sweep["project"], entity=sweep["entity"])
                 agent["running"] = [name]
                 command = {"type": "run", "run_id": name, "id": name, "program": sweep["config"].get("program")}
                 commands.append(command | {"args": args})
-                self.event("run handed out", agent=agent["id"], run=name, point=point)
+                self.handed_out += 1
         elif not running and sweep["state"] in ("FINISHED", "CANCELED", "STOPPED"):
             commands.append({"type": "exit"})
         return {"agentHeartbeat": {"agent": {"id": agent["id"]}, "commands": json.dumps(commands)}}
@@ -207,11 +177,12 @@ class Server:
             run["config"] = json.loads(v["config"])
         run["summary"] |= json.loads(v.get("summaryMetrics") or "{}")
         run["state"] = "running"
-        bucket = {key: run[key] for key in ("id", "name", "displayName")} | {
-            "description": None,
+        bucket = {key: run[key] for key in ("id", "name", "displayName")} | {"description": None}
+        bucket |= {
             "config": json.dumps(run["config"]),
+            "sweepName": run["sweep"],
+            "historyLineCount": len(run["history"]),
         }
-        bucket |= {"sweepName": run["sweep"], "historyLineCount": len(run["history"])}
         bucket["project"] = self.project(run["project"], run["entity"])
         return {"upsertBucket": {"bucket": bucket, "inserted": inserted}}
 
@@ -241,9 +212,6 @@ class Server:
         run = self.run(v["run"])
         files = [{"name": f, "uploadUrl": f"{self.url}/upload/{v['run']}/{f}"} for f in v["files"]]
         return {"createRunFiles": {"runID": run["id"], "uploadHeaders": [], "files": files}}
-
-    def op_MarkRunFilesUploaded(self, v):
-        return {"markRunFilesUploaded": {"success": True}}
 
     # ---- what wandb.Api() reads back
     def run_node(self, run):
@@ -278,9 +246,6 @@ class Server:
     def op_RunHistoryKeys(self, v):
         return {"project": {"run": {"historyKeys": {"lastStep": len(self.runs[v["name"]]["history"]) - 1}}}}
 
-    def op_RunParquetHistory(self, v):  # nothing is archived yet
-        return {"project": {"run": {"parquetHistory": {"parquetUrls": [], "liveData": []}}}}
-
     def op_HistoryPage(self, v):
         rows = self.runs[v["run"]]["history"]
         page = [json.dumps(row) for row in rows if v["minStep"] <= row["_step"] < v["maxStep"]]
@@ -289,6 +254,8 @@ class Server:
     def graphql(self, body):
         query, operation = body.get("query") or "", body.get("operationName")
         operation = operation or (re.search(r"\b(?:query|mutation)\s+(\w+)", query) or ["", "?"])[1]
+        if operation in CONSTANT:
+            return CONSTANT[operation]
         function = getattr(self, "op_" + operation, None)
         if function is None:
             self.unknown.append(operation)
@@ -310,7 +277,6 @@ class Server:
         if body.get("complete"):
             run["exitcode"] = body.get("exitcode")
             run["state"] = "finished" if run["exitcode"] == 0 else "failed"
-            self.event("run complete", run=name, exitcode=run["exitcode"])
         return {"exitcode": None, "limits": {}, "stopped": self.told_to_stop(run)}
 
 
