@@ -119,17 +119,22 @@ def predict(known, conditions):
     return matern(known, torch.tensor([[float(conditions[name]) for name in known["names"]]], dtype=torch.float64))
 
 
+def principal_axes(latents):
+    """Mean (k,), variances (k,), smallest first, and axes (k, k), as columns, of latents (N, k). In float64."""
+    z = latents.double().cpu()
+    return z.mean(0), *torch.linalg.eigh(torch.cov(z.T, correction=0).reshape(z.shape[1], -1))
+
+
 def draw(latents, bandwidth, n, generator):
     """n latents (n, k) from a kernel density of latents (N, k), in float64; its mean and covariance are theirs.
 
     A kernel is a Gaussian of their covariance * bandwidth^2, bandwidth in (0, 1]; at 1 all are one Gaussian. Its centre
     is one of the latents, drawn towards their mean by sqrt(1 - bandwidth^2).
     """
-    z = latents.double().cpu()
-    mean, noise = z.mean(0), torch.randn(n, z.shape[1], generator=generator, dtype=torch.float64)
-    values, vectors = torch.linalg.eigh(torch.cov(z.T, correction=0).reshape(len(mean), len(mean)))
-    root = (vectors * values.clamp_min(0).sqrt()) @ vectors.T  # the symmetric root: no sign or order of axes in it
-    centres = z[torch.randint(len(z), (n,), generator=generator)] - mean
+    mean, variances, axes = principal_axes(latents)
+    noise = torch.randn(n, len(mean), generator=generator, dtype=torch.float64)
+    root = (axes * variances.clamp_min(0).sqrt()) @ axes.T  # the symmetric root: no sign or order of axes in it
+    centres = latents.double().cpu()[torch.randint(len(latents), (n,), generator=generator)] - mean
     return mean + math.sqrt(1 - bandwidth**2) * centres + bandwidth * noise @ root
 
 

@@ -6,11 +6,13 @@
     row = pruner.step(epoch, val_rec)               # at the end of each epoch: None, or a row of pruning.csv
 
 Two rules prune. A *strategy* finds the dimensions that the volume loss has made flat. *Trimming* then gives up the
-smallest dimension that is left, again and again, as long as the error allows it. A dimension is an index of the latent
-vector. Where train.py rotates the latents, the active indices are the principal axes in order of their variance. Then
-an index is a rank: k_consecutive counts, and `probabilistic` draws, for a rank. lognorm's reference is the spectrum in
-the basis of its epoch. The plummet is from Chen & Fuge, "Compressing Latent Space via Least Volume" (arXiv 2404.17773;
-its version 2 prunes during training). torch is all that is needed.
+smallest dimensions that are left, again and again, as long as they are worth little. A dimension is an index of the
+latent vector. Where train.py rotates the latents, the active indices are the principal axes in order of their variance.
+Then an index is a rank: k_consecutive counts, and `probabilistic` draws, for a rank. lognorm's reference is the
+spectrum in the basis of its epoch.
+
+The plummet is from Chen & Fuge, "Compressing Latent Space via Least Volume" (arXiv 2404.17773; its version 2 prunes
+during training). torch is all that is needed.
 """
 
 import math
@@ -244,10 +246,10 @@ class Pruner:
         n = min(max(1, k // 5), k - max(1, flags.min_active_dims)) if self.trimming else 0
         dims = [i for i in _ascending(std).tolist() if active[i]][: max(0, n)]
         if dims and not flags.trim_rec:
-            most, one = error_without([]) + flags.trim_share * self.variance, dims[:1]
-            while dims and error_without(dims) > most:
-                dims = dims[: len(dims) // 2]
-            dims = dims or (one if val_rec <= self.least else [])
+            most, little = error_without([]) + flags.trim_share * self.variance, dims
+            while little and error_without(little) > most:
+                little = little[: len(little) // 2]
+            dims = little or (dims[:1] if val_rec <= self.least else [])
         if dims:
             self.active[dims] = False
             self.trimmed, self.trim_epoch = dims, epoch

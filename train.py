@@ -163,8 +163,8 @@ DEFAULTS = {flag: default for group in FLAGS.values() for flag, (_, default, _) 
 LEGACY = dict(volume="geometric", rotate_every=0, trim_share=0.0, trim_rec=None, mirror=False, n_train=0, keep="last")
 
 
-class Parser(argparse.ArgumentParser):
-    def error(self, message):  # argparse prints its usage first and exits; we say one line
+class Parser(record.Parser):
+    def error(self, message):  # raised, for parse() is called from Python, too
         for word in message.removeprefix("unrecognized arguments: ").split() if "unrecognized" in message else ():
             message += did_you_mean(word.split("=")[0], [f"--{flag}" for flag in DEFAULTS], str)
         raise InputError(message.removeprefix("argument "))
@@ -173,8 +173,7 @@ class Parser(argparse.ArgumentParser):
 @functools.cache
 def parser():
     """All flags. Those not given are None in the Namespace: parse() fills them in."""
-    layout = argparse.RawDescriptionHelpFormatter
-    p = Parser(prog="train.py", description=__doc__, allow_abbrev=False, formatter_class=layout)
+    p = Parser(__doc__, prog="train.py", allow_abbrev=False)
     for title, flags in FLAGS.items():
         group = p.add_argument_group(title)
         for flag, (kind, default, text) in flags.items():
@@ -265,7 +264,7 @@ class _Normalised(torch.autograd.Function):
     """x @ (weight / norm).T + bias, the gradient of the norm included: d norm / d weight = outer(u, v).
 
     x (B, inputs), weight (outputs, inputs), bias and u (outputs,), v (inputs,), norm (). Autograd would make the outer
-    product a matrix of its own: a training step would take 5 % (beams2d) to 29 % (heatconduction2d) longer.
+    product a matrix of its own, and a training step would take longer.
     """
 
     @staticmethod

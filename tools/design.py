@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 import data
-from lvae import InputError, load
+from lvae import InputError, load, principal_axes
 from record import Parser, guarded, slug
 from tools.designs import objective, optimise
 
@@ -66,10 +66,9 @@ def regression(conditions, y):
 
 def bandwidth(z, held):
     """The bandwidth of lvae.draw's density of latents z (N, k) under which the latents `held` (n, k) are likeliest."""
-    z, held = z.double(), held.double()
-    mean, (values, vectors) = z.mean(0), torch.linalg.eigh(torch.cov(z.T, correction=0).reshape(z.shape[1], -1))
-    white = vectors / values.clamp_min(1e-12 * values[-1]).sqrt()
-    z, held = (z - mean) @ white, (held - mean) @ white
+    mean, variances, axes = principal_axes(z)
+    white = axes / variances.clamp_min(1e-12 * variances[-1]).sqrt()
+    z, held = ((x.double() - mean) @ white for x in (z, held))
 
     def likelihood(h):  # the mean logarithm, up to a constant
         distance = torch.cdist(held, math.sqrt(1 - h * h) * z) / h
