@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 NLOPT := nlopt==2.11.0
+SKDIM := scikit-dimension==0.5.0
 PSYCOPG := "psycopg[binary]==3.3.9"
 
 .DEFAULT_GOAL := help
@@ -77,6 +78,7 @@ baselines: ## the fronts of dimensions against error; runs what results/baseline
 ground-truth width baselines: setup
 	$(PY) sweep.py create comparisons/$@.yaml --backend local
 	$(PY) sweep.py agent --n $(or $(N),2)
+	$(if $(filter baselines,$@),$(PY) -m pip install --quiet --disable-pip-version-check $(SKDIM) && $(PY) -m tools.rivals)
 	$(PY) -m tools.comparison $@
 
 DEVICE ?= cpu

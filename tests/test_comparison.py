@@ -7,7 +7,7 @@ import pytest
 import sweep_kit
 
 import sweep
-from tools import comparison
+from tools import comparison, rivals
 
 
 def plant(path, **columns):
@@ -35,6 +35,22 @@ def test_the_table_of_baselines(tmp_path):
         ["least volume, pruned, not rotated", "1", "40.0"],
         ["plain autoencoder of 16", "1", "16.0"],
     ]
+
+
+def test_the_tables_of_rivals():
+    rows = {"problem": "beams2d", "seed": "1", "method": ["PCA", "PCA", "nested dropout", "nested dropout", "TwoNN"]}
+    rows = pd.DataFrame(rows | {"dims": ["4", "16"] * 2 + ["3.9"], "val_rec": ["0.02", "0.01", "0.002", "0.001", ""]})
+    lines = comparison.rivals(rows).splitlines()
+    assert lines[0] == "| problem | method | 4 axes | 16 axes |" and lines[-1] == "| beams2d | 3.9 |"
+    assert lines[2:4] == ["| beams2d | PCA | 0.02000 | 0.01000 |", "| beams2d | nested dropout | 0.00200 | 0.00100 |"]
+
+
+@pytest.mark.parametrize("method", rivals.METHODS)
+def test_a_rival_learns_and_its_front_falls(method, monkeypatch):
+    monkeypatch.setattr(rivals, "FIXED", rivals.FIXED | {"latent_dim": 8, "n_epochs": 12})
+    monkeypatch.setattr(rivals, "FRONT", (1, 2, 8))
+    error = [row["val_rec"] for row in rivals.rows_of("toy", method, 1001)]
+    assert error[0] > error[1] > error[2]
 
 
 def test_the_table_of_known_dimensions(tmp_path, capsys, monkeypatch):

@@ -75,6 +75,17 @@ def baselines(rows):
     return markdown(["problem", "method", "runs", "dims kept", "val_rec", "ratio to PCA"], cells)
 
 
+def rivals(rows):
+    """Two tables of tools/rivals.py: val_rec behind k axes, and the intrinsic dimension of the training designs."""
+    rows = rows.assign(**{key: pd.to_numeric(rows[key]) for key in ("dims", "val_rec")})
+    fronts = rows.dropna(subset="val_rec").pivot_table("val_rec", ["problem", "method"], "dims")
+    found = rows[rows["val_rec"].isna()].pivot_table("dims", "problem", "method")
+    cells = [[*key, *(f"{value:.5f}" for value in front)] for key, *front in fronts.itertuples()]
+    front = markdown(["problem", "method", *(f"{k:.0f} axes" for k in fronts.columns)], cells)
+    cells = [[problem, *(f"{value:.1f}" for value in values)] for problem, *values in found.itertuples()]
+    return f"{front}\n\n{markdown(['problem', *found.columns], cells)}"
+
+
 def table(name, path):
     """The table of a comparison from its rows. Raises InputError where there are none."""
     rows = read_csv(path)
@@ -96,6 +107,8 @@ def main(argv=None):
 def run(name):
     """Write results/NAME.md anew, and print its table."""
     text = table(name, ROOT / f"results/{name}.csv")
+    if name == "baselines" and len(others := read_csv(ROOT / "results/rivals.csv")):
+        text += f"\n\nMethods that are cut after k axes (tools/rivals.py), and estimates:\n\n{rivals(others)}"
     made = f"`make {name}` goes on from the rows of [{name}.csv]({name}.csv) and makes this page."
     write_atomically(ROOT / f"results/{name}.md", f"# {TITLES[name]}\n\n{made}\n\n{text}\n")
     print(text)
