@@ -734,10 +734,10 @@ def fit(trainer, run, wandb, stop, first):
     return 0, None, args.n_epochs - 1
 
 
-def draw(trainer, folder):
+def draw(trainer, folder, pca=None):
     from tools import figures
 
-    figures.draw(trainer, folder)
+    figures.draw(trainer, folder, pca)
 
 
 def conclude(trainer, designs, run):
@@ -760,7 +760,7 @@ def conclude(trainer, designs, run):
     summary |= dict(seconds=round(metrics["epoch_seconds"].astype(float).sum(), 1), metrics_sha256=run.metrics_digest())
     if args.test:
         summary["test_rec"] = trainer.validate(designs.test.to(trainer.device))[0].item()
-    draw(trainer, run.folder)
+    draw(trainer, run.folder, pca)
     if args.save_model:
         z, held = (trainer.reconstruct(x)[0] for x in (trainer.train, trainer.val))
         flags, buffer = json.loads(record.to_json(vars(args))), io.BytesIO()

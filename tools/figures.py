@@ -47,40 +47,48 @@ def _grid(rows, path, title, labels=None):
 
 
 def _spectrum(trainer, rows, path):
-    """The latent spectrum, and beside it designs over what the kept dimensions make of them: rows, two of (n, H, W)."""
+    """The latent spectrum with the cut, and beside it designs (n, H, W) and what the kept dimensions make of them."""
     std, active = trainer.pruner.std.cpu().numpy(), trainer.pruner.active.cpu().numpy()
-    order = np.argsort(-std, kind="stable")
-    figure, (axis, beside) = plt.subplots(1, 2, figsize=(13, 3.5), width_ratios=(1, 1.4), gridspec_kw=dict(wspace=0.3))
-    mosaic(beside, rows, ["design", "reconstruction"])
-    beside.set_title(f"Validation designs, reconstructed from {active.sum()} dimensions")
+    order, k = np.argsort(-std, kind="stable"), active.sum()
+    figure, (axis, beside) = plt.subplots(1, 2, figsize=(10, 4.5), width_ratios=(1.2, 1), layout="constrained")
+    pairs = [np.stack(pair) for pair in zip(*rows, strict=True)]
+    mosaic(beside, pairs, [""] * len(pairs))
+    beside.set_title(f"Designs, and from {k} numbers", fontsize=15)
     rank = np.arange(1, len(std) + 1)
-    for chosen, colour, label in ((active, "C0", "kept"), (~active, "C3", "pruned")):
+    for chosen, marker, label in ((active, "oC0", "kept"), (~active, "xC1", "pruned")):
         there = chosen[order]
-        axis.semilogy(rank[there], std[order][there] + 1e-12, ".", color=colour, label=f"{label} ({chosen.sum()})")
-    axis.set(xlabel="latent dimension, sorted", ylabel="standard deviation, mean over batches")
-    axis.set_title("Latent spectrum: the cliff is where to cut")
-    axis.legend()
+        axis.semilogy(rank[there], std[order][there] + 1e-12, marker, markersize=5, label=f"{label}: {chosen.sum()}")
+    axis.axvline(k + 0.5, color="0.3", linestyle="--", label="the cut")
+    axis.set_xlabel("latent, sorted", fontsize=13)
+    axis.set_ylabel("standard deviation", fontsize=13)
+    axis.set_title("How much each latent varies", fontsize=15)
+    axis.legend(fontsize=13)
     _save(figure, path)
 
 
-def _curves(folder, path):
+def _curves(folder, pca, path):
+    """Errors, volume and dimensions over the epochs; pca: PCA's val_rec at as many dimensions as are kept, or None."""
     rows = read_csv(folder / "metrics.csv").replace("", "nan").astype(float)
-    figure, (top, bottom) = plt.subplots(2, 1, sharex=True, figsize=(7, 5))
-    for key in ("rec_loss", "val_rec", "vol_loss"):
-        top.semilogy(rows["epoch"], rows[key], label=key)
+    figure, (top, middle, bottom) = plt.subplots(3, 1, sharex=True, figsize=(7, 7), layout="constrained")
+    for key, line in (("rec_loss", "C0--"), ("val_rec", "C1-")):
+        top.semilogy(rows["epoch"], rows[key], line, label=key)
+    if pca:
+        top.axhline(pca, color="0.3", linestyle=":", label="PCA, as many dimensions")
+    middle.plot(rows["epoch"], rows["vol_loss"], color="C2")
     bottom.step(rows["epoch"], rows["active_dims"], where="post", color="C0")
     for epoch in rows["epoch"][rows["pruned"] != 0]:
-        for axis in (top, bottom):
-            axis.axvline(epoch, color="C3", alpha=0.3, linewidth=1)
-    top.set(title="Training; a red line marks an epoch that pruned", ylabel="loss")
+        for axis in (top, middle, bottom):
+            axis.axvline(epoch, color="0.8", linewidth=1, zorder=0)
+    top.set(title="Training; a grey line marks an epoch that pruned", ylabel="error a pixel")
+    middle.set(ylabel="volume loss")
     bottom.set(xlabel="epoch", ylabel="active dimensions", ylim=(0, None))
     top.legend()
     _save(figure, path)
 
 
 @torch.no_grad()
-def draw(trainer, folder, n=8):
-    """Draw all figures of a Trainer into folder/figures: designs and reconstructions are the validation split's."""
+def draw(trainer, folder, pca=None, n=8):
+    """Draw all figures of a Trainer into folder/figures; designs are the validation split's. pca: see _curves()."""
     out, val, pruner = folder / "figures", trainer.val, trainer.pruner
 
     def decoded(z):
@@ -101,6 +109,6 @@ def draw(trainer, folder, n=8):
 
     noise = torch.randn(2 * n, len(pruner.std), generator=torch.Generator().manual_seed(0)).to(z.device)
     drawn = decoded(pruner.mask(pruner.mean + pruner.std * noise))
-    title = "Random designs: a Gaussian with the latents' mean and std, decoded"
+    title = "Not to build: random latents, with the mean and std of each, decoded"
     _grid([drawn[:n], drawn[n:]], out / "samples.png", title)
-    _curves(folder, out / "curves.png")
+    _curves(folder, pca, out / "curves.png")
