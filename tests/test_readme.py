@@ -1,12 +1,17 @@
 """The documents say what the committed rows say; their links resolve, and they are as short as they promise."""
 
 import re
+import shlex
+import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import ROOT
 
 import report
+import sweep
+import train
 
 FINDINGS = (ROOT / "docs/findings.md").read_text()
 DOCUMENTS = [*(ROOT / name / "README.md" for name in (".", "sweeps", "samples")), *sorted((ROOT / "docs").glob("*.md"))]
@@ -89,3 +94,44 @@ def test_the_readme_says_how_good_designs_for_new_conditions_are():
     shown, *told = rows_of("| problem | start" + (ROOT / "README.md").read_text().split("| problem | start")[1])
     found = [[row[header.index(key)] for key in shown] for row in rows if row[1:2] == ["0"]]
     assert len(told) >= 4 and all(row in found for row in told[:4])
+
+
+INDENTED = [re.split(r"\s#|; ", line)[0] for d in DOCUMENTS for line in re.findall(r"^    (.*)$", d.read_text(), re.M)]
+INLINE = [code for d in DOCUMENTS for code in re.findall(r"`([^`\n]+)`", d.read_text())]
+COMMANDS = sorted({c.split(" && ")[0].strip() for c in INDENTED + INLINE if re.match(r"(make|python) ", c)})
+MAKE = [c for c in COMMANDS if c.startswith("make") and not re.search(r"\$|NN", c)]
+
+
+def made(command):
+    """What make would run for it, the set-up left out."""
+    done = subprocess.run([*shlex.split(command), "-n"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("command", MAKE)
+def test_make_knows_each_command_of_the_documents(command):
+    assert "python" in made(command) or "pytest" in made(command)
+
+
+@pytest.mark.parametrize("command", [c for c in MAKE if c.startswith("make sweep-")])
+def test_each_sweep_of_the_documents_is_created(here, monkeypatch, command):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    name = re.search(r"sweep.py create (.*)", made(command))[1]
+    here.joinpath("train.py").symlink_to(ROOT / "train.py")
+    here.joinpath("sweeps").symlink_to(ROOT / "sweeps")
+    assert sweep.main(["create", *shlex.split(name), "--backend", "local"]) == 0
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("python train.py --problem")])
+def test_each_training_of_the_documents_runs(tmp_path, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    np.savez("designs.npz", designs=np.random.default_rng(0).random((40, 16, 16)))
+    short = ["--n_epochs=2", "--latent_dim=8", "--wandb=disabled"]
+    assert train.main([*shlex.split(command)[2:], *short]) == 0
+
+
+@pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", "".join(d.read_text() for d in DOCUMENTS), re.S))
+def test_each_piece_of_python_of_the_documents_runs(monkeypatch, code):
+    monkeypatch.chdir(ROOT)
+    exec(code, {})
