@@ -53,10 +53,13 @@ $(VENV)/.data: $(VENV)/.done
 
 setup-data: $(VENV)/.data
 
+# After a graceful Ctrl-C (exit code 130) all is well: make would call it an error
+gently = trap : INT; $(strip $(1)); code=$$?; [ $$code -eq 130 ] || exit $$code
+
 # Any flag of train.py can be added: make train ARGS="--seed 2 --wandb disabled"
 ARGS ?=
 train: setup ## train on the bundled designs: PROBLEM=beams2d; LVAE, pruning, figures
-	$(PY) train.py --problem "$(or $(PROBLEM),beams2d)" --strategy plummet --data sample $(ARGS)
+	@$(call gently,$(PY) train.py --problem "$(or $(PROBLEM),beams2d)" --strategy plummet --data sample $(ARGS))
 
 test: setup-data ## run the tests (8 minutes on 2 idle cores)
 	$(PY) -m pytest -q -n auto --dist worksteal tests
@@ -97,8 +100,6 @@ sweep-%: setup ## create a sweep (01 01b 02 03 04 05 06) and make it the current
 	  $(if $(STRATEGY),--strategy "$(STRATEGY)") $(if $(SET),--set "$(SET)") $(if $(EDITION),--edition "$(EDITION)") $(if $(BACKEND),--backend "$(BACKEND)") \
 	  $(if $(PROJECT),--project "$(PROJECT)") $(if $(ENTITY),--entity "$(ENTITY)"))
 
-# After a graceful Ctrl-C (exit code 130) all is well: make would call it an error
-gently = trap : INT; $(strip $(1)); code=$$?; [ $$code -eq 130 ] || exit $$code
 agents: setup ## work on the current sweep: N=5 agents, COUNT= runs each, SWEEP="01 02" for others (also PATIENCE= LEAVE=1 CHANGED=1)
 	@$(call gently,$(PY) sweep.py agent $(how) $(where))
 
