@@ -423,6 +423,9 @@ class Trainer:
 
     def w_v(self, epoch):
         n, args = self.args.polynomial_schedule_n, self.args
+        # Until the model is better than the mean design, the log volume would flatten for good what has yet to learn
+        if args.volume == "log" and LEARNT * self.pruner.variance < self.pruner.least < INF:
+            return 0.0
         # The log volume is a sum. Unless its weight falls with the width, wide models fall flat before they learn
         wide = min(1.0, WIDTH / args.latent_dim) if args.volume == "log" else 1.0
         return args.w_v * wide * (min(1.0, epoch / n) ** args.polynomial_schedule_p if n else 1.0)
@@ -572,6 +575,7 @@ def pca_errors(train, x):
 
 # ---- Main ------------------------------------------------------------------------------------------------------------
 
+LEARNT = 0.9  # of the mean design's error: with less a model is better than that design
 WIDTH = 100  # the default latent_dim, for which w_v is set
 # A run's length where n_epochs is not given: so many epochs, or as many as make so many steps if those are fewer
 EPOCHS, STEPS = 100, 6000

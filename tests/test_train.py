@@ -164,6 +164,10 @@ def test_the_schedule_of_w_v():
     wide = ["--polynomial_schedule_n=0", "--w_v=0.02", "--latent_dim=250"]
     assert trainer(*wide).w_v(0) == pytest.approx(0.008)  # the log volume, a sum, pulls as that of 100 latents
     assert trainer(*wide, "--volume=geometric").w_v(0) == 0.02
+    t.pruner.least = 0.91 * t.pruner.variance  # no better than the mean design yet
+    assert t.w_v(99) == 0
+    t.pruner.least = 0.89 * t.pruner.variance
+    assert t.w_v(99) == 0.02
 
 
 def test_adam_is_torchs():
