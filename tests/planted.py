@@ -5,16 +5,19 @@ import json
 import zlib
 
 import numpy as np
+import pandas as pd
 import yaml
 
-from report import LEVEL, SWEEPS
+from report import SWEEPS
 
 BASE = {"beams2d": 0.012, "heatconduction2d": 0.02, "photonics2d": 0.05, "toy": 0.001}
 EPOCHS = 40
-COLUMNS = "epoch,rec_loss,vol_loss,total_loss,val_rec,val_vol_loss,val_total_loss,active_dims,w_v,pruned,val_rec_pruned"
+PROPOSALS = (
+    "epoch,proposed,k_consecutive,recon_tol,cooldown,cap,floor,pruned\n12,30,10,0,5,5,0,10\n15,30,10,0,5,5,0,10\n"
+)
 
 
-def write_run(folder, flags, val_rec, dims=40, spike=1.0, epochs=EPOCHS, stop=None, data=None, sweep=None):
+def write_run(folder, flags, val_rec, dims=40, spike=1.0, epochs=EPOCHS, stop=None, sha256=None, sweep=None):
     """One run folder. val_rec: of the last epoch; spike: its rise after pruning; stop: epochs of an unfinished run."""
     folder.mkdir(parents=True)
     flags, start = dict(flags, n_epochs=epochs), int(flags["pruning_epoch"])
@@ -22,19 +25,13 @@ def write_run(folder, flags, val_rec, dims=40, spike=1.0, epochs=EPOCHS, stop=No
     if spike > 1:
         curve[start + 2] = spike * curve[start : start + 3].min()
     curve[-1] = val_rec
-    lines = [f"{COLUMNS},epoch_seconds"]
-    for e, v in enumerate(curve[:stop]):
-        pruned = v if e >= start + epochs // 10 else ""
-        lines.append(f"{e},{v},0.1,{v},{v},0.1,{v + 0.001},{dims},{flags.get('w_v', 0.01)},0,{pruned},0.5")
-    (folder / "metrics.csv").write_text("\n".join(lines) + "\n")
-    proposals = [f"{start + 3 * i},30,10,0,5,5,0,10,1 2 3,0.1 0.1 0.1\n" for i in range(2)]
-    header = "epoch,proposed,k_consecutive,recon_tol,cooldown,cap,floor,pruned,dims,std\n"
-    (folder / "pruning.csv").write_text(header + "".join(proposals))
-    size = dict(train=700, val=150, test=150, height=50, width=100, source="sample")
-    config = dict(id=folder.name, name="x", flags=flags, git="0123456789abcdef", started="2026-11-23T10:00:00")
-    config |= dict(data=data or size | dict(sha256=f"{zlib.crc32(flags['problem'].encode()):x}"), sweep=sweep)
-    config |= dict(versions=dict(python="3.11", torch="2.13.0"), machine=dict(host="h", cpu="cpu", device="cpu"))
-    (folder / "config.json").write_text(json.dumps(config))
+    late = np.where(np.arange(epochs) < start + epochs // 10, np.nan, curve)
+    metrics = pd.DataFrame(dict(epoch=range(epochs), val_rec=curve, val_rec_pruned=late, active_dims=dims))
+    metrics[:stop].to_csv(folder / "metrics.csv", index=False)
+    (folder / "pruning.csv").write_text(PROPOSALS)
+    config = dict(id=folder.name, flags=flags, git="0123456789abcdef", started="2026-11-23T10:00:00", sweep=sweep)
+    config |= dict(data=dict(source="sample", sha256=sha256 or f"{zlib.crc32(flags['problem'].encode()):x}"))
+    (folder / "config.json").write_text(json.dumps(config | dict(machine=dict(host="h", cpu="cpu"))))
     if stop is None:
         pca = 1.3 * BASE[flags["problem"]] * (40 / dims) ** 0.5
         summary = dict(status="finished", cause=None, epoch=epochs - 1, val_rec=val_rec, active_dims=dims, seconds=60.0)
@@ -44,8 +41,7 @@ def write_run(folder, flags, val_rec, dims=40, spike=1.0, epochs=EPOCHS, stop=No
 
 def points(name):
     """Every point of a grid sweep as flags, arms resolved, at a length that suits a test."""
-    (path,) = SWEEPS.glob(f"{name}_*.yaml")
-    parameters = yaml.safe_load(path.read_text())["parameters"]
+    parameters = yaml.safe_load(SWEEPS[name].read_text())["parameters"]
     lists = {k: p.get("values", [p.get("value")]) for k, p in parameters.items()}
     for values in itertools.product(*lists.values()):
         flags = dict(zip(lists, values, strict=True))
@@ -53,7 +49,7 @@ def points(name):
         yield flags | dict(safeguards=flags.get("safeguards", "moderate"), pruning_epoch=flags["pruning_epoch"] // 50)
 
 
-def plant(root, name, effect, noise=0.02, seed=0, dims=lambda f: 40, keep=lambda f: True, **kwargs):
+def plant(root, name, effect=lambda f: 0, noise=0.02, seed=0, dims=lambda f: 40, keep=lambda f: True, **kwargs):
     """Write points of sweep `name` below root: val_rec = base * exp(effect(flags) + shared noise + own)."""
     rng, folders, spike = np.random.default_rng(seed), [], kwargs.pop("spike", lambda f: 1.0)
     kwargs = dict(sweep=f"{name}_x-abc123") | kwargs
@@ -67,11 +63,6 @@ def plant(root, name, effect, noise=0.02, seed=0, dims=lambda f: 40, keep=lambda
     return folders
 
 
-def level(flags):
-    """The level of a run's strategy as a number; NaN for none."""
-    return float(flags[LEVEL[flags["strategy"]]]) if flags["strategy"] in LEVEL else float("nan")
-
-
 def plant_search(root, runs=33, seed=0, problems=tuple(BASE)[:3], strong="w_v", scale=0.8):
     """A random search in the ranges of 03: `strong` and latent_dim x w_v decide; every fifth is stopped."""
     rng, folders, base = np.random.default_rng(seed), [], next(points("01"))
@@ -80,9 +71,8 @@ def plant_search(root, runs=33, seed=0, problems=tuple(BASE)[:3], strong="w_v", 
         flags = base | dict(problem=problem, seed=1, lr=1e-3 * 10 ** u["lr"], w_v=0.01 * 10 ** u["w_v"])
         flags |= dict(latent_dim=round(100 * 5 ** ((u["latent_dim"] + 1) / 2)), strategy="plummet")
         flags |= dict(batch_size=int(rng.choice([32, 64, 128])), pruning_epoch=round(4 + u["pruning_epoch"] * 2))
-        value = np.exp(scale * (u[strong] - 0.4 * u["latent_dim"] * u["w_v"]) + rng.normal(0, 0.1))
+        value = BASE[problem] * np.exp(scale * (u[strong] - 0.4 * u["latent_dim"] * u["w_v"]) + rng.normal(0, 0.1))
         folders.append(root / f"{problem}-{i:03d}")
-        stop = 15 if i % 5 == 4 else None
-        made = dict(stop=stop, sweep="03-x_hyperparameter_sensitivity-abc")
-        write_run(folders[-1], flags, BASE[problem] * float(value), **made)
+        made = dict(stop=15 if i % 5 == 4 else None, sweep="03-x_hyperparameter_sensitivity-abc")
+        write_run(folders[-1], flags, float(value), **made)
     return folders
