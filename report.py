@@ -238,7 +238,7 @@ class Study:
         self.title, self.file, words = header(name)
         self.question, self.hypothesis, self.rule = (words[key] for key in ("question", "hypothesis", "rule"))
         numbers = {*RESULT_METRICS, "lowest", *SETTINGS}
-        needed = [*KNOWN, "seed", "n_epochs", "where", "owner", *BOOKKEEPING, *numbers]
+        needed = [*KNOWN, "seed", "n_epochs", "where", "owner", *BOOKKEEPING, *numbers, *self.file["parameters"]]
         runs = [run for run in runs if run["owner"] in ("", name, lent)]  # the others are another sweep's
         table = pd.DataFrame(runs, columns=list(dict.fromkeys([*needed, *(key for run in runs for key in run)])))
         self.spec = as_created(self.file, table[table["owner"] == name])
@@ -256,7 +256,7 @@ class Study:
         # of several runs of a point the last is used, a finished one rather than any other
         order = self.table["status"].map(["stopped", "diverged", "running", "finished"].index)
         ranked = self.table.assign(order=order).sort_values(["order", "recorded", "where"])
-        doubles = ranked.duplicated(["problem", "arm", "seed", *({*self.varied} & {*ranked})], keep="last")
+        doubles = ranked.duplicated(["problem", "arm", "seed", *self.varied], keep="last")
         self.drop(doubles.reindex(self.table.index), "another run of the same point is used")
         self.problems = sorted(self.table["problem"].unique())
         # the mildest level first: a larger one prunes more, but for the share of the variance that pca_cdf keeps
@@ -307,14 +307,13 @@ class Study:
         return self.frame.pivot(index=["problem", "seed"], columns="arm", values=measure)
 
     def on_common_seeds(self, problem, arms):
-        """Seed x arm (those with runs): val_rec on a problem; and the mean dims of each arm over these seeds.
+        """Of arms (those with runs) on a problem: geometric mean of val_rec, mean dims, the number of seeds.
 
-        Only seeds that all of them have, if there is one: an arm must not look better for having run on easier ones."""
+        Only seeds that all of them have: an arm must not look better for having run on easier ones."""
         mine = self.frame[self.frame["problem"] == problem]
         errors, dims = (mine.pivot(index="seed", columns="arm", values=m) for m in ("val_rec", "active_dims"))
-        errors = errors[[arm for arm in arms if arm in errors]]
-        errors = errors.dropna() if len(errors.dropna()) else errors
-        return errors, dims.loc[errors.index].mean()
+        errors = errors.reindex(columns=arms).dropna(axis=1, how="all").dropna()
+        return np.exp(np.log(errors).mean()), dims.loc[errors.index].mean(), len(errors)
 
 
 # -------------------------------------------------------------------------- statistics: one rule for all seven sweeps
@@ -452,7 +451,7 @@ def importance(parameters, values):
 def f_tests(parameters, values, product=("latent_dim", "w_v")):
     """Partial F-tests in a quadratic regression of log(values) on log(parameters), and on the product of two of them.
 
-    Returns {name: (share of variance explained, p, p_holm)}; NaN: too few runs."""
+    Returns {name: (share of variance explained, p, p_holm)}."""
     terms, y = quadratic(parameters, product), np.log(np.asarray(values, dtype=float))
 
     def fit(without=""):
@@ -463,11 +462,9 @@ def f_tests(parameters, values, product=("latent_dim", "w_v")):
     (full, rank), total, found = fit(), ((y - y.mean()) ** 2).sum(), {}
     for name in parameters:
         less, few = fit(name)
-        if rank == few or len(y) - rank < 5 or full <= 0:
-            found[name] = np.nan, np.nan
-        else:
-            f = (less - full) / (rank - few) / (full / (len(y) - rank))
-            found[name] = (less - full) / total, scipy.stats.f.sf(f, rank - few, len(y) - rank)
+        with np.errstate(invalid="ignore", divide="ignore"):  # a parameter that does not vary
+            f = (less - full) / np.float64(rank - few) / (full / (len(y) - rank))
+        found[name] = (less - full) / total, scipy.stats.f.sf(f, rank - few, len(y) - rank)
     return {name: (*found[name], p) for name, p in zip(found, holm([p for _, p in found.values()]), strict=True)}
 
 
@@ -647,9 +644,10 @@ def strategies(found, page):
     named, arms = "plummet", dict.fromkeys([*found.arms, *levels(found.spec, "strategy")])
     # a strategy without runs leaves its comparison undecided
     rows, won = family(found.wide("val_rec"), [(named, arm) for arm in arms if arm != named]), []
-    for problem in sorted({*found.frame["problem"]}):
-        errors, dims = found.on_common_seeds(problem, found.arms)
-        mean = np.exp(np.log(errors).mean())
+    for problem in found.problems:
+        mean, dims, seeds = found.on_common_seeds(problem, found.arms)
+        if not seeds:
+            continue
         best, least = mean.idxmin(), mean.min()
         few = min(mean.index[mean <= (1 + NEAR) * least], key=lambda arm: (dims[arm], mean[arm]))
         won.append([problem, best, least, few, dims[few], mean[few] / least - 1, mean.max() / least - 1])
@@ -660,9 +658,9 @@ def strategies(found, page):
         advice = f"use {better}"
     elif (rows["verdict"] == -1).all():
         word, lead, advice = "supported", f"{named} reconstructs better than each other strategy.", f"use {named}"
-    spread = num(100 * max(row[-1] for row in won), ".2g")
+    spread = num(100 * max([row[-1] for row in won], default=0), ".2g")
     headline = f"All {len(found.arms)} strategies are within {spread} % of the best on every problem: {advice}."
-    page.verdict(word, lead, headline if len(found.arms) > 1 else "")
+    page.verdict(word, lead, headline if len(found.arms) > 1 and len(won) == len(found.problems) else "")
     page.section("Winners, problem by problem", "Not a test. Geometric means over the seeds that all arms have.")
     columns = ["problem", "lowest val_rec", "its val_rec", "fewest dims within 5 %", "its dims", "its cost"]
     shown = dict.fromkeys(("its cost", "the worst costs"), percent)
@@ -683,15 +681,12 @@ def strategy_levels(found, page):
     elif -1 in list(rows["verdict"]):
         word, lead = "refuted", "A most aggressive level reconstructs better than the mildest."
     for problem, (strategy, mine) in itertools.product(found.problems, by_strategy.items()):
-        grid, dims = found.on_common_seeds(problem, mine)
-        if not grid.empty and grid.notna().all(axis=None):  # else no seed has a run of every level
-            mean = np.exp(np.log(grid).mean())
+        mean, dims, seeds = found.on_common_seeds(problem, mine)
+        if seeds:
             first, cost = mean.idxmin(), mean.max() / mean.min() - 1
-            best.append([problem, strategy, first, mean.min(), dims[first], cost, len(mean), len(grid)])
+            best.append([problem, strategy, first, mean.min(), dims[first], cost, len(mean), seeds])
             if len(mean) > 1 and first == mine[-1]:
-                page.caveats.append(
-                    f"{problem}: the best level of {strategy} ({first}) is the most aggressive one tried."
-                )
+                page.caveats.append(f"{problem}: the best level of {strategy} is the most aggressive tried, {first}.")
     worst = max(best, key=lambda row: row[5], default=None)
     headline = f"The worst level costs up to {percent(worst[5])} ({worst[1]} on {worst[0]})." if worst else ""
     page.verdict(word, lead, headline)
@@ -890,9 +885,6 @@ def runs_and_caveats(found, page):
         page.caveats.append(f"Fewer than {MIN_SEEDS} seeds: {few} of {found.groups.ngroups} arms, problem by problem.")
     if odd["status"].isin(["diverged", "broken"]).any():
         page.caveats.append("Some runs diverged or broke: an arm that loses its worst runs looks better than it is.")
-    idle = found.frame[found.frame["prune_events"].eq(0) & found.frame["strategy"].ne("none")]
-    if len(idle):
-        page.caveats.append(f"Pruning never happened in {len(idle)} runs: {', '.join(sorted(idle['arm'].unique()))}.")
 
 
 def make(args):

@@ -97,7 +97,7 @@ def test_01b_levels(tmp_path):
     best = {row["strategy"]: row["best level"] for row in table("best") if row["problem"] == "beams2d"}
     assert best["plummet"] == "plummet 0.01" and best["probabilistic"] == "probabilistic 0.1"
     assert best["pca_cdf"] == "pca_cdf 0.95" and verdict == "refuted"
-    assert "the best level of pca_cdf (pca_cdf 0.95) is the most aggressive one tried" in text
+    assert "the best level of pca_cdf is the most aggressive tried, pca_cdf 0.95" in text
     assert {row["verdict"] for row in table("none-val_rec")} >= {"higher"}
 
 

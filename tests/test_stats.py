@@ -134,5 +134,6 @@ def test_what_matters_is_found_and_noise_is_called_noise():
     assert max(ped, key=ped.get) == "w_v" and tests["w_v"][2] < 0.001 and tests["w_v"][0] > 0.5
     noise = [report.f_tests(*planted_search(seed=s, effect=0)) for s in range(200)]
     assert sum(any(t[2] < report.ALPHA for t in tests.values()) for tests in noise) <= 10
-    tests = report.f_tests(*planted_search(n=14))  # too few runs
-    assert all(np.isnan(t[1]) and t[2] == 1 for t in tests.values())
+    parameters, values = planted_search()
+    constant = report.f_tests(parameters.assign(lr=0.001), values)
+    assert np.isnan(constant["lr"][1]) and constant["lr"][2] == 1 and constant["w_v"][2] < 0.001
