@@ -6,13 +6,11 @@
     python report.py --runs results/01-first.csv                # all sweeps: report/index.html leads to their pages
 
 Expect report/<sweep>/index.html within a minute, also while the sweep is running: the page says how complete it is. A
-run that is broken, stopped, diverged or no point of the sweep is listed with the reason, and ends nothing. Read on:
-rows, which of them answer, statistics, the page, the seven answers. report.j2 is the page's template.
+run that is broken, stopped, diverged or no point of the sweep is listed with the reason, and ends nothing.
 """
 
 import base64
 import contextlib
-import functools
 import itertools
 import math
 import re
@@ -67,11 +65,6 @@ def plain(value):
     return str(value) if math.isnan(x) else int(x) if math.isfinite(x) and x == int(x) else x
 
 
-def whole(part):
-    """A part of a JSON file, {} where the file is damaged."""
-    return part if isinstance(part, dict) else {}
-
-
 class Run(dict):
     """One run as found, like a row of results/NN.csv: flags, RESULT_METRICS, BOOKKEEPING; status is one of STATES.
 
@@ -87,8 +80,8 @@ class Run(dict):
         self["owner"] = (re.match(r"(\d\d[a-z]?)[-_]", str(row.get("sweep"))) or ("", ""))[1]
         if status == "stopped early":
             status, self["cause"] = "stopped", f"stopped early after epoch {row.get('epoch')}"
-        elif not isinstance(self.get("seed"), int):
-            status, self["cause"] = "broken", "no config.json, or flags of no use: seed must be a number"
+        elif status != "broken" and not isinstance(self.get("seed"), int):
+            status, self["cause"] = "broken", "its flags are of no use: seed must be a number"
         elif status not in STATES:
             status, self["cause"] = "broken", f"its status is {status!r:.60}; allowed: {', '.join(STATES)}"
         elif status == "finished" and not 0 < number(row.get("val_rec")) < math.inf:
@@ -101,9 +94,9 @@ def local_runs(root):
     root = Path(root)
     if root.suffix == ".csv" and root.is_file():
         # 01b is read with 01: the other sweeps of the same edition count, too
-        edition = re.fullmatch(r"\d\d[a-z]?(|-.+)\.csv", root.name)
-        alike = rf"\d\d[a-z]?{re.escape(edition[1])}\.csv" if edition else re.escape(root.name)
-        paths = sorted(path for path in root.parent.glob("*.csv") if re.fullmatch(alike, path.name))
+        edition = re.sub(r"^\d\d[a-z]?", "", root.stem)
+        alike = re.compile(rf"\d\d[a-z]?{re.escape(edition)}")
+        paths = [path for path in sorted(root.parent.glob("*.csv")) if alike.fullmatch(path.stem)] or [root]
         rows = [(row, path) for path in paths for row in read_csv(path).to_dict("records")]
         rows = [(row | dict(lowest=row.get("objective"), cpu=row.get("cpu") or row.get("host")), p) for row, p in rows]
         return [Run(row, f"{path}:{row.get('id')}") for row, path in rows]
@@ -114,24 +107,24 @@ def local_runs(root):
 
 def read_run(folder):
     """The run in `folder`. Never raises: what cannot be read becomes status broken, with the cause."""
-    config, summary = (whole(read_json(folder / name)) for name in ("config.json", "summary.json"))
+    config, summary = (read_json(folder / name) for name in ("config.json", "summary.json"))
     try:
-        (metrics, pruning), fault = [read_csv(folder / name) for name in ("metrics.csv", "pruning.csv")], {}
-    except (InputError, OSError) as error:
-        metrics, pruning, fault = pd.DataFrame(), pd.DataFrame(), dict(status="broken", cause=str(error))
-    row = described(config, summary, metrics) | dict(id=folder.name)
+        metrics, pruning = (read_csv(folder / name) for name in ("metrics.csv", "pruning.csv"))
+        row = described(config, summary or {}, metrics) | dict(id=folder.name)
+    except (InputError, OSError, TypeError, AttributeError) as error:
+        return Run(dict(id=folder.name, status="broken", cause=f"cannot be read: {first_line(error)}"), folder)
     if (folder / "pruning.csv").exists():
         proposed = pruning.reindex(columns=PROPOSALS).apply(pd.to_numeric, errors="coerce")
         row |= proposed.sum().add_prefix("sum_").to_dict()
     if not (folder / "summary.json").exists():
         row |= dict(status="running" if is_locked(folder) else "stopped")
         row |= dict(cause=f"{len(metrics)} of {row.get('n_epochs')} epochs")
-    return Run(row | fault, folder)
+    return Run(row, folder)
 
 
 def described(config, summary, curve):
     """What a row of results/NN.csv has of a run, from its JSON files and its curve, a DataFrame with a row an epoch."""
-    flags, data, machine = (whole(config.get(key)) for key in ("flags", "data", "machine"))
+    flags, data, machine = (config.get(key) or {} for key in ("flags", "data", "machine"))
     curve = curve.reindex(columns=["epoch", "val_rec", METRIC]).apply(pd.to_numeric, errors="coerce")
     row = flags | instability(curve["epoch"], curve["val_rec"], number(flags.get("pruning_epoch")))
     row |= dict(lowest=curve[METRIC].min(), sweep=config.get("sweep"), recorded=config.get("started"))
@@ -198,14 +191,6 @@ def values_of(table, key):
     return sorted(v for v in found if not isinstance(v, str)) or sorted(found)
 
 
-def header(name):
-    """Title of a sweep, its YAML, {keyword: text} of its comments `# Keyword: text`, continued by indented comments."""
-    text = SWEEPS[name].read_text(encoding="utf-8")
-    comments = re.findall(r"^# (\w+): *(.*(?:\n# {2,}\S.*)*)", text, re.MULTILINE)
-    words = {keyword.lower(): " ".join(told.replace("\n#", " ").split()) for keyword, told in comments}
-    return SWEEPS[name].stem.partition("_")[2].replace("_", " "), yaml.safe_load(text), words
-
-
 def as_created(spec, own):
     """The sweep as created: PROBLEM=, SEEDS=, EPOCHS=, SET= narrow its file, and .sweeps/ says how. own: its runs.
 
@@ -235,7 +220,10 @@ class Study:
 
     def __init__(self, name, runs):
         self.name, lent = name, BORROWS.get(name)
-        self.title, self.file, words = header(name)
+        text = SWEEPS[name].read_text(encoding="utf-8")
+        comments = re.findall(r"^# (\w+): *(.*(?:\n# {2,}\S.*)*)", text, re.MULTILINE)  # `# Keyword: text`, indented on
+        words = {keyword.lower(): " ".join(told.replace("\n#", " ").split()) for keyword, told in comments}
+        self.file, self.title = yaml.safe_load(text), SWEEPS[name].stem.partition("_")[2].replace("_", " ")
         self.question, self.hypothesis, self.rule = (words[key] for key in ("question", "hypothesis", "rule"))
         numbers = {*RESULT_METRICS, "lowest", *SETTINGS}
         needed = [*KNOWN, "seed", "n_epochs", "where", "owner", *BOOKKEEPING, *numbers, *self.file["parameters"]]
@@ -281,10 +269,10 @@ class Study:
         several = self.table["safeguards"].nunique() > 1
         if self.name == "02" or (self.name in DEEP_DIVES and several):
             return self.table["safeguards"]
-        level = [row.get(LEVEL.get(row["strategy"])) for row in self.table.to_dict("records")]
         if self.name == "01":
             return self.table["strategy"]
-        return [f"{s} {number(v):g}" if pd.notna(v) else s for s, v in zip(self.table["strategy"], level, strict=True)]
+        level = [number(row.get(LEVEL.get(row["strategy"]))) for row in self.table.to_dict("records")]
+        return [s if math.isnan(v) else f"{s} {v:g}" for s, v in zip(self.table["strategy"], level, strict=True)]
 
     def same_settings(self):
         """Keep runs that agree in every flag not varied: the YAML's value where some run has it, else the commonest."""
@@ -436,9 +424,9 @@ def importance(parameters, values):
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     varied, kinds, study = parameters.loc[:, parameters.nunique() > 1].astype(float), {}, optuna.create_study()
     for name, v in varied.items():
-        choice = optuna.distributions.CategoricalDistribution(sorted(v.unique()))  # batch_size: a handful of values
-        scale = optuna.distributions.FloatDistribution(v.min(), v.max(), log=v.max() / v.min() > 20)
-        kinds[name] = choice if v.nunique() <= 4 else scale
+        kinds[name] = optuna.distributions.FloatDistribution(v.min(), v.max(), log=v.max() / v.min() > 20)
+        if v.nunique() <= 4:  # batch_size
+            kinds[name] = optuna.distributions.CategoricalDistribution(sorted(v.unique()))
     for point, value in zip(varied.to_dict("records"), values, strict=True):
         study.add_trial(optuna.trial.create_trial(params=point, distributions=kinds, value=float(value)))
     # At least 8 runs must count as good: Optuna asks for 5, and a tenth of a 33-run study would be 3
@@ -578,7 +566,6 @@ MEASURES = {  # of a run -> what it is
     "collapses": "times val_rec reached twice its best since pruning began",
 }
 SUMMARY, TESTED = [*MEASURES][:4], ["val_rec", "active_dims", "rise", "collapses"]  # on each page; of 02
-DIFFERENCE = functools.partial(num, form="+.3g")
 NEEDS = f"A verdict needs p below {ALPHA:g} after Holm's correction over this table, and {MIN_SEEDS} seeds."
 
 
@@ -589,7 +576,8 @@ def family_table(page, name, rows, caption, log=True, **first):
     table = rows.rename(columns=names).assign(verdict=rows["verdict"].map(WORD), **first)
     table[ends] = np.expm1(table[ends]) if log else table[ends]
     columns = [*about, *ends, "p", "p after Holm", *([] if first else ["pairs"]), "seeds", "verdict"]
-    page.table(name, columns, table, f"{caption} {NEEDS}", shown=dict.fromkeys(ends, percent if log else DIFFERENCE))
+    how = percent if log else lambda difference: num(difference, "+.3g")
+    page.table(name, columns, table, f"{caption} {NEEDS}", shown=dict.fromkeys(ends, how))
 
 
 def front(found, page):
@@ -663,15 +651,15 @@ def strategies(found, page):
     page.verdict(word, lead, headline if len(found.arms) > 1 and len(won) == len(found.problems) else "")
     page.section("Winners, problem by problem", "Not a test. Geometric means over the seeds that all arms have.")
     columns = ["problem", "lowest val_rec", "its val_rec", "fewest dims within 5 %", "its dims", "its cost"]
-    shown = dict.fromkeys(("its cost", "the worst costs"), percent)
     caption = "The arm with the lowest val_rec, and the one with the fewest dims within 5 % of it."
+    shown = dict.fromkeys(("its cost", "the worst costs"), percent)
     page.table("winners", [*columns, "the worst costs"], won, caption, shown)
     family_table(page, "verdict", rows, "Log val_rec over problem-seed pairs.")
     summary_table(found, page)
 
 
 def strategy_levels(found, page):
-    """01b: how much a strategy's level matters, and what each level costs against not pruning."""
+    """01b: how much a strategy's level matters; the control that never prunes stands in the summary."""
     by_strategy = {s: [arm for arm in found.arms if arm.startswith(f"{s} ")] for s in LEVEL}  # mildest first
     pairs = [(mine[-1], mine[0]) for mine in by_strategy.values() if len(mine) > 1]
     rows, best = family(found.wide("val_rec"), pairs), []
@@ -695,10 +683,6 @@ def strategy_levels(found, page):
     columns = ["problem", "strategy", "best level", "val_rec (geometric mean)", "dims", "worst level costs"]
     caption = "Best level by val_rec, and how much worse the worst level is. Over the seeds all its levels have."
     page.table("best", [*columns, "levels", "seeds"], best, caption, shown={"worst level costs": percent})
-    if "none" in found.arms:
-        page.section("What pruning costs", "Each arm against the control that never prunes.")
-        pairs = [(arm, "none") for arm in found.arms if arm != "none"]
-        family_table(page, "none-val_rec", family(found.wide("val_rec"), pairs), "Log val_rec over problem-seed pairs.")
     summary_table(found, page)
 
 
@@ -745,7 +729,7 @@ def hyperparameters(found, page):
     elif signs == {-1}:
         word, lead = "refuted", f"On every problem searched, another parameter than {named} is the most important."
     page.verdict(word, lead, f"{'; '.join(heads)}." if heads else "")
-    page.section("Importance")
+    page.section("Importance", "Of completed runs: hyperband stopped the worst, so effects look smaller than they are.")
     columns = ["problem", "parameter", "PED-ANOVA", "variance explained", "p", "p after Holm", "completed runs"]
     caption = "PED-ANOVA: how much a parameter decides whether a run is a good one; variance explained: what a "
     caption += f"regression of log {METRIC} loses without it. A claim needs p below {ALPHA:g} and {MIN_COMPLETED} runs."
@@ -759,9 +743,6 @@ def hyperparameters(found, page):
     page.section("Best setting", "Found with one seed among many tries, which flatters it: train it with fresh seeds.")
     best = best.rename(columns=dict(lowest=METRIC, active_dims="dims"))
     page.table("best", ["problem", *names, METRIC, "dims"], best, "Best completed run of each problem.")
-    page.caveats.append(
-        "Only completed runs are tested; hyperband stopped the worst: effects look smaller than they are."
-    )
 
 
 def deepdive(found, page):
@@ -769,8 +750,7 @@ def deepdive(found, page):
     settings = found.frame[SETTINGS]  # both axes are logarithmic
     frame, arms = found.frame[((settings > 0) & np.isfinite(settings)).all(axis=1)], found.arms
     if frame.empty:
-        page.verdict("undecided", "No finished run has a pruning_epoch and a w_v above 0.")
-        return
+        return page.verdict("undecided", "No finished run has a pruning_epoch and a w_v above 0.")
     rows = effects(frame)
     what = "arms" if found.name == "05" else "interaction"  # what the hypothesis is about
     verdict, mean = rows.set_index("a").loc[what, ["verdict", "mean"]]
@@ -840,8 +820,7 @@ def build(name, runs, out, source):
     over = ["finished", *["stopped", "diverged"] * (name == "03")]
     finished = f"{states['finished']} of {found.points} points"
     if sum(states[state] for state in over) < found.points:
-        page.opening = "" if found.frame.empty else f"Preliminary, {finished} finished: "
-        page.caveats.append(f"Incomplete: {finished} of the sweep are finished.")
+        page.opening = f"Preliminary, {finished} finished: "
     if found.frame.empty:
         page.verdict("undecided", f"No finished run of this sweep yet in {source}.")
     else:
@@ -854,12 +833,12 @@ def build(name, runs, out, source):
     told += [f"{found.borrowed} runs of {BORROWS[name]} beside them"] if found.borrowed else []
     reasons = [f"{n}: {why}" for why, n in Counter(found.left_out["why"]).most_common()]
     told += [f"{len(found.left_out)} left out ({', '.join(reasons)})"] if reasons else []
-    length = f"{', '.join(map(str, values_of(found.frame, 'n_epochs'))) or 'no'} epochs a run"
-    hours = num(found.frame["seconds"].replace(math.inf, 0).sum() / 3600)
+    hours, epochs = num(found.frame["seconds"].sum() / 3600), values_of(found.frame, "n_epochs")
+    told += [f"{', '.join(map(str, epochs)) or 'no'} epochs a run", f"{hours} hours in all"]
     page.terms += [("Question", found.question), ("Rule", found.rule), ("Runs", f"{', '.join(told)}. From {source}.")]
     origins = found.frame.groupby(["problem", "data_source", "git", "cpu"], dropna=False).size()
     made = [f"{problem} ({designs}), {git}, {cpu} ({n} runs)" for (problem, designs, git, cpu), n in origins.items()]
-    page.terms += [("Length", f"{length}, {hours} hours in all"), ("Designs, code, machine", "; ".join(made))]
+    page.terms.append(("Designs, code, machine", "; ".join(made)))
     runs_and_caveats(found, page)
     return page.write(), found
 
@@ -880,9 +859,6 @@ def runs_and_caveats(found, page):
     differs = [key for key, wanted in asked.items() if wanted and {*values_of(ran, key)} not in (set(), {*wanted})]
     if differs:
         page.caveats.append(f"These runs differ from the sweep's file in: {', '.join(differs)}.")
-    few = (found.groups.size() < MIN_SEEDS).sum()
-    if few and found.name != "03":
-        page.caveats.append(f"Fewer than {MIN_SEEDS} seeds: {few} of {found.groups.ngroups} arms, problem by problem.")
     if odd["status"].isin(["diverged", "broken"]).any():
         page.caveats.append("Some runs diverged or broke: an arm that loses its worst runs looks better than it is.")
 
