@@ -301,7 +301,7 @@ class Study:
         mine = self.frame[self.frame["problem"] == problem]
         errors, dims = (mine.pivot(index="seed", columns="arm", values=m) for m in ("val_rec", "active_dims"))
         errors = errors.reindex(columns=arms).dropna(axis=1, how="all").dropna()
-        return np.exp(np.log(errors).mean()), dims.loc[errors.index].mean(), len(errors)
+        return np.exp(np.log(errors).mean()), dims.loc[errors.index].mean(), 0 if errors.empty else len(errors)
 
 
 # -------------------------------------------------------------------------- statistics: one rule for all seven sweeps
@@ -620,8 +620,7 @@ def summary_table(found, page):
 def edge(page, what, key, value, low, high):
     """A caveat where the best value of a setting lies at an end of the range that was tried."""
     if abs(unit([low, value, high])[1]) > 0.9:
-        ends = f"at the edge of {num(low)} to {num(high)}"
-        page.caveats.append(f"{what}: the best {key} ({num(value)}) is {ends}: widen the range.")
+        page.caveats.append(f"{what}: the best {key} ({num(value)}) is at the edge of {num(low)} to {num(high)}.")
 
 
 # --------------------------------------------------------------------------------------------------- the seven answers
