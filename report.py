@@ -800,7 +800,7 @@ def build(name, runs, out, source):
     hours, epochs = num(found.frame["seconds"].sum() / 3600), values_of(found.frame, "n_epochs")
     told += [f"{', '.join(map(str, epochs)) or 'no'} epochs a run", f"{hours} hours in all"]
     page.terms += [("Question", found.question), ("Rule", found.rule), ("Runs", f"{', '.join(told)}. From {source}.")]
-    origins = found.frame.groupby(["problem", "data_source", "git", "cpu"], dropna=False).size()
+    origins = found.frame[["problem", "data_source", "git", "cpu"]].astype(str).value_counts(sort=False)
     made = [f"{problem} ({designs}), {git}, {cpu} ({n} runs)" for (problem, designs, git, cpu), n in origins.items()]
     page.terms.append(("Designs, code, machine", "; ".join(made)))
     runs_and_caveats(found, page)
