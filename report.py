@@ -2,12 +2,10 @@
 
     python report.py --sweep 01 --runs runs                     # make report SWEEP=01 RUNS=runs
     python report.py --sweep 01 --runs results/01.csv           # the rows that agents keep
-    python report.py --sweep 02 --wandb entity/project/sweepid  # the same from W&B
     python report.py --runs results/01-first.csv                # all sweeps: report/index.html leads to their pages
 
 Expect report/<sweep>/index.html within a minute, also while the sweep is running: the page says how complete it is. A
-run that is broken, stopped, diverged or no point of the sweep is listed with the reason, and ends nothing. Read on:
-rows, which of them answer, statistics, the page, the seven answers. report.j2 is the page's template.
+run that is broken, stopped, diverged or no point of the sweep is listed with the reason, and ends nothing.
 """
 
 import base64
@@ -38,19 +36,18 @@ from train import DEFAULTS, LEGACY
 # -------------------------------------------------------------------------------------------------- rows: runs as found
 
 LEVEL = dict(plummet="plummet_threshold", pca_cdf="cdf_threshold", lognorm="percentile", probabilistic="temperature")
-# What comes of a dimension that is proposed; SUMS: of the columns of pruning.csv over the run
-HELD = ("k_consecutive", "recon_tol", "cooldown", "cap", "floor", "pruned")
-SUMS = [f"sum_{key}" for key in ("proposed", *HELD)]
+# What comes of a dimension that is proposed: columns of pruning.csv, of which a row of results/NN.csv has the sums
+PROPOSALS = ["proposed", "k_consecutive", "recon_tol", "cooldown", "cap", "floor", "pruned"]
 RESULT_METRICS = [  # of a row of results/NN.csv, which has every flag and BOOKKEEPING besides
     *("epoch", "rec_loss", "val_rec", "val_vol_loss", "val_total_loss", "active_dims", "best_val_rec", "best_epoch"),
     *("pca_rec", "pca_ratio", "prune_events", "seconds", "test_rec"),
     "objective",  # of a search: the metric's best over the run, as its engine sees it
-    *("rise", "epochs_above", "collapses", *SUMS),  # curves and proposals in numbers, for the page of 02
+    *("rise", "epochs_above", "collapses", *(f"sum_{key}" for key in PROPOSALS)),  # curves and proposals in numbers
 ]
-BOOKKEEPING = ("id", "name", "sweep", "status", "cause", "reports", "data_source", "data_sha256", "metrics_sha256")
-BOOKKEEPING += ("git", "host", "cpu", "recorded")
+BOOKKEEPING = ["id", "name", "sweep", "status", "cause", "reports", "data_source", "data_sha256", "metrics_sha256"]
+BOOKKEEPING += ["git", "host", "cpu", "recorded"]
 METRIC = "val_rec_pruned"  # what a search minimises
-STATES = ("finished", "running", "stopped", "diverged", "broken")
+STATES = ["finished", "running", "stopped", "diverged", "broken"]
 
 
 def number(value):
@@ -67,53 +64,44 @@ def plain(value):
     return str(value) if math.isnan(x) else int(x) if math.isfinite(x) and x == int(x) else x
 
 
-class Run:
-    """One run as found: flags (none: of no use), status (one of STATES) and its cause, summary, what made it."""
+class Run(dict):
+    """One run as found, like a row of results/NN.csv: flags, RESULT_METRICS, BOOKKEEPING; status is one of STATES.
 
-    def __init__(self, name, where, config, summary=None, metrics=None):
-        """config, summary: as in the JSON files, if they are whole. metrics: the curve, a DataFrame, a row an epoch."""
-        config, summary = (part if isinstance(part, dict) else {} for part in (config, summary))
-        parts = (config.get(key) for key in ("flags", "data", "machine"))
-        flags, self.data, self.machine = (part if isinstance(part, dict) else {} for part in parts)
-        self.id, self.where, self.started = str(name), str(where), str(config.get("started") or "")
-        self.git, self.sweep = made_by(config) if config.get("git") else "unknown", str(config.get("sweep") or "")
-        self.owner = (re.match(r"(\d\d[a-z]?)[-_]", self.sweep) or ("", ""))[1]  # 01b of 01b-first_..., "" for none
+    Besides: where it is, its `owner` (01b of 01b-first_..., "" for none), `lowest` of METRIC."""
+
+    summary = property(lambda self: self)  # sweep.py puts its metrics into a row
+
+    def __init__(self, row, where):
         # a flag that a run lacks means what was done before that flag existed
-        flags = LEGACY | {k: v for k, v in flags.items() if v != "" and not isinstance(v, dict | list)}
-        self.flags, self.summary = {key: plain(v) for key, v in flags.items()}, summary
-        if metrics is not None:
-            metrics = metrics.reindex(columns=["epoch", "val_rec", METRIC]).apply(pd.to_numeric, errors="coerce")
-            unsteady = instability(metrics["epoch"], metrics["val_rec"], number(self.flags.get("pruning_epoch")))
-            self.summary = unsteady | dict(lowest=metrics[METRIC].min()) | summary
-        said, fault = summary.get("status"), ""
-        named = all(isinstance(flags.get(key), str) for key in ("problem", "strategy"))
-        if not named or not isinstance(self.flags.get("seed"), int):
-            self.flags, fault = {}, "its flags are of no use: problem and strategy must be text, seed a number"
-        elif said not in ("finished", "diverged"):
-            fault = f"its status is {said!r:.60}; allowed: finished, diverged"
-        elif said == "finished" and not 0 < self.value("val_rec") < math.inf:
-            fault = f"its val_rec is {summary.get('val_rec')!r:.60}, not a positive number"
-        self.status, self.cause = ("broken", fault) if fault else (said, str(summary.get("cause") or ""))
-
-    def value(self, name):
-        """A number of the summary, NaN where it has none."""
-        return number(self.summary.get(name))
+        row, other = LEGACY | {key: value for key, value in row.items() if value != ""}, (*BOOKKEEPING, *RESULT_METRICS)
+        super().__init__({key: value if key in other else plain(value) for key, value in row.items()}, where=str(where))
+        status, self["cause"] = row.get("status"), str(row.get("cause") or "")
+        self["owner"] = (re.match(r"(\d\d[a-z]?)[-_]", str(row.get("sweep"))) or ("", ""))[1]
+        if status == "stopped early":
+            status, self["cause"] = "stopped", f"stopped early after epoch {row.get('epoch')}"
+        elif status != "broken" and not isinstance(self.get("seed"), int):
+            status, self["cause"] = "broken", "its flags are of no use: seed must be a number"
+        elif status not in STATES:
+            status, self["cause"] = "broken", f"its status is {status!r:.60}; allowed: {', '.join(STATES)}"
+        elif status == "finished" and not 0 < number(row.get("val_rec")) < math.inf:
+            status, self["cause"] = "broken", f"its val_rec is {row.get('val_rec')!r:.60}, not a positive number"
+        self["status"] = status
 
 
 def local_runs(root):
-    """Every run below the folder `root`, by its config.json (or by what else a run leaves), or the rows of a table."""
+    """Every run below the folder `root`, by its config.json, or the rows of a table."""
     root = Path(root)
     if root.suffix == ".csv" and root.is_file():
         # 01b is read with 01: the other sweeps of the same edition count, too
-        edition = re.fullmatch(r"\d\d[a-z]?(|-.+)\.csv", root.name)
-        alike = rf"\d\d[a-z]?{re.escape(edition[1])}\.csv" if edition else re.escape(root.name)
-        paths = sorted(path for path in root.parent.glob("*.csv") if re.fullmatch(alike, path.name))
-        return [from_row(row, path) for path in paths for row in read_csv(path).to_dict("records")]
+        edition = re.sub(r"^\d\d[a-z]?", "", root.stem)
+        alike = re.compile(rf"\d\d[a-z]?{re.escape(edition)}")
+        paths = [path for path in sorted(root.parent.glob("*.csv")) if alike.fullmatch(path.stem)] or [root]
+        rows = [(row, path) for path in paths for row in read_csv(path).to_dict("records")]
+        rows = [(row | dict(lowest=row.get("objective"), cpu=row.get("cpu") or row.get("host")), p) for row, p in rows]
+        return [Run(row, f"{path}:{row.get('id')}") for row, path in rows]
     if not root.is_dir():
         raise InputError(f"--runs {root}: no such folder; allowed: a folder with runs below it, or a results/NN.csv")
-    names = ("config.json", "metrics.csv", "summary.json")
-    found = {path.parent for name in names for path in root.rglob(name) if "wandb" not in path.relative_to(root).parts}
-    return [read_run(folder) for folder in sorted(found)]
+    return [read_run(path.parent) for path in sorted(root.rglob("config.json"))]
 
 
 def read_run(folder):
@@ -121,69 +109,31 @@ def read_run(folder):
     config, summary = (read_json(folder / name) for name in ("config.json", "summary.json"))
     try:
         metrics, pruning = (read_csv(folder / name) for name in ("metrics.csv", "pruning.csv"))
-    except (InputError, OSError) as error:
-        run = Run(folder.name, folder, config)
-        run.cause = str(error)
-        return run
-    run = Run(folder.name, folder, config, summary, metrics)
+        flags, data, machine = (config.get(key) or {} for key in ("flags", "data", "machine"))
+        curve = metrics.reindex(columns=["epoch", "val_rec", METRIC]).apply(pd.to_numeric, errors="coerce")
+        row = flags | instability(curve["epoch"], curve["val_rec"], number(flags.get("pruning_epoch")))
+        row |= dict(id=folder.name, sweep=config.get("sweep"), recorded=config.get("started"), git=made_by(config))
+        row |= dict(cpu=machine.get("cpu"), data_source=data.get("source"), data_sha256=data.get("sha256"))
+        row |= dict(lowest=curve[METRIC].min())
+        row |= {key: summary[key] for key in ("status", "cause", *RESULT_METRICS) if key in (summary or {})}
+    except (InputError, OSError, TypeError, AttributeError) as error:
+        return Run(dict(id=folder.name, status="broken", cause=f"cannot be read: {first_line(error)}"), folder)
     if (folder / "pruning.csv").exists():
-        proposed = pruning.reindex(columns=["proposed", *HELD]).apply(pd.to_numeric, errors="coerce")
-        run.summary |= proposed.sum().add_prefix("sum_").to_dict()
-    if not isinstance(config, dict):
-        run.cause = "no config.json, or it cannot be read"
-    elif run.flags and not (folder / "summary.json").exists():
-        run.status = "running" if is_locked(folder) else "stopped"
-        run.cause = f"{len(metrics)} of {run.flags.get('n_epochs', '?')} epochs"
-    return run
-
-
-def from_row(row, path):
-    """A row of results/NN.csv -> Run: what is left of a study whose machine is lost."""
-    config = dict(flags={key: value for key, value in row.items() if key not in (*BOOKKEEPING, *RESULT_METRICS)})
-    config |= dict(machine={"cpu": row.get("cpu") or row.get("host")}, started=row.get("recorded"), git=row.get("git"))
-    config |= dict(data={key: row.get(f"data_{key}") for key in ("source", "sha256")})
-    config |= dict(sweep=row.get("sweep") or f"{path.stem}-")
-    summary = {key: row.get(key) for key in ("status", "cause", *RESULT_METRICS)} | dict(lowest=row.get("objective"))
-    run = Run(row.get("id", ""), f"{path}:{row.get('id')}", config, summary)
-    if run.flags and row.get("status") == "stopped early":
-        run.status, run.cause = "stopped", f"stopped early after epoch {row.get('epoch')}"
-    return run
-
-
-def wandb_runs(path, api=None):
-    """Runs of a W&B sweep, entity/project/sweep id. pruning.csv is not on W&B: those runs have no proposals."""
-    if path.count("/") != 2:
-        raise InputError(f"--wandb {path}: allowed: entity/project/sweep id")
-    try:
-        if api is None:
-            import wandb
-
-            api = wandb.Api()
-        sweep = api.sweep(path)
-        return [from_wandb(run, (sweep.config or {}).get("name", "")) for run in sweep.runs]
-    except Exception as error:  # wandb raises its own, requests' and ValueError for a sweep that is not there
-        raise InputError(f"--wandb {path}: cannot be read ({type(error).__name__}: {first_line(error)})") from None
-
-
-def from_wandb(found, sweep):
-    """A run as wandb's public API shows it -> Run; of the sweep of this name, if it does not say of which."""
-    config = {key[1:]: value for key, value in found.config.items() if key[:1] == "_"}
-    config |= dict(flags={key: value for key, value in found.config.items() if key[:1] != "_"})
-    config |= dict(started=found.created_at, sweep=getattr(found, "group", None) or f"{sweep}-")
-    rows = [row for row in found.scan_history() if None not in (row.get("epoch"), row.get("val_rec"))]
-    run = Run(found.id, "/".join(found.path), config, dict(found.summary), pd.DataFrame(rows, dtype=object))
-    if run.flags and found.state != "finished" and "status" not in run.summary:
-        run.status = dict(running="running", killed="stopped", preempted="stopped").get(found.state, "broken")
-        run.cause = f"W&B says {found.state}, {len(rows)} of {run.flags.get('n_epochs', '?')} epochs"
-    return run
+        proposed = pruning.reindex(columns=PROPOSALS).apply(pd.to_numeric, errors="coerce")
+        row |= proposed.sum().add_prefix("sum_").to_dict()
+    if not (folder / "summary.json").exists():
+        row |= dict(status="running" if is_locked(folder) else "stopped")
+        row |= dict(cause=f"{len(metrics)} of {row.get('n_epochs')} epochs")
+    return Run(row, folder)
 
 
 # ---------------------------------------------------------------------------------- rows: which of them answer a sweep
 
-SWEEPS = Path(__file__).parent / "sweeps"
+SWEEPS = sorted((Path(__file__).parent / "sweeps").glob("[0-9]*.yaml"))
+SWEEPS = {path.name.split("_")[0]: path for path in SWEEPS}  # 01, 01b, ...: the file
 DEEP_DIVES = ("04", "05", "06")
 ALL_PROBLEMS = ["beams2d", "heatconduction2d", "photonics2d"]  # a search is created once for each of them
-BORROWS = {"01b": ["01"]}  # 01's runs are the fourth level of each strategy
+BORROWS = {"01b": "01"}  # 01's runs are the fourth level of each strategy
 KNOWN = dict(problem=[*PROBLEMS], strategy=[*STRATEGIES], safeguards=[*PROFILES])
 COMMON = ("n_epochs", "latent_dim", "lr", "w_v", "batch_size", "pruning_epoch", "beta", "eta", "lipschitz")
 SETTINGS = ["pruning_epoch", "w_v"]  # what the deep dives vary
@@ -200,32 +150,10 @@ def levels(spec, key):
     return [{k: plain(v) for k, v in (pair.split("=", 1) for pair in arm.split(","))} for arm in found if "=" in arm]
 
 
-def values_of(runs, key):
-    """The values of a flag in the runs, sorted: numbers, or text where there are none."""
-    found = {run.flags[key] for run in runs if key in run.flags} - {"None"}
+def values_of(table, key):
+    """The values of a flag in a table, sorted: numbers, or text where there are none."""
+    found = {*table[key].dropna()} - {"None"} if key in table else set()
     return sorted(v for v in found if not isinstance(v, str)) or sorted(found)
-
-
-def some(values, most=5):
-    """The first of the values in words, and how many there are beside them."""
-    shown = [v if isinstance(v, str) else f"{v:g}" for v in values]
-    return ", ".join(shown[:most]) + (f" and {len(shown) - most} more" if len(shown) > most else "")
-
-
-def sweep_files():
-    """{name: path} of the sweeps' files: 01, 01b, ..."""
-    return {path.name.split("_")[0]: path for path in sorted(SWEEPS.glob("[0-9]*.yaml"))}
-
-
-def header(name):
-    """Title of a sweep, its YAML, {keyword: text} of its comments `# Keyword: text`, continued by indented comments."""
-    paths = sweep_files()
-    if name not in paths:
-        raise InputError(f"--sweep {name}: no such sweep; allowed: {', '.join(paths) or 'none, sweeps/ is empty'}")
-    text = paths[name].read_text(encoding="utf-8")
-    comments = re.findall(r"^# (\w+): *(.*(?:\n# {2,}\S.*)*)", text, re.MULTILINE)
-    words = {keyword.lower(): " ".join(told.replace("\n#", " ").split()) for keyword, told in comments}
-    return paths[name].stem.partition("_")[2].replace("_", " "), yaml.safe_load(text), words
 
 
 def as_created(spec, own):
@@ -233,7 +161,7 @@ def as_created(spec, own):
 
     Where that record is not here, the points are those of the values that its runs have. Sweeps that differ in problem
     and seed (03 makes one a problem) are read as one."""
-    ids = sorted({run.sweep for run in own})
+    ids = sorted(own["sweep"].unique())
     with contextlib.suppress(KeyError, TypeError, IndexError):
         made = [read_json(Path(".sweeps", slug(i), "sweep.json"))["config"] for i in ids]
         both = {key: dict.fromkeys(v for one in made for v in levels(one, key)) for key in ("problem", "seed")}
@@ -250,51 +178,39 @@ def as_created(spec, own):
     return spec | {"parameters": parameters}
 
 
-def departures(file, runs):
-    """In words: where the values that the runs have are not those that the sweep's file asks for."""
-    told = []
-    for key, p in file["parameters"].items():
-        asked, found = p["values"] if key == "arm" else levels(file, key), values_of(runs, key)
-        if "min" in p and found and not p["min"] <= found[0] <= found[-1] <= p["max"]:
-            told.append(f"{key} {found[0]:g} to {found[-1]:g} (file: {p['min']:g} to {p['max']:g})")
-        elif asked and found and {*asked} != {*found} and key != "data" and "auto" not in asked:
-            told.append(f"{key} {some(found)} (file: {some(asked)})")
-    return f"These runs differ from the sweep's file: {'; '.join(told)}." if told else ""
-
-
-def stranger(run):
-    """Why a run is no point of any sweep: an unknown name, or a user's own, which names no sweep; else ""."""
-    for key, known in KNOWN.items():
-        if run.flags.get(key) not in known:
-            return f"unknown {key} {run.flags.get(key)!s:.60}"
-    return "" if run.owner else "made for no sweep"
-
-
 class Study:
-    """A sweep's YAML and the runs that answer it, chosen from `runs`; left_out: (run, why).
+    """A sweep's YAML and the runs that answer it, chosen from `runs`: each DataFrame has a row a run.
 
-    table: a row a run of use: flags, summary, problem, arm, seed, status, run. frame: the finished ones."""
+    table: of use, with its arm; frame: the finished ones; broken: of no use; left_out: with the reason, why."""
 
     def __init__(self, name, runs):
-        self.name, lent = name, BORROWS.get(name, [])
-        self.title, file, words = header(name)
-        self.question, self.hypothesis, self.rule = (words.get(key, "") for key in ("question", "hypothesis", "rule"))
-        runs = [run for run in runs if run.owner in ("", name, *lent)]  # the others say that they are another sweep's
-        self.spec = as_created(file, [run for run in runs if run.owner == name])
-        why = {run: run.flags and stranger(run) for run in runs}
-        self.left_out = [(run, told) for run, told in why.items() if told]
-        self.broken = [run for run in runs if not run.flags]  # listed wherever they were found
+        self.name, lent = name, BORROWS.get(name)
+        text = SWEEPS[name].read_text(encoding="utf-8")
+        comments = re.findall(r"^# (\w+): *(.*(?:\n# {2,}\S.*)*)", text, re.MULTILINE)  # `# Keyword: text`, indented on
+        words = {keyword.lower(): " ".join(told.replace("\n#", " ").split()) for keyword, told in comments}
+        self.file, self.title = yaml.safe_load(text), SWEEPS[name].stem.partition("_")[2].replace("_", " ")
+        self.question, self.hypothesis, self.rule = (words[key] for key in ("question", "hypothesis", "rule"))
+        numbers = {*RESULT_METRICS, "lowest", *SETTINGS}
+        needed = [*KNOWN, "seed", "n_epochs", "where", "owner", *BOOKKEEPING, *numbers, *self.file["parameters"]]
+        runs = [run for run in runs if run["owner"] in ("", name, lent)]  # the others are another sweep's
+        table = pd.DataFrame(runs, columns=list(dict.fromkeys([*needed, *(key for run in runs for key in run)])))
+        self.spec = as_created(self.file, table[table["owner"] == name])
         keys = self.spec["parameters"]
         self.varied = [key for key in keys if "min" in keys[key] or len(levels(self.spec, key)) > 1]
-        self.table = self.rows([run for run in runs if run.flags and not why[run]])
+        numbers = list(numbers | {key for key in self.varied if "min" in keys[key]})
+        table[numbers] = table[numbers].apply(pd.to_numeric, errors="coerce")
+        self.broken = table[table["status"] == "broken"]
+        self.table, self.left_out = table[table["status"] != "broken"].infer_objects(), table[:0].assign(why="")
+        for key, known in KNOWN.items():
+            self.drop(~self.table[key].isin(known), f"unknown {key} " + self.table[key].astype(str).str[:60])
+        self.drop(self.table["owner"] == "", "made for no sweep")
+        self.table["arm"] = self.arms_of_rows()
         self.same_settings()
-        order = ("broken", "stopped", "diverged", "running", "finished")  # of several runs of a point the last is used
-        rank = self.table["run"].map(lambda run: (order.index(run.status), run.started, run.where)).sort_values()
-        at = list({"problem", "arm", "seed", *self.varied} & {*self.table})
-        doubles = self.table.loc[rank.index].duplicated(at, keep="last")
+        # of several runs of a point the last is used, a finished one rather than any other
+        order = self.table["status"].map(["stopped", "diverged", "running", "finished"].index)
+        ranked = self.table.assign(order=order).sort_values(["order", "recorded", "where"])
+        doubles = ranked.duplicated(["problem", "arm", "seed", *self.varied], keep="last")
         self.drop(doubles.reindex(self.table.index), "another run of the same point is used")
-        for key in (*SETTINGS, *(key for key in self.varied if "min" in keys[key])):
-            self.table[key] = pd.to_numeric(self.table[key], errors="coerce")
         self.problems = sorted(self.table["problem"].unique())
         # the mildest level first: a larger one prunes more, but for the share of the variance that pca_cdf keeps
         found = [(*arm.split(" "), 0)[:2] for arm in self.table["arm"].unique()]
@@ -302,52 +218,40 @@ class Study:
         self.arms = [f"{name} {level}" if level else name for name, level in found]
         self.table["arm"] = pd.Categorical(self.table["arm"], self.arms)
         self.frame = self.table[self.table["status"] == "finished"]
-        self.done = list(self.frame["run"])
         self.groups = self.frame.groupby(["problem", "arm"], observed=True)
-        borrowed = self.table["owner"].isin(lent)  # they answer, but are no points of this sweep
-        self.own, self.borrowed = [*self.table[~borrowed]["run"], *self.broken], int(borrowed.sum())
-        self.departs = departures(file, [run for run in self.own if run.status == "finished"])
+        borrowed = self.table["owner"] == lent  # they answer, but are no points of this sweep
+        self.own, self.borrowed = pd.concat([self.table[~borrowed], self.broken]), int(borrowed.sum())
         # how many points the sweep asks for; a search is created once a problem
         self.points = math.prod(len(levels(self.spec, key)) or 1 for key in keys)
         self.points = self.spec["run_cap"] * max(1, len(self.problems)) if "run_cap" in self.spec else self.points
 
-    def rows(self, runs):
-        """A DataFrame with a row a run; an arm is what the sweep compares."""
-        several = len({run.flags["safeguards"] for run in runs}) > 1
-
-        def arm_of(flags):
-            if self.name == "02" or (self.name in DEEP_DIVES and several):
-                return flags["safeguards"]
-            level = flags.get(LEVEL.get(flags["strategy"]))
-            return flags["strategy"] if self.name == "01" or level is None else f"{flags['strategy']} {number(level):g}"
-
-        rows = []
-        for run in runs:
-            numbers = {key: run.value(key) for key in (*RESULT_METRICS, "lowest")}
-            about = dict(arm=arm_of(run.flags), status=run.status, owner=run.owner, run=run)
-            rows.append(run.flags | numbers | about)
-        needed = ["problem", "arm", "seed", "status", "owner", "run", "strategy", "n_epochs", *SETTINGS]
-        needed += [*RESULT_METRICS, "lowest", *self.varied]
-        return pd.DataFrame(rows, columns=list(dict.fromkeys([*needed, *(key for row in rows for key in row)])))
-
     def drop(self, mask, why):
-        self.left_out += [(run, why) for run in self.table["run"][mask]]
+        self.left_out = pd.concat([self.left_out, self.table.assign(why=why)[mask]])
         self.table = self.table[~mask]
+
+    def arms_of_rows(self):
+        """What the sweep compares, a name for each row of the table."""
+        several = self.table["safeguards"].nunique() > 1
+        if self.name == "02" or (self.name in DEEP_DIVES and several):
+            return self.table["safeguards"]
+        if self.name == "01":
+            return self.table["strategy"]
+        level = [number(row.get(LEVEL.get(row["strategy"]))) for row in self.table.to_dict("records")]
+        return [s if math.isnan(v) else f"{s} {v:g}" for s, v in zip(self.table["strategy"], level, strict=True)]
 
     def same_settings(self):
         """Keep runs that agree in every flag not varied: the YAML's value where some run has it, else the commonest."""
         in_arms = {key for arm in levels(self.spec, "arm") for key in arm}  # what an arm sets differs on purpose
-        skip = {*self.varied, *in_arms, "arm", "problem", "seed", "data", "save_model"}
-        skip |= {*LEVEL.values()} if in_arms else set()
+        skip = {*self.varied, *in_arms, *(LEVEL.values() if in_arms else ())}
+        skip |= {"arm", "problem", "seed", "data", "save_model"}
         for key in dict.fromkeys([*self.spec["parameters"], *COMMON, *LEVEL.values(), *LEGACY]):
             if key in skip or key not in self.table:
                 continue
-            owner = next((s for s, level in LEVEL.items() if level == key), None)  # whose level it is
-            mine = self.table[key].notna() & (self.table["strategy"].eq(owner) if owner else True)
-            counts, wanted = self.table[key][mine].value_counts(), levels(self.spec, key)[:1]
+            there = self.table[key].notna()
+            counts, wanted = self.table[key][there].value_counts(), levels(self.spec, key)[:1]
             target = wanted[0] if wanted and wanted[0] in counts.index else next(iter(counts.index), None)
-            self.drop(mine & self.table[key].ne(target), f"other {key} than {target!s:.60}")
-        digests = self.table["run"].map(lambda run: str(run.data.get("sha256")))
+            self.drop(there & self.table[key].ne(target), f"other {key} than {target!s:.60}")
+        digests = self.table["data_sha256"].astype(str)
         commonest = digests.groupby(self.table["problem"]).transform(lambda s: s.value_counts().index[0])
         self.drop(digests != commonest, "other designs than most runs")
 
@@ -356,14 +260,13 @@ class Study:
         return self.frame.pivot(index=["problem", "seed"], columns="arm", values=measure)
 
     def on_common_seeds(self, problem, arms):
-        """Seed x arm (those with runs): val_rec on a problem; and the mean dims of each arm over these seeds.
+        """Of arms (those with runs) on a problem: geometric mean of val_rec, mean dims, the number of seeds.
 
-        Only seeds that all of them have, if there is one: an arm must not look better for having run on easier ones."""
+        Only seeds that all of them have: an arm must not look better for having run on easier ones."""
         mine = self.frame[self.frame["problem"] == problem]
         errors, dims = (mine.pivot(index="seed", columns="arm", values=m) for m in ("val_rec", "active_dims"))
-        errors = errors[[arm for arm in arms if arm in errors]]
-        errors = errors.dropna() if len(errors.dropna()) else errors
-        return errors, dims.loc[errors.index].mean()
+        errors = errors.reindex(columns=arms).dropna(axis=1, how="all").dropna()
+        return np.exp(np.log(errors).mean()), dims.loc[errors.index].mean(), 0 if errors.empty else len(errors)
 
 
 # -------------------------------------------------------------------------- statistics: one rule for all seven sweeps
@@ -376,6 +279,12 @@ MIN_SEEDS = 3
 ALPHA = 0.035
 NEAR = 0.05  # "within 5 % of the best val_rec", and "more than 5 % above its best"
 COLLAPSE = 2.0  # val_rec at twice its best so far
+MEANING = {  # of the effects that the deep dives test
+    "interaction": "pruning_epoch x w_v: what a larger w_v gains (−) or costs (+) when pruning starts later",
+    "arms": "arms: the second against the first, over all cells",
+    "pruning_epoch": "pruning_epoch: half the change from the earliest to the latest",
+    "w_v": "w_v: half the change from the smallest to the largest",
+}
 MIN_COMPLETED = 20  # completed runs below which a ranking says nothing (five parameters, twelve coefficients)
 
 
@@ -449,33 +358,27 @@ def unit(values):
     return np.zeros_like(u) if np.ptp(u) == 0 else 2 * (u - u.min()) / np.ptp(u) - 1
 
 
-def surface(pruning_epoch, w_v, logs):
-    """Coefficients (..., 6) of 1, e, w, e^2, w^2, e w fitted to logs (..., P, W), both on the unit log scale.
-
-    A study that is still running is fitted to what is there; NaN where that is too little."""
-    e, w = (grid.ravel() for grid in np.meshgrid(unit(pruning_epoch), unit(w_v), indexing="ij"))
-    design = np.stack([np.ones_like(e), e, w, e * e, w * w, e * w], axis=1)  # (P W, 6)
-
-    def fit(y):
-        there = np.isfinite(y)
-        if there.sum() < 6 or np.linalg.matrix_rank(design[there]) < 6:
-            return np.full(6, np.nan)
-        return np.linalg.lstsq(design[there], y[there], rcond=None)[0]
-
-    return np.apply_along_axis(fit, -1, logs.reshape(*logs.shape[:-2], -1))
+def quadratic(parameters, product):
+    """Terms of a quadratic surface (n, terms), named by their factors: on the unit log scale, with one product."""
+    u = parameters.apply(unit)
+    squares = {f"{k} {k}": u[k] ** 2 for k in u if u[k].nunique() > 2}
+    both = {" ".join(product): u[[*product]].prod(axis=1)} if {*product} <= {*u} else {}
+    return u.assign(one=1.0, **squares, **both)
 
 
-def effects(pruning_epoch, w_v, logs):
-    """Tests over the seeds of logs (arms, seeds, P, W) of log val_rec: interaction, arm 1 minus arm 0, the two slopes.
+def effects(frame):
+    """Tests over the seeds, which are what is sampled: interaction, arm 1 minus arm 0, the slopes of the two SETTINGS.
 
-    Each is averaged over the arms, which share their seeds: the seed is what is sampled."""
-    means = surface(pruning_epoch, w_v, logs).mean(0)  # (seeds, 6)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of a seed without runs
-        arms = np.nanmean(logs[1] - logs[0], axis=(1, 2)) if len(logs) == 2 else np.full(logs.shape[1], np.nan)
-    found = dict(interaction=means[:, 5], arms=arms, pruning_epoch=means[:, 1], w_v=means[:, 2])
-    found = {name: d[np.isfinite(d)] for name, d in found.items()}
-    return tested([(name, "", d, len(d)) for name, d in found.items()])
+    frame: a row a run. Fitted seed by seed is a quadratic surface of log val_rec with a height of its own for each arm.
+    A seed that has too few runs for it does not count."""
+    terms, fits = quadratic(frame[SETTINGS], SETTINGS), []
+    arms = pd.get_dummies(frame["arm"].cat.remove_unused_categories(), drop_first=True, dtype=float)
+    for _, x in terms.join(arms).groupby(frame["seed"]):
+        coefficients, _, rank, _ = np.linalg.lstsq(x, np.log(frame.loc[x.index, "val_rec"]), rcond=None)
+        fits += [dict(zip(x, coefficients, strict=True))] if rank == x.shape[1] else []
+    names = {" ".join(SETTINGS): "interaction"} | (dict.fromkeys(arms, "arms") if arms.shape[1] == 1 else {})
+    found = pd.DataFrame(fits).rename(columns=names).reindex(columns=[*MEANING])
+    return tested([(name, "", d.dropna(), d.count()) for name, d in found.items()])
 
 
 def importance(parameters, values):
@@ -486,9 +389,9 @@ def importance(parameters, values):
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     varied, kinds, study = parameters.loc[:, parameters.nunique() > 1].astype(float), {}, optuna.create_study()
     for name, v in varied.items():
-        choice = optuna.distributions.CategoricalDistribution(sorted(v.unique()))  # batch_size: a handful of values
-        scale = optuna.distributions.FloatDistribution(v.min(), v.max(), log=v.max() / v.min() > 20)
-        kinds[name] = choice if v.nunique() <= 4 else scale
+        kinds[name] = optuna.distributions.FloatDistribution(v.min(), v.max(), log=v.max() / v.min() > 20)
+        if v.nunique() <= 4:  # batch_size
+            kinds[name] = optuna.distributions.CategoricalDistribution(sorted(v.unique()))
     for point, value in zip(varied.to_dict("records"), values, strict=True):
         study.add_trial(optuna.trial.create_trial(params=point, distributions=kinds, value=float(value)))
     # At least 8 runs must count as good: Optuna asks for 5, and a tenth of a 33-run study would be 3
@@ -501,81 +404,59 @@ def importance(parameters, values):
 def f_tests(parameters, values, product=("latent_dim", "w_v")):
     """Partial F-tests in a quadratic regression of log(values) on log(parameters), and on the product of two of them.
 
-    Returns {name: (share of variance explained, p, p_holm)}; NaN: too few runs."""
-    u, y = parameters.apply(unit), np.log(np.asarray(values, dtype=float))
-    terms = {(k,): u[k] for k in u} | {(k, k): u[k] ** 2 for k in u if parameters[k].nunique() > 2}
-    terms |= {product: u[product[0]] * u[product[1]]} if {*product} <= {*u} else {}
+    Returns {name: (share of variance explained, p, p_holm)}."""
+    terms, y = quadratic(parameters, product), np.log(np.asarray(values, dtype=float))
 
-    def fit(without=None):
-        x = np.stack([np.ones_like(y), *(terms[t] for t in terms if without not in t)], axis=1)
+    def fit(without=""):
+        x = terms[[term for term in terms if without not in term.split()]].to_numpy()
         coefficients, _, rank, _ = np.linalg.lstsq(x, y, rcond=None)
         return ((y - x @ coefficients) ** 2).sum(), rank
 
     (full, rank), total, found = fit(), ((y - y.mean()) ** 2).sum(), {}
-    for name in u:
+    for name in parameters:
         less, few = fit(name)
-        if rank == few or len(y) - rank < 5 or full <= 0:
-            found[name] = np.nan, np.nan
-        else:
-            f = (less - full) / (rank - few) / (full / (len(y) - rank))
-            found[name] = (less - full) / total, scipy.stats.f.sf(f, rank - few, len(y) - rank)
-    adjusted = holm([p for _, p in found.values()])
-    return {name: (*found[name], p) for name, p in zip(found, adjusted, strict=True)}
+        with np.errstate(invalid="ignore", divide="ignore"):  # a parameter that does not vary
+            f = (less - full) / np.float64(rank - few) / (full / (len(y) - rank))
+        found[name] = (less - full) / total, scipy.stats.f.sf(f, rank - few, len(y) - rank)
+    return {name: (*found[name], p) for name, p in zip(found, holm([p for _, p in found.values()]), strict=True)}
 
 
 # ------------------------------------------------------------------------------------------------------------- the page
 
 # Okabe and Ito's palette without black and yellow: told apart by colour-blind readers, on white and on near-black
 COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6bb1", "#8a8a8a"]
-MARKERS = "osD^vPX*"
+MARKERS = "osD^vPX"  # one fewer than the colours: 56 arms look different
 WORD = {-1: "lower", 0: "undecided", 1: "higher"}
 ENDS = ["95 % low", "95 % high"]
 STYLE = {"font.size": 9, "axes.grid": True, "grid.alpha": 0.25, "axes.spines.top": False, "axes.spines.right": False}
-STYLE |= {"text.parse_math": False, "image.interpolation": "none", "legend.frameon": False}
-matplotlib.rcParams.update(STYLE)
+matplotlib.rcParams.update(STYLE | {"text.parse_math": False, "image.interpolation": "none", "legend.frameon": False})
 
 
-def num(value, digits=3):
-    """A number for people: `digits` significant digits, a dash for none."""
-    if value is None or value != value:
+def num(value, form=".3g"):
+    """A number for people, a dash for none. form: +.3g for a difference."""
+    if value is None or math.isnan(value):
         return "–"
-    whole = abs(value) < 1e6 and value == int(value)
-    text = f"{int(value):,}".replace(",", " ") if whole else f"{value:.{digits}g}".replace("e-0", "e-")
+    whole = form == ".3g" and abs(value) < 1e6 and value == int(value)
+    text = f"{int(value):,}".replace(",", " ") if whole else f"{value:{form}}".replace("e-0", "e-")
     return text.replace("-", "−")
 
 
 def percent(ratio):
-    """A ratio minus 1 as a change in percent: −12.3 %; as a factor from 10 on: x 12."""
-    if math.isnan(ratio):
-        return "–"
-    text = f"x {ratio + 1:.3g}" if ratio >= 9 else f"{100 * ratio:+.{int(ratio < 1)}f} %"
-    return text.replace("-", "−")
-
-
-def signed(value):
-    """A difference for people: +0.12, −3."""
-    return "–" if math.isnan(value) else f"{value:+.3g}".replace("-", "−")
+    """A ratio minus 1 as a change in percent: −12.3 %."""
+    return "–" if math.isnan(ratio) else f"{num(100 * ratio, '+.1f')} %"
 
 
 def p_text(p):
     """A p-value for people."""
-    return "–" if math.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.2g}"
+    return "< 0.001" if p < 0.001 else num(p, ".2g")
 
 
-def panel(title="", wide=False, height=2.5):
+def panel(title):
     """A small figure that stays readable at phone width: (figure, axes)."""
-    figure = Figure(figsize=(4.6 if wide else 3.5, height), layout="constrained")  # not pyplot's, which keeps them open
+    figure = Figure(figsize=(4, 3), layout="constrained")  # not pyplot's, which keeps them open
     axes = figure.subplots()
     axes.set_title(title, fontsize=10, loc="left", fontweight="bold")
     return figure, axes
-
-
-def log_axis(axis):
-    """Make an axis logarithmic with few plain labels (0.01, 0.02): matplotlib's own run into one another."""
-    axis.axes.set(**{f"{axis.axis_name}scale": "log"})
-    axis.set_major_locator(MaxNLocator(5))
-    axis.set_major_formatter("{x:g}")
-    axis.set_minor_formatter(NullFormatter())
 
 
 def markdown(columns, rows):
@@ -590,7 +471,7 @@ class Page:
 
     def __init__(self, folder, title):
         self.folder, self.title, self.headline, self.opening = Path(folder), title, "", ""
-        self.first, self.parts, self.answer, self.terms, self.caveats = [], [], None, [], []  # first: above the verdict
+        self.parts, self.answer, self.terms, self.caveats = [], None, [], []
 
     def verdict(self, word, lead, headline=""):
         """The answer: word (supported, refuted, undecided) and lead; headline: for a human."""
@@ -599,16 +480,14 @@ class Page:
     def section(self, title="", text=""):
         self.parts.append(dict(kind="section", title=title, text=text))
 
-    def caveat(self, text):
-        self.caveats += [text] if text and text not in self.caveats else []
+    def image(self, name, figure, alt, caption):
+        """A picture as wide as the page; figures() puts small ones side by side."""
+        self.figures([(name, figure, alt, caption)], "pixels")
 
-    def image(self, name, figure, alt, caption, fold=""):
-        self.figures([(name, figure, alt, caption)], "pixels", fold)
-
-    def figures(self, items, style="plain", fold=""):
-        """items: (name, figure, alt, caption) each. style: plain, wide, pixels. fold: folded away under this title."""
+    def figures(self, items, style=""):
+        """items: (name, figure, alt, caption) each."""
         panels = [dict(src=self._figure(slug(n), figure), alt=alt, caption=told) for n, figure, alt, told in items]
-        self.parts.append(dict(kind="figures", panels=panels, style=style, fold=fold))
+        self.parts.append(dict(kind="figures", panels=panels, style=style))
 
     def _figure(self, name, figure):
         """Save a figure; its address for the page, which holds it itself."""
@@ -620,24 +499,23 @@ class Page:
     def table(self, name, columns, rows, caption, shown=None):
         """A table, folded away where it is long; also as CSV (values as they are) and Markdown.
 
-        rows: lists, or a frame. shown: column -> its cells as text, or a function that makes them; else num."""
+        rows: lists, or a frame. shown: column -> a function that makes text of its cells; else num."""
         path, frame = self.folder / "tables" / slug(name), pd.DataFrame(rows, columns=columns)
         path.parent.mkdir(parents=True, exist_ok=True)
         text = frame.astype(object).map(lambda v: v if isinstance(v, str) else num(v))
         for key, how in (dict.fromkeys(("p", "p after Holm"), p_text) | (shown or {})).items():
             if key in text:
-                text[key] = frame[key].map(how) if callable(how) else how
+                text[key] = frame[key].map(how)
         cells = list(text.itertuples(index=False))
         write_atomically(path.with_name(f"{path.name}.csv"), frame.to_csv(index=False))
         write_atomically(path.with_name(f"{path.name}.md"), f"{caption}\n\n{markdown(columns, cells)}\n")
-        numeric = [pd.api.types.is_numeric_dtype(frame[key]) for key in columns]
-        self.parts.append(dict(kind="table", columns=columns, numeric=numeric, rows=cells, caption=caption))
+        self.parts.append(dict(kind="table", columns=columns, rows=cells, caption=caption))
 
     def write(self):
         """Write the page into its folder and return its path."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         loader = jinja2.FileSystemLoader(Path(__file__).parent)
         page = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True).get_template("report.j2")
+        self.folder.mkdir(parents=True, exist_ok=True)
         write_atomically(self.folder / "index.html", page.render(page=self))
         return self.folder / "index.html"
 
@@ -649,13 +527,10 @@ MEASURES = {  # of a run -> what it is
     "active_dims": "latent dimensions left at the end",
     "pca_ratio": "val_rec over the error of PCA with as many dims; below 1 is better than PCA",
     "best_val_rec": "lowest val_rec of the epochs after the last pruning",
-}
-TESTED = {  # of 02: measure -> what it is
-    "val_rec": "val_rec of the last epoch",
-    "active_dims": "active dims at the end",
     "rise": "largest rise of val_rec over its best since pruning began (0.1: 10 %)",
     "collapses": "times val_rec reached twice its best since pruning began",
 }
+SUMMARY, TESTED = [*MEASURES][:4], ["val_rec", "active_dims", "rise", "collapses"]  # on each page; of 02
 NEEDS = f"A verdict needs p below {ALPHA:g} after Holm's correction over this table, and {MIN_SEEDS} seeds."
 
 
@@ -666,56 +541,51 @@ def family_table(page, name, rows, caption, log=True, **first):
     table = rows.rename(columns=names).assign(verdict=rows["verdict"].map(WORD), **first)
     table[ends] = np.expm1(table[ends]) if log else table[ends]
     columns = [*about, *ends, "p", "p after Holm", *([] if first else ["pairs"]), "seeds", "verdict"]
-    page.table(name, columns, table, f"{caption} {NEEDS}", shown=dict.fromkeys(ends, percent if log else signed))
+    how = percent if log else lambda difference: num(difference, "+.3g")
+    page.table(name, columns, table, f"{caption} {NEEDS}", shown=dict.fromkeys(ends, how))
 
 
 def front(found, page):
-    """Dims against val_rec for every run, with the error of PCA at the same dims; above the verdict."""
+    """Dims against val_rec for every run, with the error of PCA at the same dims."""
     items = []
     for problem, mine in found.frame.groupby("problem"):
         figure, axes = panel(problem)
         pca = mine.dropna(subset="pca_rec").sort_values("active_dims")
         axes.plot(pca["active_dims"], pca["pca_rec"], color=COLOURS[7], ls="--", lw=1, label="PCA, same dims")
-        arms = [arm for arm in found.arms if arm in set(mine["arm"])]
-        for a, arm in enumerate(arms):
-            look = dict(color=COLOURS[a % 8], marker=MARKERS[(a + a // 8) % 8], ms=4.5, ls="", label=arm)
-            axes.plot("active_dims", "val_rec", data=mine[mine["arm"] == arm], **look)
+        for a, (arm, group) in enumerate(mine.groupby("arm", observed=True)):
+            look = dict(color=COLOURS[a % 8], marker=MARKERS[a % 7], ms=4.5, ls="", label=arm)
+            axes.plot(group["active_dims"], group["val_rec"], **look)
         axes.set(xlabel="active dims", ylabel="val_rec")
-        log_axis(axes.yaxis)
-        figure.set_figheight(2.6 + 0.15 * math.ceil((1 + len(arms)) / 3))
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(MaxNLocator(5))  # few plain labels: a log axis's own run into one another
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        figure.set_figheight(3 + 0.05 * len(found.arms))
         figure.legend(fontsize=6.5, ncols=3, loc="outside lower center")  # where it covers no data
         best = mine.loc[mine["val_rec"].idxmin()]
         told = f"lowest val_rec {num(best['val_rec'])} at {num(best['active_dims'])} dims, {best['arm']}"
         items.append((f"front-{problem}", figure, f"active dims against val_rec on {problem}: {told}", f"{told}."))
     page.section("Error against dimensions", "Down and left is better. Below the dashed line: better than PCA.")
     page.figures(items)
-    page.first, page.parts = page.parts, []
 
 
 def summary_table(found, page):
     """Mean with interval of every measure, by problem and arm."""
-    rows, shown = [], {m: [] for m in MEASURES}
+    rows = []
     for (problem, arm), mine in found.groups:
-        ends = {m: interval(mine[m], m != "active_dims") for m in MEASURES}
-        rows.append([problem, arm, len(mine), *(mean for mean, _, _ in ends.values())])
-        for m, (mean, low, high) in ends.items():
-            shown[m].append(num(mean) + ("" if math.isnan(low) else f" [{num(low)}, {num(high)}]"))
+        ends = [interval(mine[m], m != "active_dims") for m in SUMMARY]
+        told = [num(mean) + ("" if math.isnan(low) else f" [{num(low)}, {num(high)}]") for mean, low, high in ends]
+        rows.append([problem, arm, len(mine), *told])
     caption = "Mean over seeds [95 % t interval], by problem and arm; of errors the geometric mean, on the log scale. "
-    caption += ". ".join(f"{m}: {what}" for m, what in MEASURES.items())
+    caption += ". ".join(f"{m}: {MEASURES[m]}" for m in SUMMARY)
     page.section("All numbers")
-    page.table("summary", ["problem", "arm", "runs", *MEASURES], rows, f"{caption}.", shown=shown)
-
-
-def named_in(found, names):
-    """The one of the names that comes first in the hypothesis."""
-    return min((name for name in names if name in found.hypothesis), key=found.hypothesis.find)
+    page.table("summary", ["problem", "arm", "runs", *SUMMARY], rows, f"{caption}.")
 
 
 def edge(page, what, key, value, low, high):
     """A caveat where the best value of a setting lies at an end of the range that was tried."""
     if abs(unit([low, value, high])[1]) > 0.9:
-        ends = f"at the edge of {num(low)} to {num(high)}"
-        page.caveat(f"{what}: the best {key} ({num(value)}) is {ends}: widen the range.")
+        page.caveats.append(f"{what}: the best {key} ({num(value)}) is at the edge of {num(low)} to {num(high)}.")
 
 
 # --------------------------------------------------------------------------------------------------- the seven answers
@@ -723,37 +593,37 @@ def edge(page, what, key, value, low, high):
 
 def strategies(found, page):
     """01: which strategy reconstructs best, and with how few dims."""
+    named, arms = "plummet", dict.fromkeys([*found.arms, *levels(found.spec, "strategy")])
     # a strategy without runs leaves its comparison undecided
-    arms, named = list(dict.fromkeys([*found.arms, *levels(found.spec, "strategy")])), named_in(found, LEVEL)
-    rows = family(found.wide("val_rec"), [(named, arm) for arm in arms if arm != named])
-    better, won = ", ".join(rows["b"][rows["verdict"] == 1]), []
-    for problem in sorted({*found.frame["problem"]}):
-        errors, dims = found.on_common_seeds(problem, found.arms)
-        mean = np.exp(np.log(errors).mean())
+    rows, won = family(found.wide("val_rec"), [(named, arm) for arm in arms if arm != named]), []
+    for problem in found.problems:
+        mean, dims, seeds = found.on_common_seeds(problem, found.arms)
+        if not seeds:
+            continue
         best, least = mean.idxmin(), mean.min()
         few = min(mean.index[mean <= (1 + NEAR) * least], key=lambda arm: (dims[arm], mean[arm]))
         won.append([problem, best, least, few, dims[few], mean[few] / least - 1, mean.max() / least - 1])
     word, lead = "undecided", f"The runs do not decide whether {named} has the lowest val_rec."
     advice = f"keep the default, {DEFAULTS['strategy']}"
-    if better:
+    if better := ", ".join(rows["b"][rows["verdict"] == 1]):
         word, lead = "refuted", f"{named} does not reconstruct best: {better} reconstructs better."
         advice = f"use {better}"
     elif (rows["verdict"] == -1).all():
         word, lead, advice = "supported", f"{named} reconstructs better than each other strategy.", f"use {named}"
-    spread = num(100 * max(row[-1] for row in won), 2)
+    spread = num(100 * max([row[-1] for row in won], default=0), ".2g")
     headline = f"All {len(found.arms)} strategies are within {spread} % of the best on every problem: {advice}."
-    page.verdict(word, lead, headline if len(found.arms) > 1 else "")
+    page.verdict(word, lead, headline if len(found.arms) > 1 and len(won) == len(found.problems) else "")
     page.section("Winners, problem by problem", "Not a test. Geometric means over the seeds that all arms have.")
     columns = ["problem", "lowest val_rec", "its val_rec", "fewest dims within 5 %", "its dims", "its cost"]
-    shown = dict.fromkeys(("its cost", "the worst costs"), percent)
     caption = "The arm with the lowest val_rec, and the one with the fewest dims within 5 % of it."
+    shown = dict.fromkeys(("its cost", "the worst costs"), percent)
     page.table("winners", [*columns, "the worst costs"], won, caption, shown)
     family_table(page, "verdict", rows, "Log val_rec over problem-seed pairs.")
     summary_table(found, page)
 
 
 def strategy_levels(found, page):
-    """01b: how much a strategy's level matters, and what each level costs against not pruning."""
+    """01b: how much a strategy's level matters; the control that never prunes stands in the summary."""
     by_strategy = {s: [arm for arm in found.arms if arm.startswith(f"{s} ")] for s in LEVEL}  # mildest first
     pairs = [(mine[-1], mine[0]) for mine in by_strategy.values() if len(mine) > 1]
     rows, best = family(found.wide("val_rec"), pairs), []
@@ -763,15 +633,12 @@ def strategy_levels(found, page):
     elif -1 in list(rows["verdict"]):
         word, lead = "refuted", "A most aggressive level reconstructs better than the mildest."
     for problem, (strategy, mine) in itertools.product(found.problems, by_strategy.items()):
-        grid, dims = found.on_common_seeds(problem, mine)
-        if grid.isna().any(axis=None):
-            page.caveat(f"{problem}: no seed has a run of every level of {strategy}: its levels are not compared.")
-        elif not grid.empty:
-            mean = np.exp(np.log(grid).mean())
+        mean, dims, seeds = found.on_common_seeds(problem, mine)
+        if seeds:
             first, cost = mean.idxmin(), mean.max() / mean.min() - 1
-            best.append([problem, strategy, first, mean.min(), dims[first], cost, len(mean), len(grid)])
+            best.append([problem, strategy, first, mean.min(), dims[first], cost, len(mean), seeds])
             if len(mean) > 1 and first == mine[-1]:
-                page.caveat(f"{problem}: the best level of {strategy} ({first}) is the most aggressive one tried.")
+                page.caveats.append(f"{problem}: the best level of {strategy} is the most aggressive tried, {first}.")
     worst = max(best, key=lambda row: row[5], default=None)
     headline = f"The worst level costs up to {percent(worst[5])} ({worst[1]} on {worst[0]})." if worst else ""
     page.verdict(word, lead, headline)
@@ -780,33 +647,27 @@ def strategy_levels(found, page):
     columns = ["problem", "strategy", "best level", "val_rec (geometric mean)", "dims", "worst level costs"]
     caption = "Best level by val_rec, and how much worse the worst level is. Over the seeds all its levels have."
     page.table("best", [*columns, "levels", "seeds"], best, caption, shown={"worst level costs": percent})
-    if "none" in found.arms:
-        page.section("What pruning costs", "Each arm against the control that never prunes.")
-        pairs = [(arm, "none") for arm in found.arms if arm != "none"]
-        family_table(page, "none-val_rec", family(found.wide("val_rec"), pairs), "Log val_rec over problem-seed pairs.")
     summary_table(found, page)
 
 
 def safeguards(found, page):
-    """02: each profile against none, paired by problem and seed; and what held pruning back."""
+    """02: each profile against none, paired by problem and seed."""
     pairs = [(arm, "none") for arm in found.arms if arm != "none"]
     measured = [m for m in TESTED if found.frame[m].notna().any()]
     families = {m: family(found.wide(m), pairs, m == "val_rec") for m in measured}
-    named, rows = named_in(found, PROFILES), families["val_rec"]
+    named, rows = "moderate", families["val_rec"]
     verdict = rows["verdict"][rows["a"] == named].sum()
     word, lead = "undecided", f"The runs do not decide whether {named} safeguards lower val_rec against none."
     advice = f"keep the default, {DEFAULTS['safeguards']}"
     if verdict:
         word, told, use = ("supported", "better", named) if verdict == -1 else ("refuted", "worse", "none")
         lead, advice = f"{named} safeguards reconstruct {told} than none.", f"use {use}"
-    most = num(100 * math.expm1(rows["mean"].abs().max()), 2)
+    most = num(100 * math.expm1(rows["mean"].abs().max()), ".2g")
     headline = f"No profile of safeguards changes val_rec by more than {most} % against none: {advice}."
     page.verdict(word, lead, headline if pairs else "")
     page.section("Each profile against none", "Paired by problem and seed.")
     for m, tests in families.items():
-        family_table(page, f"none-{m}", tests, f"{TESTED[m]}, against none.", m == "val_rec")
-    caption = "What came of the dims proposed, x epochs: sums over a run of pruning.csv, mean over the runs."
-    page.table("held-back", ["problem", "arm", *SUMS], found.groups[SUMS].mean().reset_index(), caption)
+        family_table(page, f"none-{m}", tests, f"{MEASURES[m]}, against none.", m == "val_rec")
     summary_table(found, page)
 
 
@@ -814,71 +675,47 @@ def hyperparameters(found, page):
     """03: which parameters matter on each problem, and the best setting; problem by problem."""
     names = [key for key in found.varied if key not in ("problem", "seed")]
     table = found.frame[(found.frame[names] > 0).all(axis=1) & np.isfinite(found.frame["lowest"])]
-    signs, rows, heads, named = set(), [], [], named_in(found, names)
+    signs, rows, heads, named = set(), [], [], "w_v"
     for problem in found.problems:
-        done, ped, tests = table[table["problem"] == problem], {}, {}
-        n = len(done)
-        if n >= 8:
-            ped, tests = (measure(done[names], done["lowest"]) for measure in (importance, f_tests))
-            first = max(ped, key=ped.get)
-            decided = n >= MIN_COMPLETED and tests[first][2] < ALPHA
-            signs.add((1 if first == named else -1) if decided else 0)
-            heads.append(f"{first} matters most on {problem}{'' if decided else ', if anything does'}")
-        for k in names:
-            rows.append([problem, k, ped.get(k, math.nan), *tests.get(k, [math.nan] * 3), n])
-        if n < MIN_COMPLETED:
+        done = table[table["problem"] == problem]
+        if len(done) < MIN_COMPLETED:
             signs.add(0)
+            continue
+        ped, tests = (measure(done[names], done["lowest"]) for measure in (importance, f_tests))
+        first = max(ped, key=ped.get)
+        decided = tests[first][2] < ALPHA
+        signs.add((1 if first == named else -1) if decided else 0)
+        heads.append(f"{first} matters most on {problem}{'' if decided else ', if anything does'}")
+        rows += [[problem, k, ped.get(k, math.nan), *tests[k], len(done)] for k in names]
     word, lead = "undecided", f"The runs do not decide whether {named} is the most important on every problem."
     if signs == {1}:
         word, lead = "supported", f"{named} is the most important parameter on every problem searched."
     elif signs == {-1}:
         word, lead = "refuted", f"On every problem searched, another parameter than {named} is the most important."
     page.verdict(word, lead, f"{'; '.join(heads)}." if heads else "")
-    page.section("Importance")
+    page.section("Importance", "Of completed runs: hyperband stopped the worst, so effects look smaller than they are.")
     columns = ["problem", "parameter", "PED-ANOVA", "variance explained", "p", "p after Holm", "completed runs"]
-    caption = (
-        "PED-ANOVA: how much a parameter decides whether a run is a good one; variance explained: what a regression "
-    )
-    caption += (
-        f"of log {METRIC} loses without it. A ranking needs p below {ALPHA:g} and {MIN_COMPLETED} completed runs."
-    )
+    caption = "PED-ANOVA: how much a parameter decides whether a run is a good one; variance explained: what a "
+    caption += f"regression of log {METRIC} loses without it. A claim needs p below {ALPHA:g} and {MIN_COMPLETED} runs."
     page.table("importance", columns, rows, caption)
-    best = (
-        table.sort_values("lowest")
-        .drop_duplicates("problem")
-        .sort_values("problem")
-        .rename(columns=dict(lowest=METRIC, active_dims="dims"))
-    )
+    best = table.loc[table.groupby("problem")["lowest"].idxmin()]
     for _, first in best.iterrows():
         for name in names:
             spec = found.spec["parameters"][name]
             ends = spec["values"] if "values" in spec else [spec["min"], spec["max"]]
             edge(page, first["problem"], name, first[name], min(ends), max(ends))
     page.section("Best setting", "Found with one seed among many tries, which flatters it: train it with fresh seeds.")
+    best = best.rename(columns=dict(lowest=METRIC, active_dims="dims"))
     page.table("best", ["problem", *names, METRIC, "dims"], best, "Best completed run of each problem.")
-    page.caveat("Only completed runs are tested; hyperband stopped the worst: effects look smaller than they are.")
-
-
-MEANING = {
-    "interaction": "pruning_epoch x w_v: what a larger w_v gains (−) or costs (+) when pruning starts later",
-    "arms": "arms: the second against the first, over all cells",
-    "pruning_epoch": "pruning_epoch: half the change from the earliest to the latest",
-    "w_v": "w_v: half the change from the smallest to the largest",
-}
 
 
 def deepdive(found, page):
     """04, 05, 06: the response surface, its optimum, the verdict."""
-    settings = found.frame[SETTINGS].astype(float)  # both axes are logarithmic
+    settings = found.frame[SETTINGS]  # both axes are logarithmic
     frame, arms = found.frame[((settings > 0) & np.isfinite(settings)).all(axis=1)], found.arms
     if frame.empty:
-        page.verdict("undecided", "No finished run has a pruning_epoch and a w_v above 0.")
-        return
-    axes = [sorted(frame[key].unique()) for key in SETTINGS]
-    index = pd.MultiIndex.from_product([arms, sorted(frame["seed"].unique()), *axes], names=["arm", "seed", *SETTINGS])
-    logs = np.log(frame.set_index(index.names)["val_rec"].reindex(index).to_numpy(float))
-    logs = logs.reshape([len(level) for level in index.levels])  # (arms, seeds, P, W), NaN where there is no run
-    rows = effects(*axes, logs)
+        return page.verdict("undecided", "No finished run has a pruning_epoch and a w_v above 0.")
+    rows = effects(frame)
     what = "arms" if found.name == "05" else "interaction"  # what the hypothesis is about
     verdict, mean = rows.set_index("a").loc[what, ["verdict", "mean"]]
     word, lead = "undecided", "The runs do not show that the best w_v depends on pruning_epoch."
@@ -901,25 +738,24 @@ def deepdive(found, page):
         best = mine[mine["runs"] == seeds].nsmallest(1, "val_rec")  # of the cells that every seed has
         items.append(heat(arm, mine, best))
         for o in best.itertuples():
-            told = (
-                f"Best: pruning_epoch {num(o.pruning_epoch)}, w_v {num(o.w_v)} ({arm}); the worst setting tried costs "
-            )
-            optima.append((o.val_rec, f"{told}{percent(mine['val_rec'].max() / o.val_rec - 1)}."))
-            for key, axis in zip(SETTINGS, axes, strict=True):
-                edge(page, arm, key, getattr(o, key), axis[0], axis[-1])
+            told = f"pruning_epoch {num(o.pruning_epoch)}, w_v {num(o.w_v)} ({arm})"
+            cost = percent(mine["val_rec"].max() / o.val_rec - 1)
+            optima.append((o.val_rec, f"Best: {told}; the worst setting tried costs {cost}."))
+            for key in SETTINGS:
+                edge(page, arm, key, getattr(o, key), frame[key].min(), frame[key].max())
     page.verdict(word, lead, min(optima)[1] if optima else "")
     page.section("Effects", "From a quadratic surface of log val_rec over both settings, fitted seed by seed.")
     caption = "Change of val_rec: one-sample t-tests over the seeds of the mean over the arms."
     family_table(page, "effects", rows, caption, effect=rows["a"].map(MEANING))
     page.section("Response surfaces", "One panel an arm. A dark cell reconstructs better; the box is the optimum.")
-    page.figures(items, style="wide")
+    page.figures(items)
     caption = "Every cell: geometric mean of val_rec, 95 % t interval (log scale), spread over seeds, dims."
     page.table("cells", list(cells), cells, caption)
 
 
 def heat(arm, cells, best):
     """val_rec of one arm over pruning_epoch and w_v, with a box around its optimum."""
-    mean, (figure, axes) = cells.pivot(index="pruning_epoch", columns="w_v", values="val_rec"), panel(arm, True, 3.2)
+    mean, (figure, axes) = cells.pivot(index="pruning_epoch", columns="w_v", values="val_rec"), panel(arm)
     axes.pcolormesh(np.log(mean), cmap="viridis", edgecolors="#808080", linewidth=0.3)
     for c in cells.itertuples():
         at = mean.columns.get_loc(c.w_v) + 0.5, mean.index.get_loc(c.pruning_epoch) + 0.5
@@ -943,31 +779,30 @@ def build(name, runs, out, source):
     """The page of sweep `name` from `runs`, below `out`. Returns (path of index.html, the study)."""
     found = Study(name, runs)
     page = found.page = Page(Path(out) / name, f"Sweep {name}: {found.title}")
-    page.hypothesis = found.hypothesis
+    page.hypothesis, states = found.hypothesis, Counter(found.own["status"])
     # What hyperband stopped is over, too: a search has reached its cap by the number of its runs
-    states, over = Counter(run.status for run in found.own), ["finished", *["stopped", "diverged"] * (name == "03")]
+    over = ["finished", *["stopped", "diverged"] * (name == "03")]
     finished = f"{states['finished']} of {found.points} points"
     if sum(states[state] for state in over) < found.points:
-        page.opening = f"Preliminary, {finished} finished: " * bool(found.done)
-        page.caveat(f"Incomplete: {finished} of the sweep are finished.")
-    if name not in DEEP_DIVES and found.done and not {*ALL_PROBLEMS} <= {*found.frame["problem"]}:
-        page.opening += f"On {' and '.join(sorted(found.frame['problem'].unique()))} only: "
-    if found.done:
+        page.opening = f"Preliminary, {finished} finished: "
+    if found.frame.empty:
+        page.verdict("undecided", f"No finished run of this sweep yet in {source}.")
+    else:
+        problems = sorted(found.frame["problem"].unique())
+        if name not in DEEP_DIVES and not {*ALL_PROBLEMS} <= {*problems}:
+            page.opening += f"On {' and '.join(problems)} only: "
         front(found, page)
         ANSWERS[name](found, page)
-    else:
-        page.verdict("undecided", f"No finished run of this sweep yet in {source}.")
     told = [f"{finished} finished", *(f"{states[s]} {s}" for s in STATES[1:] if states[s])]
-    told += [f"{found.borrowed} runs of {some(BORROWS[name])} beside them"] if found.borrowed else []
-    reasons = Counter(why for _, why in found.left_out).most_common()
-    told += [f"{len(found.left_out)} left out ({some([f'{n}: {why}' for why, n in reasons])})"] if reasons else []
-    hours = found.frame["seconds"].replace(math.inf, 0).sum() / 3600
-    length = f"{some(values_of(found.done, 'n_epochs')) or 'no'} epochs a run, {num(hours)} hours in all"
+    told += [f"{found.borrowed} runs of {BORROWS[name]} beside them"] if found.borrowed else []
+    reasons = [f"{n}: {why}" for why, n in Counter(found.left_out["why"]).most_common()]
+    told += [f"{len(found.left_out)} left out ({', '.join(reasons)})"] if reasons else []
+    hours, epochs = num(found.frame["seconds"].sum() / 3600), values_of(found.frame, "n_epochs")
+    told += [f"{', '.join(map(str, epochs)) or 'no'} epochs a run", f"{hours} hours in all"]
     page.terms += [("Question", found.question), ("Rule", found.rule), ("Runs", f"{', '.join(told)}. From {source}.")]
-    page.terms += [("Length", length)]
-    origins = [f"{r.flags['problem']} ({r.data.get('source')}), {r.git}, {r.machine.get('cpu')}" for r in found.done]
-    told = "; ".join(f"{origin} ({n} runs)" for origin, n in sorted(Counter(origins).items()))
-    page.terms.append(("Designs, code, machine", told))
+    origins = found.frame[["problem", "data_source", "git", "cpu"]].astype(str).value_counts(sort=False)
+    made = [f"{problem} ({designs}), {git}, {cpu} ({n} runs)" for (problem, designs, git, cpu), n in origins.items()]
+    page.terms.append(("Designs, code, machine", "; ".join(made)))
     runs_and_caveats(found, page)
     return page.write(), found
 
@@ -976,59 +811,45 @@ def runs_and_caveats(found, page):
     """Runs by arm and status; every run that is not in the numbers, and why; what a reader should doubt."""
     page.section("Runs")
     table = pd.crosstab([found.table["problem"], found.table["arm"]], found.table["status"])
-    table = table.reindex(columns=STATES, fill_value=0).reset_index()
+    table = table.reindex(columns=STATES[:-1], fill_value=0).reset_index()
     page.table("runs", list(table), table, "Runs by problem, arm and status.")
-    arm = dict(zip(found.table["run"], found.table["arm"], strict=True))
-    odd = [(run, run.cause) for run in [*found.broken, *found.table["run"]] if run.status != "finished"]
-    rows = []
-    for run, why in [*odd, *((run, f"left out: {why}") for run, why in found.left_out)]:
-        problem, seed = (str(run.flags.get(key, "–")) for key in ("problem", "seed"))
-        rows.append([run.id, run.status, problem, arm.get(run, "–"), seed, why, run.where])
-    if rows:
-        columns = ["run", "status", "problem", "arm", "seed", "why", "where"]
-        page.table("not-used", columns, rows, "Runs that are not in the numbers.")
-    page.caveat(found.departs)
-    few = [f"{label} on {problem} ({len(mine)})" for (problem, label), mine in found.groups if len(mine) < MIN_SEEDS]
-    if few and found.name != "03":
-        page.caveat(f"Fewer than {MIN_SEEDS} seeds: {some(few)}.")
-    if any(run.status in ("diverged", "broken") for run, _ in odd):
-        page.caveat("Some runs diverged or broke: an arm that loses its worst runs looks better than it is.")
-    idle = found.frame[found.frame["prune_events"].eq(0) & found.frame["strategy"].ne("none")]
-    if idle := sorted({f"{arm} on {problem}" for arm, problem in zip(idle["arm"], idle["problem"], strict=True)}):
-        page.caveat(f"Pruning never happened in runs of: {some(idle)}.")
+    odd = pd.concat([found.broken, found.table[found.table["status"] != "finished"]])
+    odd = pd.concat([odd.assign(why=odd["cause"]), found.left_out.assign(why="left out: " + found.left_out["why"])])
+    if len(odd):
+        columns = ["id", "status", "problem", "arm", "seed", "why", "where"]
+        page.table("not-used", columns, odd, "Runs that are not in the numbers.")
+    ran, skip = found.own[found.own["status"] == "finished"], ("arm", "data", "precision")
+    asked = {key: levels(found.file, key) for key in found.file["parameters"] if key not in skip}
+    differs = [key for key, wanted in asked.items() if wanted and {*values_of(ran, key)} not in (set(), {*wanted})]
+    if differs:
+        page.caveats.append(f"These runs differ from the sweep's file in: {', '.join(differs)}.")
+    if odd["status"].isin(["diverged", "broken"]).any():
+        page.caveats.append("Some runs diverged or broke: an arm that loses its worst runs looks better than it is.")
 
 
 def make(args):
     """Build the pages that the command line asks for, and name them; of all sweeps also the page that leads to them."""
-    names = [args.sweep] if args.sweep else [*sweep_files()]
-    for name in names:
-        header(name)
-    runs = [run for path in args.wandb for run in wandb_runs(path)] if args.wandb else local_runs(args.runs)
-    source = f"W&B: {', '.join(args.wandb)}" if args.wandb else args.runs
-    out = Path(args.out) / ("" if source == "runs" else slug(source))  # no page of other rows is overwritten
+    runs = local_runs(args.runs)
+    out = Path(args.out) / ("" if args.runs == "runs" else slug(args.runs))  # no page of other rows is overwritten
     index = Page(out, "The questions and their answers")
-    for name in names:
-        path, found = build(name, runs, out, source)
-        finished = sum(run.status == "finished" for run in found.own)
-        others = len(found.table) + len(found.broken) - len(found.done)
-        told = f"{others} other runs, {len(found.left_out)} left out (from {source})"
-        print(f"{path}: {finished} of {found.points} points finished, {told}")
+    for name in [args.sweep] if args.sweep else SWEEPS:
+        path, found = build(name, runs, out, args.runs)
+        others = len(found.table) + len(found.broken) - len(found.frame)
+        told = f"{others} other runs, {len(found.left_out)} left out (from {args.runs})"
+        print(f"{path}: {len(found.frame) - found.borrowed} of {found.points} points finished, {told}")
         index.parts.append(dict(kind="answer", href=f"{name}/index.html", question=found.question, page=found.page))
     if not args.sweep:
-        index.terms.append(("Runs", f"From {source}."))
+        index.terms.append(("Runs", f"From {args.runs}."))
         print(f"{index.write()}: the questions and their answers")
 
 
 def main(argv=None):
     parser = Parser(__doc__)
-    parser.add_argument("--sweep", help="01, 01b, 02, 03, 04, 05 or 06 (all of them, and a page that leads to them)")
+    parser.add_argument("--sweep", choices=[*SWEEPS], help="(all of them, and a page that leads to them)")
     parser.add_argument("--runs", default="runs", help="folder with run folders below it, or results/NN.csv (runs)")
-    told = "read this W&B sweep instead of --runs; may be repeated"
-    parser.add_argument("--wandb", metavar="ENTITY/PROJECT/ID", action="append", help=told)
     parser.add_argument("--out", default="report", help="folder for the pages (report)")
     args = parser.parse_args(argv)
-    shown = lambda error: getattr(error, "strerror", None) or error  # noqa: E731
-    return guarded("report.py", make, args, cannot=f"--out {args.out}: cannot write", shown=shown)
+    return guarded("report.py", make, args, cannot=f"--out {args.out}: cannot write")
 
 
 if __name__ == "__main__":

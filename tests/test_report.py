@@ -6,17 +6,20 @@ import html
 import json
 import math
 import re
-from types import SimpleNamespace
+from pathlib import Path
 
 import numpy as np
 import planted
 import pytest
+from planted import study, write_rows, write_runs
 
 import report
 import sweep
 import train
 
-BEAMS = lambda f: f["problem"] == "beams2d"  # noqa: E731
+
+def beams(flags):
+    return flags["problem"] == "beams2d"
 
 
 @pytest.fixture(autouse=True)
@@ -27,10 +30,10 @@ def undrawn(tmp_path, monkeypatch):
 
 
 def build(name, runs="runs"):
-    """(text of the page, its verdict, a function that reads its tables, the study)."""
-    found = report.local_runs(runs) if isinstance(runs, str) else runs
-    path, found = report.build(name, found, "report", str(runs))
-    text = html.unescape(path.read_text().replace("\u00a0", " "))
+    """(text of the page, its verdict, a function that reads its tables, the study). runs: rows, a CSV or a folder."""
+    runs = report.local_runs(write_rows(runs, name) if isinstance(runs, list) else runs)
+    path, found = report.build(name, runs, "report", "here")
+    text = html.unescape(path.read_text())
 
     def table(which):
         with open(path.parent / "tables" / f"{which}.csv", newline="") as file:
@@ -46,15 +49,14 @@ def change(path, **parts):
     path.write_text(json.dumps(found | merged))
 
 
-def rows_of(folders, number, edition="first", status="finished"):
-    """Rows of results/<number>-<edition>.csv, written by the agents' own function, with every flag of train.py."""
-    config = dict(method="bayes", run_cap=33, metric=dict(name="val_rec_pruned")) if number == "03" else {}
-    made = dict(results=f"results/{number}-{edition}.csv", id=f"{number}-{edition}_x-abc123", config=config)
+def recorded(folders, number, config=None):
+    """results/<number>-first.csv as the agents' own function writes it, with every flag of train.py; its path."""
+    made = dict(results=f"results/{number}-first.csv", id=f"{number}-first_x-abc123", config=config or {})
     for folder in folders:
         flags = json.loads((folder / "config.json").read_text())["flags"]
         given = [f"--{k}={v}" for k, v in flags.items() if v is not None and k != "arm"]
         change(folder / "config.json", flags=vars(train.parse(given)))
-        sweep.record_result(made, folder, status if (folder / "summary.json").exists() else "stopped early")
+        sweep.record_result(made, folder, "finished" if (folder / "summary.json").exists() else "stopped early")
     return made["results"]
 
 
@@ -62,90 +64,64 @@ def rows_of(folders, number, edition="first", status="finished"):
 
 
 @pytest.mark.parametrize("best, word", [("plummet", "supported"), ("lognorm", "refuted"), (None, "undecided")])
-def test_01_planted(tmp_path, best, word):
+def test_01_planted(best, word):
     effect = lambda f: -0.15 * (f["strategy"] == best)  # noqa: E731
-    planted.plant(tmp_path / "runs", "01", effect, noise=0.01, dims=lambda f: 30 + 10 * f["seed"])
-    text, verdict, table, found = build("01")
-    assert verdict == word and "36 of 36 points finished" in text and len(found.done) == 36
-    assert (
-        f": {f'use {best}' if best else 'keep the default, plummet'}.</strong>" in text
-    )  # the first line, for a human
+    text, verdict, table, _ = build("01", study("01", effect, noise=0.01, dims=lambda f: 30 + 10 * f["seed"]))
+    assert verdict == word and "36 of 36 points finished" in text and "front-beams2d" in text
+    advice = f"use {best}" if best else "keep the default, plummet"  # the first line, for a human
+    assert f": {advice}.</strong>" in text and len(table("summary")) == 12
     assert [row["problem"] for row in table("winners")] == sorted(planted.BASE)[:3]  # never pooled
     if best:
         assert {(row["lowest val_rec"], row["fewest dims within 5 %"]) for row in table("winners")} == {(best, best)}
-    order = [text.index(part) for part in ('class="headline', "front-beams2d", 'class="verdict', "<dt>Question")]
-    assert len(table("summary")) == 12 and order == sorted(order)
 
 
-def test_01_winners_by_the_rule(tmp_path):
-    cost = {"plummet": 0, "pca_cdf": 0.03, "lognorm": 0.08, "probabilistic": 0.2}
-    dims = {"plummet": 60, "pca_cdf": 40, "lognorm": 20, "probabilistic": 10}
-    planted.plant(tmp_path / "b", "01", lambda f: cost[f["strategy"]], noise=0.001, dims=lambda f: dims[f["strategy"]])
-    won = build("01", "b")[2]("winners")
-    won = {(row["lowest val_rec"], row["fewest dims within 5 %"], row["its dims"]) for row in won}
-    assert won == {("plummet", "pca_cdf", "40.0")}
+def test_01_winners_by_the_rule_and_a_missing_arm():
+    cost, dims = {"plummet": 0, "pca_cdf": 0.03, "lognorm": 0.08}, {"plummet": 60, "pca_cdf": 40, "lognorm": 20}
+    how = dict(noise=0.001, dims=lambda f: dims[f["strategy"]], keep=lambda f: f["strategy"] in cost)
+    _, verdict, table, _ = build("01", study("01", lambda f: cost[f["strategy"]], **how))
+    won = {(row["lowest val_rec"], row["fewest dims within 5 %"], row["its dims"]) for row in table("winners")}
+    assert won == {("plummet", "pca_cdf", "40.0")} and verdict == "undecided"
+    tests = {row["against"]: (row["pairs"], row["verdict"]) for row in table("verdict")}
+    assert tests == {"pca_cdf": ("9", "lower"), "lognorm": ("9", "lower"), "probabilistic": ("0", "undecided")}
 
 
-@pytest.mark.parametrize("arms", [("plummet", "pca_cdf"), ("plummet",)])
-def test_01_with_missing_arms(tmp_path, arms):
-    planted.plant(
-        tmp_path / "a", "01", lambda f: -0.3 * (f["strategy"] == "plummet"), keep=lambda f: f["strategy"] in arms
-    )
-    _, verdict, table, _ = build("01", "a")
-    pairs = {row["against"]: row["pairs"] for row in table("verdict")}
-    assert verdict == "undecided" and pairs["lognorm"] == "0" and (pairs["pca_cdf"] == "9") == (len(arms) == 2)
-    assert len(table("summary")) == 3 * len(arms)
+def test_01b_levels():
+    def effect(f):  # every step towards the aggressive end costs; but for pca_cdf, which prunes more at a smaller one
+        level = float(f.get(report.LEVEL.get(f["strategy"]), 0))
+        return -0.2 * math.log(1 - level) if f["strategy"] == "pca_cdf" else level
 
-
-def test_01b_levels(tmp_path):
-    def effect(f):  # every step towards the aggressive end costs; pca_cdf prunes more at a smaller threshold
-        share = -0.2 * math.log(1 - planted.level(f)) if f["strategy"] == "pca_cdf" else planted.level(f)
-        return 0 if f["strategy"] == "none" else share
-
-    planted.plant(tmp_path / "runs", "01b", effect, noise=0.002, dims=lambda f: 250 if f["strategy"] == "none" else 45)
-    text, verdict, table, _ = build("01b")
+    text, verdict, table, _ = build("01b", study("01b", effect, noise=0.002))
     best = {row["strategy"]: row["best level"] for row in table("best") if row["problem"] == "beams2d"}
     assert best["plummet"] == "plummet 0.01" and best["probabilistic"] == "probabilistic 0.1"
-    assert best["pca_cdf"] == "pca_cdf 0.95" and verdict == "refuted"  # planted the other way round there
-    assert "the best level of pca_cdf (pca_cdf 0.95) is the most aggressive one tried" in text
-    assert {row["verdict"] for row in table("none-val_rec")} >= {"higher"}
+    assert best["pca_cdf"] == "pca_cdf 0.95" and verdict == "refuted"
+    assert "the best level of pca_cdf is the most aggressive tried, pca_cdf 0.95" in text
 
 
-def test_01b_counts_01_beside_its_points_and_compares_on_common_seeds(tmp_path):
+def test_01b_counts_01_beside_its_points_and_compares_on_common_seeds():
     """Seeds 2 and 3, the easier ones, must not make 01's level the best."""
-    mine = planted.plant(tmp_path / "b", "01b", lambda f: 0, noise=0, keep=lambda f: f["seed"] == 1)
+    mine = study("01b", noise=0, keep=lambda f: f["seed"] == 1, sweep="01b-x_y")
+    late = study("01b", lambda f: -0.5, noise=0, keep=lambda f: f["seed"] == 2 and beams(f), sweep="01b-x_y")
     dims = lambda f: 40 if f["seed"] == 1 else 20  # noqa: E731
-    rows_of(planted.plant(tmp_path / "a", "01", lambda f: 0.01 if f["seed"] == 1 else -0.5, noise=0, dims=dims), "01")
-
-    def compared(table):
-        best = table("best")
-        assert [float(row["worst level costs"]) for row in best] == pytest.approx([np.expm1(0.01)] * 12)
+    write_rows(study("01", lambda f: 0.01 if f["seed"] == 1 else -0.5, noise=0, dims=dims), "01")
+    for rows in (mine, mine + late[:2]):  # then seed 2 has begun: two finished runs
+        text, _, table, found = build("01b", rows)
+        assert [float(row["worst level costs"]) for row in table("best")] == pytest.approx([np.expm1(0.01)] * 12)
         of_01 = {"plummet 0.05", "pca_cdf 0.999", "lognorm 0.2", "probabilistic 0.25"}
-        assert not of_01 & {row["best level"] for row in best}
-        assert {float(row["dims"]) for row in best} == {40}
-
-    text, _, table, found = build("01b", rows_of(mine, "01b"))
-    assert "39 of 39 points finished, 36 runs of 01 beside them" in text and len(found.done) == 75
-    compared(table)
-    late = planted.plant(tmp_path / "c", "01b", lambda f: -0.5, noise=0, keep=lambda f: f["seed"] == 2 and BEAMS(f))
-    rows_of(late[2:4], "01b", status="diverged")
-    compared(build("01b", rows_of(late[:2], "01b"))[2])  # seed 2 has begun: two finished runs
-    seeds = {"0.01": 1, "0.02": 2, "0.1": 3}
-
-    def one(f):  # another seed for each level
-        return BEAMS(f) and f["strategy"] == "plummet" and seeds[f["plummet_threshold"]] == f["seed"]
-
-    planted.plant(tmp_path / "d", "01b", lambda f: 0, keep=one)
-    text, _, table, _ = build("01b", "d")
-    assert table("best") == [] and "no seed has a run of every level of plummet" in text
+        assert not of_01 & {row["best level"] for row in table("best")}
+        assert {float(row["dims"]) for row in table("best")} == {40} and len(found.frame) == 36 + len(rows)
+        assert len(rows) > 39 or "39 of 39 points finished, 36 runs of 01 beside them" in text
+    Path("results/01.csv").unlink()
+    seeds = {"0.01": 1, "0.02": 2, "0.1": 3}  # another seed for each level: nothing to compare
+    keep = lambda f: beams(f) and f["strategy"] == "plummet" and seeds[f["plummet_threshold"]] == f["seed"]  # noqa: E731
+    assert build("01b", study("01b", keep=keep))[2]("best") == []
 
 
-def test_02_says_the_same_from_folders_and_rows(tmp_path):
-    spike = lambda f: 1.5 if f["safeguards"] == "none" else 1.0  # noqa: E731
+def test_02_says_the_same_from_folders_and_rows():
     dims = lambda f: 30 + f["seed"] + (12 + f["seed"] % 2) * (f["safeguards"] != "none")  # noqa: E731
     effect = lambda f: -0.1 * (f["safeguards"] == "moderate")  # noqa: E731
-    folders = planted.plant(tmp_path / "runs", "02", effect, seed=3, keep=BEAMS, dims=dims, spike=spike)
-    names = [f"none-{m}" for m in report.TESTED] + ["held-back"]
+    rows = study("02", effect, seed=3, keep=beams, dims=dims)
+    folders = write_runs(rows, spike=lambda f: 1.5 if f["safeguards"] == "none" else 1.0)
+    names = [f"none-{m}" for m in report.TESTED]
     text, verdict, table, _ = build("02")
     from_folders = {name: table(name) for name in names}
     assert verdict == "supported" and "On beams2d only: " in text and ": use moderate." in text
@@ -153,33 +129,26 @@ def test_02_says_the_same_from_folders_and_rows(tmp_path):
     rise = 1.5 * (1 + 3 * np.exp(-12 / 5)) / (1 + 3 * np.exp(-11 / 5)) - 1
     assert float(from_folders["none-rise"][0]["difference"]) == pytest.approx(-rise)
     assert {row["verdict"] for row in from_folders["none-active_dims"]} == {"higher"}
-    held = {(row["sum_k_consecutive"], row["sum_cap"], row["sum_pruned"]) for row in from_folders["held-back"]}
-    assert held == {("20.0", "10.0", "20.0")}
-    text, verdict, table, _ = build("02", rows_of(folders, "02"))
+    text, verdict, table, found = build("02", recorded(folders, "02"))
     assert verdict == "supported" and {name: table(name) for name in names} == from_folders
-    assert not re.search(r"\bnan\b", text.split("</style>")[1].split("<script>")[0])
-    assert "problem beams2d (file: beams2d, heatconduction2d, photonics2d)" in text
+    assert not re.search(r"\bnan\b", text.split("</style>")[1])
+    assert "differ from the sweep's file in: problem, " in text
+    assert {*found.frame["sum_k_consecutive"]} == {20} and {*found.frame["sum_cap"]} == {10}
 
 
-@pytest.mark.parametrize("strong, word", [("w_v", "supported"), ("lr", "refuted")])
-def test_03_planted(tmp_path, strong, word):
-    planted.plant_search(tmp_path / "runs", strong=strong)
-    text, verdict, table, _ = build("03")
+@pytest.mark.parametrize(
+    "how, word", [(dict(), "supported"), (dict(strong="lr"), "refuted"), (dict(scale=0), "undecided")]
+)
+def test_03_planted(how, word):
+    text, verdict, table, found = build("03", planted.search(**how))
     assert verdict == word and "81 of 99 points finished" in text
-    assert "Incomplete" not in text  # 81 completed and 18 stopped by hyperband are the whole search
-    first = max((r for r in table("importance") if r["problem"] == "beams2d"), key=lambda r: float(r["PED-ANOVA"]))
-    assert first["parameter"] == strong and first["completed runs"] == "27"
+    assert "Preliminary" not in text  # 81 completed and 18 stopped by hyperband are the whole search
+    rows = [row for row in table("importance") if row["problem"] == "beams2d"]
+    if word != "undecided":
+        first = max(rows, key=lambda row: float(row["PED-ANOVA"]))
+        assert first["parameter"] == how.get("strong", "w_v") and first["completed runs"] == "27"
     assert {row["stopped"] for row in table("runs")} == {"6"}
-
-
-def test_03_noise_is_undecided_and_rows_say_what_folders_do(tmp_path):
-    planted.plant_search(tmp_path / "noise", scale=0, seed=5)
-    assert build("03", "noise")[1] == "undecided"
-    folders = planted.plant_search(tmp_path / "runs", problems=["beams2d"])
-    from_folders = build("03")[2]("importance")
-    text, verdict, table, found = build("03", rows_of(folders, "03"))
-    assert verdict == "supported" and "On beams2d only:" in text and table("importance") == from_folders
-    assert {run.cause for run in found.table["run"] if run.status == "stopped"} == {"stopped early after epoch 14"}
+    assert {*found.table["cause"][found.table["status"] == "stopped"]} == {"stopped early after epoch 14"}
 
 
 def valley(shift):
@@ -193,38 +162,32 @@ def valley(shift):
 
 
 @pytest.mark.parametrize("shift, word", [(0.8, "supported"), (0, "undecided")])
-def test_04_planted_interaction(tmp_path, shift, word):
-    planted.plant(tmp_path / "runs", "04", valley(shift), noise=0.05, keep=lambda f: f["seed"] < 4)
-    _, verdict, table, _ = build("04")
+def test_04_planted_interaction(shift, word):
+    rows = study("04", valley(shift), noise=0.05, keep=lambda f: f["seed"] < 4)
+    _, verdict, table, _ = build("04", rows)
     assert verdict == word and len(table("cells")) == 40
 
 
-def test_05_planted_and_a_narrowed_edition_from_rows(tmp_path):
+def test_05_planted_and_a_narrowed_edition_of_06():
     effect = lambda f: valley(0)(f) + math.log(0.8) * (f["safeguards"] == "conservative")  # noqa: E731
-    planted.plant(tmp_path / "runs", "05", effect, keep=lambda f: f["seed"] < 4)
-    other = planted.plant(tmp_path / "runs" / "other", "06", effect, keep=lambda f: f["seed"] == 1)
-    text, verdict, table, found = build("05")
+    rows = study("05", effect, keep=lambda f: f["seed"] < 4)
+    effect = lambda f: valley(0)(f) + math.log(f["w_v"])  # noqa: E731
+    other = study("06", effect, keep=lambda f: f["seed"] == 1, sweep="06-x_y")
+    text, verdict, table, found = build("05", rows + other)
     assert verdict == "supported" and "conservative reaches a lower val_rec than moderate" in text
-    assert len(found.done) == 120 and not found.left_out  # the runs of 06 say that they are another sweep's
+    assert len(found.frame) == 120 and found.left_out.empty  # the runs of 06 say that they are another sweep's
     assert float(table("effects")[1]["change"]) == pytest.approx(-0.2, abs=0.01)
-    rows_of(other[-1:], "06", "trial")  # of another edition: not read
-    text, _, table, found = build("06", rows_of(other[:-1], "06"))
-    assert len(found.done) == len(other) - 1 and found.points == len(other)
-    assert "n_epochs 40 (file: 3000)" in text
-
-
-def test_edge_of_the_range_is_a_caveat(tmp_path):
-    effect = lambda f: 0.1 * math.log(f["w_v"])  # noqa: E731
-    planted.plant(tmp_path / "runs", "06", effect, noise=0.01, keep=lambda f: f["seed"] == 1)
-    assert "the best w_v (0.002) is at the edge of 0.002 to" in build("06")[0]
+    Path("results/05.csv").rename("results/05-trial.csv")  # of another edition: not read
+    text, _, table, found = build("06", other[:-1])
+    assert len(found.frame) == len(other) - 1 and found.points == len(other)
+    assert "differ from the sweep's file in: seed, " in text and "the best w_v (0.002) is at the edge of 0.002" in text
 
 
 # -------------------------------------------------------------------------------------- broken, missing, doubled, alien
 
 
-def test_broken_runs_are_listed_and_not_fatal(tmp_path):
-    folders = planted.plant(tmp_path / "runs", "01", lambda f: 0, keep=BEAMS)
-    (folders[0] / "config.json").unlink()
+def test_broken_runs_are_listed_and_not_fatal():
+    folders = write_runs(study("01", keep=beams))
     (folders[1] / "config.json").write_text('{"flags": {"problem": "bea')
     (folders[2] / "summary.json").write_text("[]")
     (folders[3] / "summary.json").unlink()
@@ -234,174 +197,114 @@ def test_broken_runs_are_listed_and_not_fatal(tmp_path):
     change(folders[5] / "summary.json", val_rec="nan", seconds=math.inf)
     (folders[6] / "metrics.csv").write_bytes(b"\xff\x00epoch,val_rec\n\xfe")
     (folders[7] / "config.json").write_text("[1, 2]")
-    (tmp_path / "runs" / "empty").mkdir()
     text, verdict, table, found = build("01")
-    assert verdict == "undecided" and len(found.done) == 4 and "Preliminary, 4 of 36 points" in text
-    listed = {row["run"]: row for row in table("not-used")}
-    assert len(listed) == 8
-    assert listed[folders[0].name]["why"].startswith("no config.json")
-    assert listed[folders[3].name]["why"] == "40 of 40 epochs"
+    assert verdict == "undecided" and len(found.frame) == 5 and "Preliminary, 5 of 36 points" in text
+    listed = {row["id"]: row for row in table("not-used")}
+    assert len(listed) == 7 and listed[folders[1].name]["why"].startswith("cannot be read: ")
+    assert listed[folders[3].name]["why"] == "40 of 40 epochs" and "no CSV in UTF-8" in listed[folders[6].name]["why"]
     assert listed[folders[3].name]["status"] == "stopped" and listed[folders[4].name]["status"] == "diverged"
-    assert (
-        "Some runs diverged or broke" in text and "<script>alert" not in (tmp_path / "report/01/index.html").read_text()
-    )
+    assert "Some runs diverged or broke" in text and "<script>alert" not in Path("report/01/index.html").read_text()
+    with open(folders[3] / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert report.read_run(folders[3])["status"] == "running"
 
 
 DAMAGE = [dict(seed="x"), dict(strategy=None), dict(problem=["beams2d"]), dict(w_v={}), dict(pruning_epoch=[1]),
-          dict(w_v="inf"), dict(latent_dim="wide")]  # fmt: skip
+          dict(w_v="inf"), dict(latent_dim="wide"), dict(n_epochs="many")]  # fmt: skip
+NAMES = ["a/b", "n" * 300, r"a\1b\g<9>", 'x"><img src=x onerror=alert(1)>', "../../up", "$\\frac$"]
 
 
-def test_damaged_flags_and_rows_are_listed(tmp_path):
-    folders = planted.plant(tmp_path / "runs", "04", lambda f: 0, keep=lambda f: f["seed"] == 1)
-    path = tmp_path / rows_of(folders[7:], "04")
-    for folder, damage in zip(folders, DAMAGE, strict=False):
-        change(folder / "config.json", flags=damage)
+def test_damaged_flags_and_names_from_outside_neither_end_the_page_nor_run():
+    folders = write_runs(study("04", keep=lambda f: f["seed"] == 1))
+    for folder, damage in zip(folders, [*DAMAGE, *(dict(problem=name) for name in NAMES)], strict=False):
+        change(folder / "config.json", flags=damage, git="<b>", machine=dict(cpu="<i>"))
+    change(folders[20] / "summary.json", status="failed")
     text, verdict, _, found = build("04")
-    assert verdict == "undecided" and sum(run.status == "broken" for run in found.own) == 3
-    assert "problem and strategy must be text, seed a number" in text
-    path.write_text(path.read_text().replace(",finished,", ",failed,", 1))
-    text, _, _, found = build("04", str(path))
-    assert "its status is 'failed'" in text and sum(run.status == "broken" for run in found.own) == 1
+    assert verdict == "undecided" and "seed must be a number" in text and "its status is 'failed'" in text
+    assert list(found.broken["id"]) == [folders[0].name, folders[20].name]
+    reasons = {f"unknown problem {name[:60]}" for name in NAMES}
+    assert reasons | {"unknown strategy None", "unknown problem ['beams2d']"} <= {*found.left_out["why"]}
+    raw = Path("report/04/index.html").read_text()
+    assert "<img src=x" not in raw and "<b>" not in raw and "<i>" not in raw
+    assert sorted(path.name for path in Path(".").iterdir()) == ["report", "runs"]
 
 
-def test_names_from_outside_neither_end_the_page_nor_run(tmp_path):
-    folders = planted.plant(tmp_path / "runs", "01", lambda f: 0, keep=lambda f: f["seed"] == 1)
-    names = ["a/b", "n" * 300, r"a\1b\g<9>", 'x"><img src=x onerror=alert(1)>', "../../up", "$\\frac$"]
-    for folder, name in zip(folders, names, strict=False):
-        change(folder / "config.json", flags=dict(problem=name), id="=cmd()")
-    change(folders[7] / "config.json", flags=dict(safeguards="<b>"), git="<b>", machine=dict(cpu="<i>"))
-    text, _, table, found = build("01")
-    reasons = [why for _, why in found.left_out]
-    assert len(found.done) == 5 and {f"unknown problem {name[:60]}" for name in names} <= {*reasons}
-    assert "7 left out (1: unknown problem a/b, " in text and len(table("not-used")) == 7
-    raw = (tmp_path / "report/01/index.html").read_text()
-    assert "<img src" not in raw and "<b>" not in raw and "<i>" not in raw
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["report", "runs"]
-
-
-@pytest.mark.parametrize("name", ["01", "01b", "02", "03", "04", "05", "06"])
-def test_a_sweep_that_has_just_begun(tmp_path, name):
-    (tmp_path / "runs").mkdir()
-    text, verdict, _, _ = build(name)
+@pytest.mark.parametrize("name", report.SWEEPS)
+def test_a_sweep_that_has_just_begun(name):
+    Path("runs").mkdir()
+    text, verdict, _, found = build(name)
     assert verdict == "undecided" and "No finished run of this sweep yet" in text
-    if name == "03":
-        planted.plant_search(tmp_path / "runs", runs=1, problems=["beams2d"])
-    else:
-        planted.write_run(tmp_path / "runs" / "a", next(planted.points(name)), 0.01, sweep=f"{name}_x-y")
-    _, verdict, _, found = build(name)
-    assert verdict == "undecided" and len(found.done) == 1
+    assert found.question.endswith("?") and len(found.hypothesis) > 20 and "upported if" in found.rule
+    assert f"{100 * report.ALPHA:g} %" in found.rule
+    one = planted.search(runs=1, problems=["beams2d"]) if name == "03" else study(name)[:1]
+    _, verdict, _, found = build(name, one)
+    assert verdict == "undecided" and len(found.frame) == 1
 
 
-def test_a_run_at_work_is_running(tmp_path):
-    planted.write_run(tmp_path / "a", next(planted.points("01")), 0.01, stop=5)
-    with open(tmp_path / "a" / "lock", "w") as lock:
-        assert report.read_run(tmp_path / "a").status == "stopped"
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        assert report.read_run(tmp_path / "a").status == "running"
-
-
-def test_doubles_other_settings_and_strangers_are_left_out(tmp_path, monkeypatch):
-    runs, lognorm = tmp_path / "runs", lambda f: BEAMS(f) and f["strategy"] == "lognorm"
-    planted.plant(runs / "a", "01", lambda f: 0, keep=BEAMS)
-    planted.plant(runs / "b", "01", lambda f: 0, keep=lambda f: BEAMS(f) and f["strategy"] == "plummet")
-    planted.plant(runs / "c", "01", lambda f: 0, keep=lambda f: lognorm(f) and f["seed"] == 1, epochs=50)
-    other = dict(source="hub", sha256="other")
-    planted.plant(runs / "d", "01", lambda f: 0, keep=lambda f: lognorm(f) and f["seed"] == 2, data=other)
-    planted.plant(runs / "e", "01", lambda f: 0, keep=lambda f: lognorm(f) and f["seed"] == 3, sweep=None)  # a user's
-    _, _, _, found = build("01")
-    why = sorted(reason for _, reason in found.left_out)
-    assert len(found.done) == 12 and why == [
+def test_doubles_other_settings_and_strangers_are_left_out(monkeypatch):
+    rows = study("01", keep=beams, recorded="2026-11-24")
+    mine = {row["seed"]: row for row in rows if row["strategy"] == "lognorm"}
+    again = [row | dict(recorded="2026-11-23") for row in rows if row["strategy"] == "plummet"]
+    other = [mine[1] | dict(n_epochs=50), mine[2] | dict(data_sha256="f"), mine[3] | dict(sweep="")]
+    found = build("01", rows + again + other)[3]
+    assert len(found.frame) == 12 and {*found.frame["recorded"]} == {"2026-11-24"}
+    assert sorted(found.left_out["why"]) == [
         *["another run of the same point is used"] * 3,
         *("made for no sweep", "other designs than most runs", "other n_epochs than 40"),
     ]
-    made = report.local_runs("runs")
-    made[0].owner, made[1].owner = "02", "01b"  # made for other sweeps: not even considered
-    assert {run.owner for run, _ in report.Study("01", made).left_out} == {"", "01"}
+    found = build("01", rows + [mine[1] | dict(sweep="02_x"), mine[2] | dict(sweep="01b_x")])[3]
+    assert len(found.frame) == 12 and found.left_out.empty  # made for other sweeps: not even considered
     # A flag that came later: old rows lack it, and mean its old value
     monkeypatch.setattr(report, "LEGACY", dict(rotate_every=0))
-    for folder in planted.plant(tmp_path / "new", "01", lambda f: 0, keep=BEAMS):
-        change(folder / "config.json", flags=dict(rotate_every=5))
-    old = build("01", report.local_runs("runs/a") + report.local_runs("new"))[3]
-    assert len(old.done) == 12 and {why for _, why in old.left_out} == {"other rotate_every than 0"}
+    found = build("01", rows + [row | dict(rotate_every=5) for row in rows])[3]
+    assert len(found.frame) == 12 and {*found.left_out["why"]} == {"other rotate_every than 0"}
 
 
-def test_a_narrowed_sweep_is_complete_when_its_points_are(tmp_path):
+def test_a_narrowed_sweep_is_complete_when_its_points_are():
     """PROBLEM=toy: sweep.py's record says what was asked; sweeps made one a problem are read as one."""
-    spec = report.header("01")[1]
+    spec, rows = report.Study("01", []).file, []
     for problem in ("toy", "photonics2d"):
         made = f"01-x_pruning_strategies-{problem}"
-        keep = lambda f, p=problem: f["problem"] == ("beams2d" if p == "toy" else p)  # noqa: E731
         effect = lambda f: -0.3 * (f["strategy"] == "plummet")  # noqa: E731
-        for folder in planted.plant(tmp_path / "runs" / problem, "01", effect, noise=0.002, keep=keep, sweep=made):
-            change(folder / "config.json", flags=dict(problem=problem))
-        (tmp_path / ".sweeps" / made).mkdir(parents=True)
+        rows += [row | dict(problem=problem) for row in study("01", effect, noise=0.002, keep=beams, sweep=made)]
         parameters = spec["parameters"] | dict(problem={"value": problem}, n_epochs={"value": planted.EPOCHS})
+        Path(".sweeps", made).mkdir(parents=True)
         config = dict(config=spec | dict(name=made, parameters=parameters))
-        (tmp_path / ".sweeps" / made / "sweep.json").write_text(json.dumps(config))
-    text, verdict, _, found = build("01")
+        Path(".sweeps", made, "sweep.json").write_text(json.dumps(config))
+    text, verdict, _, found = build("01", rows)
     assert verdict == "supported" and "Preliminary" not in text and found.problems == ["photonics2d", "toy"]
-    assert found.points == 24
-    (tmp_path / "runs/toy/r0000/summary.json").unlink()
-    assert "Preliminary, 23 of 24 points" in build("01")[0]
+    assert found.points == 24 and "Preliminary, 23 of 24 points" in build("01", rows[1:])[0]
 
 
-def test_without_a_sweep_one_page_leads_to_all(tmp_path):
-    planted.plant(tmp_path / "runs", "01", lambda f: -0.15 * (f["strategy"] == "plummet"), noise=0.01)
-    assert report.main([]) == 0
-    text = html.unescape((tmp_path / "report/index.html").read_text())
+def test_without_a_sweep_one_page_leads_to_all():
+    path = write_rows(study("01", lambda f: -0.15 * (f["strategy"] == "plummet"), noise=0.01), "01")
+    assert report.main(["--runs", path]) == 0
+    folder = Path("report/results-01.csv")
+    text = html.unescape((folder / "index.html").read_text())
     links = re.findall(r'<a href="([^"]+)">', text)
-    assert links == [f"{name}/index.html" for name in report.sweep_files()] and len(links) == 7
-    assert all((tmp_path / "report" / link).exists() for link in links)
+    assert links == [f"{name}/index.html" for name in report.SWEEPS] and len(links) == 7
+    assert all((folder / link).exists() for link in links)
     assert ": use plummet.</strong>" in text and text.count("No finished run of this sweep") == 5  # 01b reads 01
 
 
-def test_wandb_runs(tmp_path):
-    """A fake of the public API, as wandb 0.31 shows runs; tests/test_sweep_wandb.py asks the real client."""
-    planted.plant(tmp_path / "runs", "01", lambda f: -0.15 * (f["strategy"] == "plummet"), noise=0.01)
-    local = report.local_runs("runs")
-
-    def fake(run, state="finished"):
-        with open(f"{run.where}/metrics.csv", newline="") as file:
-            history = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
-        summary = {k: run.summary[k] for k in ("status", "val_rec", "epoch") if state == "finished"}
-        told = dict(config={**run.flags, "_data": run.data}, scan_history=lambda: iter([{"x": {}}, *history]))
-        told |= dict(path=["me", "p", run.id], state=state, created_at=run.started, summary=summary)
-        return SimpleNamespace(id=run.id, **told)
-
-    runs = [fake(local[0], "crashed"), *map(fake, local[1:])]
-    found = SimpleNamespace(runs=runs, config=dict(name="01_pruning_strategies"))
-    study = report.Study("01", report.wandb_runs("me/p/s", SimpleNamespace(sweep=lambda path: found)))
-    assert len(study.done) == 35 and study.done[0].data == local[1].data
-    assert study.done[0].value("lowest") == pytest.approx(local[1].value("lowest"))
-    assert [(run.id, run.status) for run in study.own if run.status != "finished"] == [(local[0].id, "broken")]
-
-
 @pytest.mark.parametrize("argv, said", [
-    (["--sweep", "07"], "--sweep 07: no such sweep; allowed: 01, 01b, 02, 03, 04, 05, 06"),
+    (["--sweep", "07"], "--sweep: invalid choice: '07'"),
     (["--sweep", "01", "--runs", "no-such-folder"], "--runs no-such-folder: no such folder"),
-    (["--sweep", "01", "--wandb", "x"], "--wandb x: allowed: entity/project/sweep id"),
 ])  # fmt: skip
 def test_bad_input_is_one_line_and_writes_nothing(tmp_path, capsys, argv, said):
-    assert report.main(argv) == 2
+    try:
+        code = report.main(argv)
+    except SystemExit as end:
+        code = end.code
     error = capsys.readouterr().err
-    assert said in error and error.count("\n") == 1 and not list(tmp_path.iterdir())
+    assert code == 2 and said in error and error.count("\n") == 1 and not list(tmp_path.iterdir())
 
 
-def test_headers_of_all_sweeps_are_read():
-    for path in report.SWEEPS.glob("*.yaml"):
-        study = report.Study(path.name.split("_")[0], [])
-        assert study.question.endswith("?") and len(study.hypothesis) > 20 and "upported if" in study.rule, path
-        assert f"{100 * report.ALPHA:g} %" in study.rule, path
-
-
-# ------------------------------------------------------------------------------------------------------ the page itself
-
-
-def test_a_page_drawn_in_full_is_self_contained_and_described(tmp_path, monkeypatch):
+def test_a_page_drawn_in_full_is_self_contained_and_described(monkeypatch, tmp_path):
     monkeypatch.undo()  # draws
-    folders = planted.plant(tmp_path / "runs", "01", lambda f: 0, keep=BEAMS, dims=lambda f: 40 + f["seed"])
-    (folders[-1] / "config.json").write_text("{")
-    page = report.build("01", report.local_runs(tmp_path / "runs"), tmp_path / "report", "runs")[0]
+    monkeypatch.chdir(tmp_path)
+    rows = study("01", keep=beams, dims=lambda f: 40 + f["seed"])
+    page = report.build("01", [report.Run(row, "here") for row in rows], "report", "here")[0]
     text = page.read_text()
     links = re.findall(r'\b(?:src|href|action)\s*=\s*"?([^">\s]+)', text)
     assert links and all(link.startswith(("#", "data:")) for link in links) and "default-src 'none'" in text

@@ -8,8 +8,6 @@ import scipy.stats
 import report
 
 STUDIES = 1000
-EPOCHS, W_V = [300, 400, 500, 700], [0.002, 0.005, 0.01, 0.02, 0.05]
-E, W = np.meshgrid(report.unit(EPOCHS), report.unit(W_V), indexing="ij")
 
 
 def studies(effects, seeds, noise=0.05, problems=3, seed=1):
@@ -38,6 +36,8 @@ def test_holm_is_what_holds_the_bound():
     logs = studies([0] * 8, 5)
     assert (verdicts(logs, 5, holm=lambda p: p) != 0).any(1).mean() > 0.1
     assert 0.005 < (verdicts(logs, 5) != 0).any(1).mean() <= 0.05  # and not by never deciding
+    p = [[0.01, 0.04, 0.03, 0.005], [np.nan, 0.01, 1, 1]]  # the first is Holm's own example (1979)
+    assert report.holm(p) == pytest.approx(np.array([[0.03, 0.06, 0.06, 0.02], [1, 0.04, 1, 1]]))
 
 
 def test_planted_winner_is_found_in_both_directions_by_enough_seeds():
@@ -47,50 +47,49 @@ def test_planted_winner_is_found_in_both_directions_by_enough_seeds():
 
 
 def test_effects_on_the_surface():
+    index = pd.MultiIndex.from_product(
+        [range(2), range(5), [300, 400, 500, 700], [0.002, 0.005, 0.01, 0.02, 0.05]],
+        names=["arm", "seed", *report.SETTINGS],
+    )
+    frame = index.to_frame(index=False).astype({"arm": "category"})
+    e, w, second = report.unit(frame["pruning_epoch"]), report.unit(frame["w_v"]), frame["arm"] == 1
     rng, seen, wrong = np.random.default_rng(3), 0, 0
+
+    def effects(logs, rows=slice(None)):
+        return report.effects(frame.assign(val_rec=np.exp(logs))[rows]).set_index("a")
+
     for _ in range(100):
-        base = 0.1 * W**2 + rng.normal(0, 0.1, (1, 5, 1, 1)) + rng.normal(0, 0.05, (2, 5, 4, 5))
-        found = report.effects(EPOCHS, W_V, base - 0.2 * E * W).set_index("a")
+        base = 0.1 * w**2 + rng.normal(0, 0.1, 5)[frame["seed"]] + rng.normal(0, 0.05, len(frame))
+        found = effects(base - 0.2 * e * w)
         seen += found["verdict"]["interaction"] == -1
         assert found["mean"]["interaction"] == pytest.approx(-0.2, abs=0.1)
-        wrong += report.effects(EPOCHS, W_V, base)["verdict"].any()  # a curvature in w_v, and nothing that is asked for
+        wrong += effects(base)["verdict"].any()  # a curvature in w_v, and nothing that is asked for
     assert seen >= 95 and wrong <= 5
-    base[1] -= 0.3
-    arms = report.effects(EPOCHS, W_V, base).set_index("a").loc["arms"]
+    arms = effects(base - 0.3 * second).loc["arms"]
     assert arms["verdict"] == -1 and arms["mean"] == pytest.approx(-0.3, abs=0.05)
 
+    truth = dict(interaction=-0.5, arms=0.7, pruning_epoch=0.1, w_v=-0.2)
+    logs = -4 + 0.1 * e - 0.2 * w + 0.3 * e * e + 0.4 * w * w - 0.5 * e * w + 0.7 * second
+    holes = (rng.random(len(frame)) > 0.1) & ((frame["seed"] > 0) | (e < 0))  # seed 0: too few for a surface
+    for rows, seeds in ((slice(None), 5), (holes, 4)):
+        found = effects(logs, rows)
+        assert found["mean"].to_dict() == pytest.approx(truth) and set(found["seeds"]) == {seeds}
+    one = effects(logs, ~second)  # one arm: nothing to compare it with
+    assert one["seeds"].to_dict() == dict(interaction=5, arms=0, pruning_epoch=5, w_v=5) and not one["verdict"]["arms"]
 
-def test_surface_recovers_its_coefficients_with_holes():
-    truth = np.array([-4, 0.1, -0.2, 0.3, 0.4, -0.5])
-    logs = truth[0] + truth[1] * E + truth[2] * W + truth[3] * E * E + truth[4] * W * W + truth[5] * E * W
-    holes, few = logs.copy(), np.full_like(logs, np.nan)
-    holes[0, 0] = holes[3, 4] = np.nan
-    few[0] = logs[0]
-    fits = report.surface(EPOCHS, W_V, np.stack([logs, holes, few]))
-    assert np.allclose(fits[:2], truth) and np.isnan(fits[2]).all()
 
-
-def test_paired_agrees_with_scipy_and_takes_holes():
+def test_paired_is_scipys_and_equal_differences_decide_nothing():
     a, b = np.random.default_rng(6).normal(size=(2, 9))
     mean, low, high, p = report.paired(a - b)
     test = scipy.stats.ttest_rel(a, b)
     assert (mean, p) == (pytest.approx((a - b).mean()), pytest.approx(test.pvalue))
     assert (low, high) == pytest.approx(tuple(test.confidence_interval()))
-    assert np.isnan(report.paired([0.3])[3])
-
-
-def test_equal_differences_decide_nothing():
-    assert report.paired(np.zeros(4))[3] == 1
+    assert np.isnan(report.paired([0.3])[3]) and report.paired(np.zeros(4))[3] == 1
     values = pd.DataFrame({"a": [5, 6, 7], "b": [3, 4, 5], "c": [1.5, 1.8, 2.1], "d": [1, 1.2, 1.4]})
     values.index = pd.MultiIndex.from_product([["p"], [1, 2, 3]], names=["problem", "seed"])
     for pair, log in ((("a", "b"), False), (("c", "d"), True)):  # the logs differ by rounding alone
         row = report.family(values, [pair], log).iloc[0]
         assert row["verdict"] == 0 and np.isnan(row["p"]) and row["p_holm"] == 1 and row["n"] == 3
-
-
-def test_holm_against_a_worked_example():
-    p = [[0.01, 0.04, 0.03, 0.005], [np.nan, 0.01, 1, 1]]  # the first is Holm's own (1979)
-    assert report.holm(p) == pytest.approx(np.array([[0.03, 0.06, 0.06, 0.02], [1, 0.04, 1, 1]]))
 
 
 def test_family_pairs_by_problem_and_seed():
@@ -113,9 +112,10 @@ def test_instability_of_known_curves():
 
 def test_intervals_of_three_seeds_cover_what_they_say():
     logs = np.random.default_rng(7).normal(-4, 0.3, (STUDIES, 3))
-    for values, log, truth in ((np.exp(logs), True, np.exp(-4)), (logs, False, -4)):
-        found = np.array([report.interval(row, log) for row in values])
-        assert 0.93 <= ((found[:, 1] < truth) & (truth < found[:, 2])).mean() <= 0.97
+    _, low, high, _ = report.paired(logs)
+    assert 0.93 <= ((low < -4) & (high > -4)).mean() <= 0.97
+    assert report.interval(np.exp(logs[0]), True) == pytest.approx(np.exp([logs[0].mean(), low[0], high[0]]))
+    assert report.interval(logs[0], False) == pytest.approx((logs[0].mean(), low[0], high[0]))
     assert np.isnan(report.interval([1.0], True)[1]) and np.isnan(report.interval([], False)).all()
     assert report.interval([2.0, 2.0, 2.0], True) == pytest.approx((2, 2, 2))
 
@@ -130,10 +130,10 @@ def planted_search(n=33, seed=0, effect=1.0):
 
 
 def test_what_matters_is_found_and_noise_is_called_noise():
-    for seed in range(3):
-        ped, tests = (measure(*planted_search(seed=seed)) for measure in (report.importance, report.f_tests))
-        assert max(ped, key=ped.get) == "w_v" and tests["w_v"][2] < 0.001 and tests["w_v"][0] > 0.5
+    ped, tests = (measure(*planted_search()) for measure in (report.importance, report.f_tests))
+    assert max(ped, key=ped.get) == "w_v" and tests["w_v"][2] < 0.001 and tests["w_v"][0] > 0.5
     noise = [report.f_tests(*planted_search(seed=s, effect=0)) for s in range(200)]
     assert sum(any(t[2] < report.ALPHA for t in tests.values()) for tests in noise) <= 10
-    tests = report.f_tests(*planted_search(n=14))  # too few runs
-    assert all(np.isnan(t[1]) and t[2] == 1 for t in tests.values())
+    parameters, values = planted_search()
+    constant = report.f_tests(parameters.assign(lr=0.001), values)
+    assert np.isnan(constant["lr"][1]) and constant["lr"][2] == 1 and constant["w_v"][2] < 0.001

@@ -14,12 +14,6 @@ RUN = "--problem=toy --latent_dim=6 --batch_size=256 --n_epochs=3 --pruning_epoc
 RUN += " --min_active_dims=1 --threads=1 --wandb=disabled --save_model=False"
 
 
-@pytest.fixture
-def table(here, monkeypatch):
-    """results/01-first.csv with two seeds of a small run."""
-    return two_seeds(monkeypatch, RUN, "01-first")
-
-
 def change(path, seed, **values):
     """Change cells of a seed's row; all rows, as they are then."""
     rows = read_csv(path)
@@ -28,51 +22,49 @@ def change(path, seed, **values):
     return rows.to_dict("records")
 
 
-def test_rows_come_out_again_or_are_named(table, capsys, monkeypatch):
+@pytest.mark.usefixtures("here")
+def test_rows_come_out_again_or_are_named(capsys, monkeypatch):
+    table = two_seeds(monkeypatch, RUN, "01-first")  # two seeds of a small run
     before = sorted(map(str, Path(".").rglob("*")))
-    assert verify.main(["--runs", str(table), "--ids", "s1"]) == 0  # by a process of its own
-    said = capsys.readouterr().out
-    assert said.count(": equal, ") == 1 and "1 of 1 rows came out again (of 2 in " in said
+
+    def says(word, *flags, code=0):
+        assert verify.main(["--runs", str(table), *flags]) == code
+        said = capsys.readouterr().out
+        assert word in said
+        return said
+
+    capsys.readouterr()
+    assert "1 of 1 rows came out again (of 2 in " in says(": equal, ", "--ids", "s1")  # by a process of its own
     assert sorted(map(str, Path(".").rglob("*"))) == before  # nothing is left behind
 
     first = change(table, 1)[0]  # from here on what comes out is the first row's, unchanged
+    right, came = float(first["val_rec"]), {"val_rec": float(first["val_rec"]), "metrics_sha256": "of this machine"}
     designs = {"source": "toy", "sha256": first["data_sha256"]}
-    monkeypatch.setattr(verify, "again", lambda row: (row | {"val_rec": float(row["val_rec"])}, designs))
-    assert verify.main(["--runs", str(table), "--share", "1"]) == 0
-    said = capsys.readouterr().out
-    assert said.count(": equal, ") == 2 and "2 of 2 rows came out again" in said
-    came = {"val_rec": float(first["val_rec"]), "metrics_sha256": "of this machine"}
+    monkeypatch.setattr(verify, "again", lambda row: ({**row, "val_rec": float(row["val_rec"])}, designs))
+    assert says("2 of 2 rows came out again", "--share", "1").count(": equal, ") == 2
     monkeypatch.setattr(verify, "again", lambda row: (came, designs))
-    rows = change(table, 1, metrics_sha256="another machine")
-    assert verify.main(["--runs", str(table), "--ids", "s1"]) == 0
-    assert "within the seeds" in capsys.readouterr().out
-    change(table, 1, val_rec=str(9 * float(rows[0]["val_rec"])), metrics_sha256="another machine")
-    change(table, 2, val_rec=str(8 * float(rows[0]["val_rec"])))  # the recorded seeds lie log(9/8) apart
-    assert verify.main(["--runs", str(table), "--ids", "s1"]) == 1
-    assert "NOT within the seeds" in capsys.readouterr().out
+    says(": within the seeds", "--ids", "s1")
+    change(table, 1, val_rec=str(9 * right))
+    change(table, 2, val_rec=str(8 * right))  # the recorded seeds lie log(9/8) apart
+    says("NOT within the seeds", "--ids", "s1", code=1)
     # a row whose seed stands alone is held against the seeds of other settings, in any table beside it
     change(table, 1, w_v="0.5", cpu="another, AVX2")
-    assert verify.main(["--runs", str(table), "--ids", "s1"]) == 1
-    assert "no other seed to compare with" in capsys.readouterr().out
+    says("no other seed to compare with", "--ids", "s1", code=1)
     for seed, factor in (("1", 1), ("2", 20)):
-        row = rows[0] | {"seed": seed, "w_v": "0.7", "val_rec": factor * float(rows[0]["val_rec"])}
+        row = first | {"seed": seed, "w_v": "0.7", "val_rec": factor * right}
         pd.DataFrame([row]).to_csv(f"results/0{seed}-other.csv", index=False)
-    assert verify.main(["--runs", str(table), "--ids", "s1"]) == 0
-    said = capsys.readouterr().out
-    assert f"seeds {math.log(20):.2g} (made on another, AVX2, this is {rows[0]['cpu']})" in said
+    says(f"seeds {math.log(20):.2g} (made on another, AVX2, this is {first['cpu']})", "--ids", "s1")
     change(table, 2, data_sha256="f00")
-    assert verify.main(["--runs", str(table), "--ids", "s2"]) == 1
-    assert "other designs" in capsys.readouterr().out
+    says("other designs", "--ids", "s2", code=1)
     monkeypatch.setattr(verify, "again", lambda row: ({"cause": "epoch 2: rec_loss nan"}, designs))
-    assert verify.main(["--runs", str(table), "--ids", "s1"]) == 1
-    assert "did not finish (epoch 2: rec_loss nan)" in capsys.readouterr().out
+    says("did not finish (epoch 2: rec_loss nan)", "--ids", "s1", code=1)
 
 
-@pytest.mark.parametrize("flags, says", [("--share 0", "--share"), ("--ids nope", "nope"), ("--jobs 0", "--jobs")])
+@pytest.mark.parametrize("flags, says", [("--share 0", "--share"), ("--ids nope", "nope"), ("", "no finished rows")])
 def test_bad_input_is_one_line(tmp_path, capsys, flags, says):
     path = tmp_path / "01.csv"
-    path.write_text("id,status\na,finished\n")
+    if flags:  # else there is no such file
+        path.write_text("id,status\na,finished\n")
     assert verify.main(["--runs", str(path), *flags.split()]) == 2
     said = capsys.readouterr().err
     assert says in said and said.count("\n") == 1
-    assert verify.main(["--runs", str(tmp_path / "none.csv")]) == 2

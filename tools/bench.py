@@ -10,18 +10,17 @@ channels) and its mirror image, designs resized to 100x100 and back, every step 
 Every measurement is a process of its own.
 """
 
-import argparse
 import contextlib
 import datetime
 import functools
-import json
 import math
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import pandas
@@ -31,14 +30,13 @@ from torch import nn
 
 import data
 import train
-from record import Parser, cores, cpu_model
+from record import Parser, cores, cpu_model, write_atomically
 from report import markdown
 from sweep import expand, levels, read_yaml
 
 PROBLEMS = ("beams2d", "heatconduction2d", "photonics2d")
 LATENT, BATCH = 100, 128
 ROOT = Path(__file__).parent.parent
-COMMON = dict(data="sample", latent_dim=LATENT)
 
 
 class Published(nn.Module):
@@ -79,9 +77,8 @@ def published_epoch(t, model, optimizer, epoch, log=None):
     model.train()
     for indices in torch.randperm(len(t.train)).split(t.batch):
         x = t.train[indices.to(t.device)]
-        with t.autocast():
-            z = model.encode(x)
-            rec = F.mse_loss(model.decode(z), x)
+        z = model.encode(x)
+        rec = F.mse_loss(model.decode(z), x)
         vol = train.volume(z.std(0), t.pruner.active, "geometric", t.args.eta)
         loss = rec + t.w_v(epoch) * vol
         optimizer.zero_grad()
@@ -95,23 +92,17 @@ def published_epoch(t, model, optimizer, epoch, log=None):
 @torch.no_grad()
 def published_error(t, model, x):
     model.eval()
-    with t.autocast():
-        return F.mse_loss(torch.cat([model.decode(model.encode(part)) for part in x.split(256)]), x).item()
+    return F.mse_loss(torch.cat([model.decode(model.encode(part)) for part in x.split(256)]), x).item()
 
 
-def trainer(problem, device, precision, seed=1001, **flags):
-    """A train.Trainer on the bundled designs. Seeds from 1001 on: the study's own stay untouched."""
+def trainer(problem, device, seed=1001, **flags):
+    """A train.Trainer on the bundled designs, in fp32. Seeds from 1001 on: the study's own stay untouched."""
     torch.backends.cudnn.allow_tf32 = False  # fp32 means the same for convolutions as for matrix products
-    settings = COMMON | dict(problem=problem, seed=seed, device=device, precision=precision, wandb="disabled") | flags
-    args = train.parse([f"--{key}={value}" for key, value in settings.items()])
+    settings = dict(problem=problem, device=device, seed=seed, data="sample", latent_dim=LATENT, precision="fp32")
+    args = train.parse([f"--{key}={value}" for key, value in (settings | dict(wandb="disabled") | flags).items()])
     designs = data.load(args.problem, args.data)
     train.schedule(args, len(designs.train))
     return train.Trainer(args, designs, train.settle(args))
-
-
-def synchronize(device):
-    if device.type == "cuda":
-        torch.cuda.synchronize()
 
 
 @contextlib.contextmanager
@@ -125,32 +116,26 @@ def wandb_log():
         run.finish()
 
 
-def measure_rate(problem, network, precision, device, seconds):
+def measure_rate(problem, network, device, seconds):
     """Training images a second at batch 128."""
-    t = trainer(problem, device, precision, batch_size=BATCH, strategy="none")
+    t = trainer(problem, device, batch_size=BATCH, strategy="none")
     # One or two whole batches an epoch, and next to no validation: the steps are what is measured
     t.train, t.val = t.train[: min(2, len(t.train) // BATCH) * BATCH], t.val[:2]
     with wandb_log() if network == "published, as shipped" else contextlib.nullcontext() as log:
-        if network == "ours":
-            step = functools.partial(t.epoch, 0)
-        else:
-            model, optimizer = published(t)
-            if precision == "bf16":
-                model = model.to(memory_format=torch.channels_last)
-            step = functools.partial(published_epoch, t, model, optimizer, 0, log)
+        step = functools.partial(t.epoch, 0)
+        if network != "ours":
+            step = functools.partial(published_epoch, t, *published(t), 0, log)
         step()
-        synchronize(t.device)
         start, epochs = time.perf_counter(), 0
         while epochs == 0 or time.perf_counter() - start < seconds:
-            step()
+            step()  # its errors are read back, so that a GPU is done with it
             epochs += 1
-        synchronize(t.device)
-        return dict(images_per_s=epochs * len(t.train) / (time.perf_counter() - start))
+        return epochs * len(t.train) / (time.perf_counter() - start)
 
 
-def measure_published_quality(problem, device, precision, seed, seconds):
+def measure_published_quality(problem, device, seed, seconds):
     """The published network, as shipped, for a fixed budget: its best val_rec, when, and the mean design's error."""
-    t = trainer(problem, device, precision, seed, batch_size=BATCH)
+    t = trainer(problem, device, seed, batch_size=BATCH)
     published_error(t, published(t)[0], t.val)  # what the first call loads is not timed
     model, optimizer = published(t)
     best, at, epoch = math.inf, 0.0, 0
@@ -165,22 +150,21 @@ def measure_published_quality(problem, device, precision, seed, seconds):
     return dict(best_val_rec=best, seconds=at, epochs=epoch, budget=now, mean_design=mean)
 
 
-def measure_our_quality(problem, device, precision, seed, epochs, quality):
-    """Ours: seconds until val_rec first reaches `quality` as shipped, in `epochs` at most."""
-    trainer(problem, device, precision, seed).epoch(0)  # what the first call loads is not timed
-    t = trainer(problem, device, precision, seed)
+def measure_our_quality(problem, device, seed, epochs, quality):
+    """Ours: seconds until val_rec first reaches `quality` as shipped, in `epochs` at most; inf where it does not."""
+    trainer(problem, device, seed).epoch(0)  # what the first call loads is not timed
+    t = trainer(problem, device, seed)
     with wandb_log() as log:
         start = time.perf_counter()
         for epoch in range(epochs):
             row, _ = t.epoch(epoch)
             log(row)
-            if reached := row["val_rec"] <= quality:
-                break
-        spent = time.perf_counter() - start
-    return dict(reached=reached, seconds=spent, val_rec=row["val_rec"])
+            if row["val_rec"] <= quality:
+                return time.perf_counter() - start
+    return math.inf
 
 
-def measure_outside(problem, device, precision, epochs):
+def measure_outside(problem, device, epochs):
     """Share of the loop spent outside the training steps: validation, pruning, CSV, W&B offline."""
     spent = dict(steps=0.0, fit=0.0)
 
@@ -188,7 +172,8 @@ def measure_outside(problem, device, precision, epochs):
         def call(*args):
             start = time.perf_counter()
             result = function(*args)
-            synchronize(torch.device(device))
+            if device == "cuda":
+                torch.cuda.synchronize()
             spent[name] += time.perf_counter() - start
             return result
 
@@ -196,34 +181,27 @@ def measure_outside(problem, device, precision, epochs):
 
     train.Trainer.steps, train.fit = timed(train.Trainer.steps, "steps"), timed(train.fit, "fit")
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
-        flags = COMMON | dict(problem=problem, device=device, precision=precision, seed=1001, wandb="offline")
+        flags = dict(problem=problem, device=device, data="sample", latent_dim=LATENT, seed=1001, wandb="offline")
         flags |= dict(out=folder, n_epochs=epochs, polynomial_schedule_n=epochs // 3, pruning_epoch=epochs // 2)
         train.main([f"--{key}={value}" for key, value in flags.items()])
-    return dict(outside_share=1 - spent["steps"] / spent["fit"])
+    return 1 - spent["steps"] / spent["fit"]
 
 
 def measure_epoch(problem, device, seconds):
     """Seconds an epoch, validation and all, at the defaults of train.py; the first epoch does not count."""
-    t = trainer(problem, device, "auto", latent_dim=250)
+    t = trainer(problem, device, latent_dim=250, precision="auto")
     t.epoch(0)
     spent = []
     while sum(spent) < seconds or not spent:
         spent.append(t.epoch(len(spent) + 1)[0]["epoch_seconds"])
-    return dict(epoch_s=statistics.mean(spent))
+    return statistics.mean(spent)
 
 
-def start(name, threads=None, **arguments):
-    """Start a measurement in a process of its own with so many threads (None: all cores); it prints one JSON object."""
-    env = {**os.environ, "OMP_NUM_THREADS": str(threads or cores()), "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "tools.bench", "--measure", name, "--arguments", json.dumps(arguments)]
-    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def result(process):
-    out, errors = process.communicate()
-    if process.returncode:
-        sys.exit(f"tools.bench: a measurement failed: {' '.join(process.args[2:])}\n{errors[-2000:]}")
-    return json.loads(out.splitlines()[-1])
+def apart(measure, threads=None, copies=1, **asked):
+    """What copies of a measurement return, each in a process of its own with so many threads (None: all cores)."""
+    os.environ |= {"OMP_NUM_THREADS": str(threads or cores())}  # the processes read it at their start
+    with ProcessPoolExecutor(copies, mp_context=get_context("spawn")) as pool:
+        return [job.result() for job in [pool.submit(measure, **asked) for _ in range(copies)]]
 
 
 def spread(values):
@@ -235,20 +213,6 @@ def spread(values):
 COLUMNS = ("measure", "problem", "setting", "published", "ours", "ratio")
 
 
-class Table:
-    """Rows of results/NAME.csv and .md, printed as they come and written after each."""
-
-    def __init__(self, name, about):
-        self.path, self.about, self.rows = Path("results") / name, about, []
-
-    def add(self, *row):
-        self.rows.append([f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in row])
-        print(" | ".join(self.rows[-1]), flush=True)
-        self.path.parent.mkdir(exist_ok=True)
-        pandas.DataFrame(self.rows, columns=COLUMNS).to_csv(self.path.with_suffix(".csv"), index=False)
-        self.path.with_suffix(".md").write_text(f"{self.about}\n\n{markdown(COLUMNS, self.rows)}\n")
-
-
 def machine(device):
     """What it ran on, in words."""
     if device == "cuda":
@@ -256,96 +220,92 @@ def machine(device):
     return f"{cores()} cores of {cpu_model()}"
 
 
-def add_rates(table, problem, precision, device, seconds):
-    """Rates of the three networks."""
-    asked = dict(problem=problem, precision=precision, seconds=seconds, device=device)
-    networks = ("published, as shipped", "published", "ours")
-    shipped, plain, ours = (result(start("rate", network=network, **asked))["images_per_s"] for network in networks)
-    for setting, theirs in ((f"{precision}, published logs each step", shipped), (precision, plain)):
-        table.add("training images/s", problem, setting, theirs, ours, ours / theirs)
+def rates(add, device, problems, seconds):
+    """Images a second of the networks; and of two of ours side by side against one with half the threads."""
+    for problem in problems:
+        asked = dict(problem=problem, seconds=seconds, device=device)
+        networks = ("published, as shipped", "published", "ours")
+        shipped, plain, ours = (apart(measure_rate, network=network, **asked)[0] for network in networks)
+        add("training images/s", problem, "fp32, published logs each step", shipped, ours, ours / shipped)
+        add("training images/s", problem, "fp32", plain, ours, ours / plain)
+    if device == "cpu" and (half := cores() // 2):
+        asked = dict(problem="beams2d", network="ours", seconds=2 * seconds, device=device, threads=half)
+        (one,), both = apart(measure_rate, **asked), sum(apart(measure_rate, copies=2, **asked))
+        setting = f"{half} thread(s) each; ratio to one such run"
+        add("two runs at once, images/s", "beams2d", setting, "", both, both / one)
 
 
-def add_quality(table, device, seeds, seconds, epochs):
-    """Time to quality on the beams, with all threads, seed after seed; published as shipped. Both learn in fp32."""
-    asked = dict(problem="beams2d", precision="fp32", device=device)
-    theirs = [result(start("published_quality", seconds=seconds, seed=seed, **asked)) for seed in seeds]
+def quality(add, device, seeds, seconds, epochs):
+    """Time to quality on the beams, with all threads, seed after seed; published as shipped."""
+    asked = dict(problem="beams2d", device=device)
+    theirs = [apart(measure_published_quality, seconds=seconds, seed=seed, **asked)[0] for seed in seeds]
     best, first = [run["best_val_rec"] for run in theirs], theirs[0]
     setting = f"val_rec {spread(best)}, its best in {first['budget']:.0f} s or {first['epochs']} epochs"
     setting += f"; the mean design's: {first['mean_design']:.3g}"
     pairs = zip(best, seeds, strict=True)
-    ours = [result(start("our_quality", epochs=epochs, quality=q, seed=seed, **asked)) for q, seed in pairs]
-    spent = [[run["seconds"] for run in runs] for runs in (theirs, ours)]
-    ratio = spread([a / b for a, b in zip(*spent, strict=True)])
+    ours = [apart(measure_our_quality, epochs=epochs, quality=q, seed=seed, **asked)[0] for q, seed in pairs]
+    spent = [run["seconds"] for run in theirs]
+    ratio = spread([a / b for a, b in zip(spent, ours, strict=True)])
     if max(best) >= first["mean_design"]:
         ratio = "none: published is above the mean design"
-    elif not all(run["reached"] for run in ours):
+    elif math.inf in ours:
         ratio = f"none: not reached in {epochs} epochs by every seed"
-    table.add("seconds to quality", "beams2d", setting, *map(spread, spent), ratio)
+    add("seconds to quality", "beams2d", setting, spread(spent), spread(ours), ratio)
 
 
 def bench(device, quick):
-    """Measure everything, into results/bench.csv and .md."""
+    """Measure everything, into results/bench.md and .csv; each row is printed as it comes."""
     rate_s, budget_s, epochs, seeds = (3, 60, 20, [1001]) if quick else (8, 300, 40, [1001, 1002, 1003])
-    problems, suffix = PROBLEMS[:1] if quick else PROBLEMS, "" if device == "cpu" else f"-{device}"
-    precisions = ("fp32", "bf16") if train.multiplies_bf16(torch.device(device)) else ("fp32",)
-    command = f"make bench{' QUICK=1' if quick else ''}{' DEVICE=cuda' if device == 'cuda' else ''}"
+    problems, rows = PROBLEMS[:1] if quick else PROBLEMS, []
+    command = f"make bench{' QUICK=1' * quick}{' DEVICE=cuda' * (device == 'cuda')}"
     about = (
         f"`{command}` on {machine(device)}, torch {torch.__version__}, {datetime.date.today()}; latent_dim {LATENT}, "
     )
-    about += "bundled designs. Batch 128, no pruning; to quality: ours at its defaults, published with Adam at 4e-4, "
-    about += "4 times its default. Ratio: in our favour."
-    about += "" if len(precisions) > 1 else " bf16 is not measured: this machine only emulates it."
-    table = Table(f"bench{'-quick' if quick else ''}{suffix}", about)
+    about += "bundled designs, fp32. Batch 128, no pruning; to quality: ours at its defaults, published with Adam at "
+    about += "4e-4, 4 times its default. Ratio: in our favour."
+
+    def add(*row):
+        rows.append([f"{cell:.3g}" if isinstance(cell, float) else cell for cell in row])
+        print(" | ".join(rows[-1]), flush=True)
+
+    rates(add, device, problems, rate_s)
+    quality(add, device, seeds, budget_s, epochs)
     for problem in problems:
-        for precision in precisions:
-            add_rates(table, problem, precision, device, rate_s)
-    add_quality(table, device, seeds, budget_s, epochs)
-    for problem in problems:
-        asked = dict(problem=problem, precision="auto", epochs=20 if quick else 60, device=device)
-        share = result(start("outside", **asked))["outside_share"]
-        table.add("share of the loop outside the steps", problem, "W&B offline", "", share, "")
-    if device == "cpu" and (half := cores() // 2):  # two runs side by side, against one with all of one's half
-        asked = dict(problem="beams2d", network="ours", precision="fp32", seconds=2 * rate_s, device=device)
-        one = result(start("rate", threads=half, **asked))["images_per_s"]
-        two = [start("rate", threads=half, **asked) for _ in range(2)]
-        both = sum(result(process)["images_per_s"] for process in two)
-        setting = f"{half} thread(s) each; ratio to one such run"
-        table.add("two runs at once, images/s", "beams2d", setting, "", both, both / one)
-    print(f"written: {table.path.with_suffix('.csv')}, {table.path.with_suffix('.md')}")
+        (share,) = apart(measure_outside, problem=problem, epochs=20 if quick else 60, device=device)
+        add("share of the loop outside the steps", problem, "W&B offline", "", share, "")
+    path = Path("results") / f"bench{'-quick' * quick}{'' if device == 'cpu' else f'-{device}'}.md"
+    path.parent.mkdir(exist_ok=True)
+    write_atomically(path, f"{about}\n\n{markdown(COLUMNS, rows)}\n")
+    write_atomically(path.with_suffix(".csv"), pandas.DataFrame(rows, columns=COLUMNS).to_csv(index=False))
+    print(f"written: {path}, and as .csv")
 
 
 def budget(device):
     """Hours of each sweep at the rate measured now, one agent a core (a GPU: one agent), into results/budget.md."""
-    agents = cores() if device == "cpu" else 1
-    rates = {}
-    for problem in PROBLEMS:
-        together = [start("epoch", threads=1, problem=problem, device=device, seconds=15) for _ in range(agents)]
-        rates[problem] = statistics.mean(result(process)["epoch_s"] for process in together)
-    rows, total = [], 0.0
+    agents, rows, total = cores() if device == "cpu" else 1, [], 0.0
+    how = dict(threads=1, copies=agents, device=device, seconds=15)
+    epoch_s = {problem: statistics.mean(apart(measure_epoch, problem=problem, **how)) for problem in PROBLEMS}
     for path in sorted((ROOT / "sweeps").glob("*.yaml")):
         _, config = read_yaml(str(path))
         parameters = config["parameters"]
+        runs, problems = config.get("run_cap", 0) * len(PROBLEMS), PROBLEMS  # a sweep a problem
         if config["method"] == "grid":
             runs, problems = len(expand(config)), levels(parameters["problem"])
-        else:
-            runs, problems = config["run_cap"] * len(PROBLEMS), PROBLEMS  # a sweep a problem
         epochs = parameters["n_epochs"]["value"]
-        hours = runs * epochs * statistics.mean(rates[problem] for problem in problems) / agents / 3600
+        hours = runs * epochs * statistics.mean(epoch_s[problem] for problem in problems) / agents / 3600
         total += hours
         rows.append([path.stem.replace("_", " "), runs, epochs, f"{hours:.1f}"])
-    seconds = ", ".join(f"{problem} {rate:.2f} s" for problem, rate in rates.items())
-    command = f"make budget{' DEVICE=cuda' if device == 'cuda' else ''}"
-    where = f"{machine(device)}, {agents} agent(s) at a time, {datetime.date.today()}"
-    lines = [
-        f"`{command}` on {where}, on the bundled designs.",
-        f"An epoch: {seconds}. 03 at the defaults: hyperband stops runs early, but latent_dim and batch vary.",
-        "",
-    ]
-    lines.append(markdown(["sweep", "runs", "epochs", "hours"], [*rows, ["all", "", "", f"{total:.1f}"]]))
+    seconds = ", ".join(f"{problem} {rate:.2f} s" for problem, rate in epoch_s.items())
+    command = f"make budget{' DEVICE=cuda' * (device == 'cuda')}"
+    about = f"`{command}` on {machine(device)}, {agents} agent(s) at a time, {datetime.date.today()}, on the bundled "
+    about += (
+        f"designs.\nAn epoch: {seconds}. 03 at the defaults: hyperband stops runs early, but latent_dim and batch vary."
+    )
+    text = f"{about}\n\n{markdown(['sweep', 'runs', 'epochs', 'hours'], [*rows, ['all', '', '', f'{total:.1f}']])}\n"
     path = Path("results") / ("budget.md" if device == "cpu" else f"budget-{device}.md")
     path.parent.mkdir(exist_ok=True)
-    path.write_text("\n".join(lines) + "\n")
-    print("\n".join(lines), f"\nwritten: {path}")
+    write_atomically(path, text)
+    print(f"{text}\nwritten: {path}")
 
 
 def main(argv=None):
@@ -353,17 +313,10 @@ def main(argv=None):
     parser.add_argument("--quick", action="store_true", help="one seed, shorter budgets")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="(cpu)")
     parser.add_argument("--budget", action="store_true", help="hours of the sweeps instead of the benchmark")
-    parser.add_argument("--measure", help=argparse.SUPPRESS)
-    parser.add_argument("--arguments", type=json.loads, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: no GPU that torch can use; allowed here: cpu")
-    if args.measure:
-        print(json.dumps(globals()[f"measure_{args.measure}"](**args.arguments)))
-    elif args.budget:
-        budget(args.device)
-    else:
-        bench(args.device, args.quick)
+    budget(args.device) if args.budget else bench(args.device, args.quick)
 
 
 if __name__ == "__main__":

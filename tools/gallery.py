@@ -1,4 +1,4 @@
-"""What a finished run's model can draw: reconstructions, latent traversals, interpolations, samples, and their physics.
+"""What a finished run's model draws: reconstructions, what each latent dimension does, and the designs' physics.
 
     python -m tools.gallery --run runs/<id>              # make gallery RUN=runs/<id>; the run needs its model.pt
 
@@ -17,21 +17,16 @@ from matplotlib.figure import Figure
 import data
 from lvae import InputError, load
 from record import Parser, guarded, read_json
-from report import COLOURS, Page, log_axis, num, panel, percent
+from report import COLOURS, Page, num, panel
 from tools.designs import objective
 from tools.figures import mosaic
 
-STEPS = 7  # of a traversal and of an interpolation
+STEPS = 7  # of a traversal
 ROWS = 8  # dimensions whose traversals one picture shows
 OBJECTIVE = {  # name, what is better, what else to look at; all dimensionless (tools/designs.py)
     "beams2d": ("compliance", "lower", "More material makes it better by itself: look at the volume, too."),
     "heatconduction2d": ("thermal compliance", "lower", "More conductor makes it better: look at the volume, too."),
-    "photonics2d": (
-        "mode overlap",
-        "higher",
-        "It is a product less a penalty on material, and may be negative. Designs are scored as they are, by the rule "
-        "of Photonics2D v1: v0 blurs and projects a finished design once more (EngiBench's pull request 264).",
-    ),
+    "photonics2d": ("mode overlap", "higher", "It is a product less a penalty on material, and may be negative."),
 }
 PHYSICS = ["what", "validation design", "objective of the original", "its objective"]
 PHYSICS += ["volume of the original", "its volume", "squared error"]
@@ -45,13 +40,6 @@ def images(rows, labels=None, titles=None):
     axis = figure.add_axes((side / (side + wide), 0, wide / (side + wide), 1))
     mosaic(axis, [np.stack(row) for row in rows], labels or [""] * len(rows), titles, fontsize=7)
     return figure
-
-
-def frame(x):
-    """The (rows, columns) slices in which designs (N, 1, H, W) differ: photonics2d's have a wide empty margin."""
-    varies = (x.amax(0) - x.amin(0))[0] > 0.01
-    rows, columns = varies.any(1).nonzero().flatten().tolist(), varies.any(0).nonzero().flatten().tolist()
-    return (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)) if rows else (slice(None), slice(None))
 
 
 def open_run(folder):
@@ -80,43 +68,26 @@ def square(a, b):
 @torch.no_grad()
 def draw(page, problem, model, designs, count, simulations):
     """All sections of the page. count: designs a row of pictures shows; simulations: how many designs are scored."""
-    x, part = designs.val, frame(designs.val)  # (N, 1, H, W)
+    x = designs.val  # (N, 1, H, W)
     z = model.encode(x)  # (N, k)
     y = model.decode(z)
-
-    def cut(batch):  # designs (n, 1, H, W) as arrays, without the margin in which none differs
-        return [design[0][part].numpy() for design in batch]
-
-    seen = cut(x[:1])[0].shape
-    cropped = f" Shown are the {seen[0]} x {seen[1]} pixels in which designs differ." if seen != model.shape else ""
-    page.section(text=f"In all pictures dark is material.{cropped}")
     error = square(y, x)
     order = error.argsort()
     picked = order[torch.linspace(0, len(order) - 1, min(count, len(order))).round().long()]
-    page.section("Reconstructions, best to worst", "Validation designs at equal steps of the rank of their error.")
+    about = "Validation designs at equal steps of the rank of their error. In all pictures dark is material."
+    page.section("Reconstructions, best to worst", about)
     low, middle, high = (num(v) for v in torch.quantile(error, torch.tensor([0, 0.5, 1])).tolist())
     told = f"mean squared error from {low} to {high}, median {middle}"
     titles = [[None] * len(picked), [f"error {e:.2g}" for e in error[picked].tolist()], [None] * len(picked)]
-    rows = [cut(batch) for batch in (x[picked], y[picked], (y - x)[picked].abs())]
+    rows = [batch[:, 0].numpy() for batch in (x[picked], y[picked], (y - x)[picked].abs())]
     figure = images(rows, ["design", "reconstruction", "difference"], titles)
     page.image("reconstructions", figure, f"validation designs and their reconstructions: {told}", f"{told}.")
     if simulations and problem in OBJECTIVE and designs.conditions["val"]:
         physics(page, problem, designs, y, model, simulations)
-    traversals(page, model, x, z, cut)
-    page.section("Interpolation", "Straight lines in the latent space between two validation designs.")
-    pairs = np.random.default_rng(0).permutation(len(x))[: 2 * min(4, len(x) // 2)].reshape(-1, 2).tolist()
-    t = torch.linspace(0, 1, STEPS)[:, None]
-    rows = [cut([x[a], *model.decode((1 - t) * z[a] + t * z[b]), x[b]]) for a, b in pairs]
-    between = [f"{float(v):.2f}" for v in t[1:-1, 0]]
-    titles = [["design", f"error {error[a]:.2g}", *between, f"error {error[b]:.2g}", "design"] for a, b in pairs]
-    alt = f"{len(rows)} interpolations between two validation designs in {STEPS} steps"
-    page.image("interpolation", images(rows, titles=titles), alt, "Left and right: the designs themselves.")
-    page.section("Samples", "Latents drawn from a kernel density of the training designs' latents.")
-    drawn = cut(model.sample(2 * count, seed=0))
-    page.image("samples", images([drawn[:count], drawn[count:]]), f"{2 * count} designs drawn at random", "")
+    traversals(page, model, x, z)
 
 
-def traversals(page, model, x, z, cut):
+def traversals(page, model, x, z):
     """Each kept dimension from the 1st to the 99th percentile of the validation designs, the others at their mean."""
     k, mean = z.shape[1], z.mean(0)
     low, high = torch.quantile(z, 0.01, dim=0), torch.quantile(z, 0.99, dim=0)
@@ -134,12 +105,10 @@ def traversals(page, model, x, z, cut):
         for i in chosen:
             point = mean.repeat(STEPS, 1)
             point[:, i] = torch.linspace(float(low[i]), float(high[i]), STEPS)
-            rows.append(cut(model.decode(point)))
-        which = f"Dimensions {first + 1} to {first + len(rows)} of {k}"
-        figure = images(rows, [f"dim {model.dims[i]}\n{num(float(cost[i]), 2)}" for i in chosen])
-        caption = f"{which}; left the 1st, right the 99th percentile."
-        alt, fold = f"{which}, swept, those that matter most first", which if first else ""
-        page.image(f"traversals-{first + 1}", figure, alt, caption, fold)
+            rows.append(model.decode(point)[:, 0].numpy())
+        which = f"Dimensions {first + 1} to {first + len(rows)} of {k}, swept, those that matter most first"
+        figure = images(rows, [f"dim {model.dims[i]}\n{num(float(cost[i]), '.2g')}" for i in chosen])
+        page.image(f"traversals-{first + 1}", figure, which, f"{which}.")
 
 
 def physics(page, problem, designs, y, model, count):
@@ -168,21 +137,16 @@ def physics(page, problem, designs, y, model, count):
     items = []
     for kind in ("reconstruction", "sample"):
         own, other = np.array([r[2:4] for r in rows if r[0] == kind]).T
-        positive = (own > 0).all() and (other > 0).all()
-        told = f"median {num(float(np.median(other)))} against {num(float(np.median(own)))}"
-        told = f"median change {percent(float(np.median(other / own)) - 1)}" if positive else told
-        figure, axes = panel(f"{kind}s", True, 3.2)
+        told = f"median {num(np.median(other))} against {num(np.median(own))}"
+        figure, axes = panel(f"{kind}s")
         ends = [min(own.min(), other.min()), max(own.max(), other.max())]
         axes.plot(ends, ends, color=COLOURS[7], lw=1, ls="--")
         axes.plot(own, other, "o", color=COLOURS[0], mfc="none", ms=4)
         axes.set(xlabel=f"{name} of the original", ylabel=f"{name} of the {kind}")
-        if positive and ends[1] / ends[0] > 10:
-            log_axis(axes.xaxis)
-            log_axis(axes.yaxis)
         worse = "above" if better == "lower" else "below"
-        caption = f"On the dashed line: as good as the original; {worse} it: worse. {told[0].upper() + told[1:]}."
+        caption = f"On the dashed line: as good as the original; {worse} it: worse. {told.capitalize()}."
         items.append((f"physics-{kind}", figure, f"{name} of {len(own)} originals and their {kind}s: {told}", caption))
-    page.figures(items, "wide")
+    page.figures(items)
     page.table("physics", PHYSICS, rows, f"Every design that was simulated. {advice}")
 
 

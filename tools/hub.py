@@ -1,10 +1,7 @@
-"""EngiBench's published datasets from Hugging Face's hub. It needs neither torch nor EngiBench.
+"""EngiBench's published datasets from Hugging Face's hub.
 
-Run as a program, it writes a dataset as .npz to stdout, so that load() can end it when it takes too long:
-
-    python tools/hub.py IDEALLab/beams_2d_50_100_v0 volfrac,rmin,forcedist > x.npz   # HF_HUB_OFFLINE=1: the cache alone
-
-Exit codes: 0; 1, the hub gave none (why: stderr); 4, the cache cannot be used.
+load() runs main() in a process of its own, so that it can end it when it takes too long. That writes a dataset as .npz
+to stdout. Exit codes: 0; 1, the hub gave none (why: stderr); 4, the cache cannot be used.
 """
 
 import contextlib
@@ -22,14 +19,11 @@ import numpy as np
 
 SPLITS = ("train", "val", "test")
 SECONDS = 300  # for a dataset, all together; $HUB_SECONDS overrides it
+PROGRAM = "import sys; sys.path.insert(0, sys.argv[1]); from tools import hub; sys.exit(hub.main(*sys.argv[2:]))"
 
 
 class CacheError(Exception):
     """The cache cannot be used. Without it, others who use it would train on other designs."""
-
-
-def first_line(error):
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
 
 
 def ask(url, seconds=5):
@@ -38,6 +32,8 @@ def ask(url, seconds=5):
     In a thread, since a dead DNS server outlasts any timeout. A certificate that this Python does not know is an
     answer: the client may know it (REQUESTS_CA_BUNDLE), and names it otherwise.
     """
+    from lvae import first_line
+
     answer = []
 
     def probe():
@@ -75,7 +71,7 @@ def load(dataset, columns):
 def _fetch(dataset, columns, **env):
     """What main() gives, in a process of its own, which is ended after HUB_SECONDS."""
     seconds = float(os.environ.get("HUB_SECONDS") or SECONDS)
-    command = [sys.executable, __file__, dataset, ",".join(columns)]
+    command = [sys.executable, "-c", PROGRAM, str(Path(__file__).parent.parent), dataset, ",".join(columns)]
     try:
         done = subprocess.run(command, env={**os.environ, **env}, capture_output=True, timeout=seconds)
     except subprocess.TimeoutExpired:
@@ -91,6 +87,8 @@ def asked_again(dataset):
     """What the hub answers, where the client's exception does not say: a status, a foreign page or a cause, or None."""
     from huggingface_hub import constants
     from huggingface_hub.utils import get_session
+
+    from lvae import first_line
 
     for path in (f"api/datasets/{dataset}", f"datasets/{dataset}/resolve/main/README.md"):
         try:
@@ -120,6 +118,8 @@ def main(dataset, columns):
             )
         parts["split"] = np.repeat(SPLITS, [len(found[split]) for split in SPLITS])
     except Exception as error:  # datasets, huggingface_hub, pyarrow and httpx raise a dozen types between them
+        from lvae import first_line  # with torch, which takes seconds to load: only where something is the matter
+
         chain, status = [], None
         while error is not None:  # what it came from is innermost
             chain.append(error)
@@ -136,7 +136,3 @@ def main(dataset, columns):
         np.savez(buffer, **parts)
         file.write(buffer.getbuffer())
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))

@@ -30,22 +30,21 @@ def quantise(saved):
     That is a quarter of the size. The largest weight of a row becomes 127, so that none is off by more than 1/254 of
     it. load() reads both.
     """
-
-    def narrow(weight):
-        scale = weight.abs().amax(1, keepdim=True).clamp_min(1e-30) / 127
-        return (weight / scale).round().to(torch.int8), scale
-
-    state = {key: narrow(value) if value.numel() > 2**14 else value for key, value in saved["state"].items()}
+    state = dict(saved["state"])
+    for key, weight in state.items():
+        if weight.numel() > 2**14:
+            scale = weight.abs().amax(1, keepdim=True).clamp_min(1e-30) / 127
+            state[key] = (weight / scale).round().to(torch.int8), scale
     return saved | dict(state=state)
 
 
 def best(path, arm=None):
-    """The finished row with the least val_rec of each problem in a results CSV, of one arm if given. InputError."""
-    rows = sorted(finished_rows(path), key=lambda row: -float(row["val_rec"]))
-    found = {row["problem"]: row for row in rows if not arm or row["arm"] == arm}
-    if not found:
+    """The finished row with the least val_rec of each problem in a results CSV, of one arm if given: a DataFrame."""
+    rows = finished_rows(path)
+    rows = rows[rows["arm"] == arm] if arm and len(rows) else rows
+    if rows.empty:
         raise InputError(f"--runs {path}: no finished rows" + (f" of --arm {arm}" if arm else ""))
-    return list(found.values())
+    return rows.loc[rows["val_rec"].astype(float).groupby(rows["problem"]).idxmin()]
 
 
 def ship(row, runs, out):
@@ -71,21 +70,20 @@ def ship(row, runs, out):
     return f"{target}: {row['name']}, {size}, val_rec {val_rec:.6g} ({recorded:.6g} before the 8 bits)"
 
 
+def run(args):
+    rows = pd.concat([best(path, args.arm) for path in args.runs])
+    for _, row in rows.iterrows():
+        print(ship(row, args.folder, args.out), flush=True)
+    write_atomically(args.out / "rows.csv", rows.to_csv(index=False, lineterminator="\n"))
+
+
 def main(argv=None):
     p = Parser(__doc__)
     p.add_argument("--runs", required=True, nargs="+", type=Path, help="results CSVs, one a problem")
     p.add_argument("--arm", help="rows of this arm alone")
     p.add_argument("--folder", default="runs", type=Path, help="where the runs' folders are (runs)")
     p.add_argument("--out", default="models", type=Path, help="where to put them (models)")
-    args = p.parse_args(argv)
-    return guarded("tools.ship", run, args)
-
-
-def run(args):
-    rows = [row for path in args.runs for row in best(path, args.arm)]
-    for row in rows:
-        print(ship(row, args.folder, args.out), flush=True)
-    write_atomically(args.out / "rows.csv", pd.DataFrame(rows).to_csv(index=False, lineterminator="\n"))
+    return guarded("tools.ship", run, p.parse_args(argv))
 
 
 if __name__ == "__main__":

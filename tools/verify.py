@@ -13,13 +13,14 @@ is kept of the runs, and the results are not changed.
 import json
 import math
 import os
-import random
 import subprocess
 import sys
 import tempfile
-from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+import numpy as np
+import pandas as pd
 
 from lvae import InputError
 from record import FREE_FLAGS, Parser, cores, cpu_model, guarded, read_csv, read_json
@@ -30,8 +31,9 @@ FIRST_TRAINED_ON = dict(beams2d=716, heatconduction2d=716)
 
 
 def finished_rows(path):
-    """The rows of a results/NN.csv that are finished runs, as dicts."""
-    return [row for row in read_csv(path).to_dict("records") if row["status"] == "finished"]
+    """The rows of a results/NN.csv that are finished runs, a DataFrame of text."""
+    rows = read_csv(path)
+    return rows[rows["status"] == "finished"] if len(rows) else rows
 
 
 def spread(row, rows):
@@ -39,12 +41,12 @@ def spread(row, rows):
 
     Among rows with this row's flags; where it has no other seed, among any rows with its designs.
     """
-    logs, keys = defaultdict(dict), [key for key in DEFAULTS if key not in (*FREE_FLAGS, "seed")]
-    for r in rows:
-        if r["data_sha256"] == row["data_sha256"]:
-            logs[tuple(r.get(key) for key in keys)][r["seed"]] = math.log(float(r["val_rec"]))
-    apart = {flags: max(seeds.values()) - min(seeds.values()) for flags, seeds in logs.items() if len(seeds) > 1}
-    return apart.get(tuple(row.get(key) for key in keys), max(apart.values(), default=math.nan))
+    keys = [key for key in DEFAULTS if key not in (*FREE_FLAGS, "seed")]
+    rows = rows[rows["data_sha256"] == row["data_sha256"]].reindex(columns=[*keys, "seed", "val_rec"]).fillna("")
+    rows = rows.drop_duplicates([*keys, "seed"], keep="last")
+    logs = np.log(rows["val_rec"].astype(float)).groupby([rows[key] for key in keys])
+    apart = (logs.max() - logs.min())[logs.size() > 1]
+    return apart.get(tuple(row.reindex(keys).fillna("")), apart.max())
 
 
 def again(row):
@@ -77,29 +79,24 @@ def compare(row, rows):
     off, apart = abs(math.log(summary["val_rec"] / float(row["val_rec"]))), spread(row, rows)
     word = "within the seeds" if off <= apart else "NOT within the seeds"
     word = "no other seed to compare with" if math.isnan(apart) else word
-    here, made_on = cpu_model(), row.get("cpu")
-    elsewhere = f" (made on {made_on}, this is {here})" if made_on and made_on != here else ""
     values = f"val_rec {summary['val_rec']:.6g}, recorded {float(row['val_rec']):.6g}"
-    return off <= apart, f"{word}: {values}, log apart {off:.2g}, seeds {apart:.2g}{elsewhere}"
+    made = f"made on {row.get('cpu')}, this is {cpu_model()}"
+    return off <= apart, f"{word}: {values}, log apart {off:.2g}, seeds {apart:.2g} ({made})"
 
 
 def run(args):
     """Run the rows again that the command line asks for; 0 if all came out again, else 1."""
     rows = finished_rows(args.runs)
-    unknown = set(args.ids or ()) - {row["id"] for row in rows}
-    if not rows:
+    if rows.empty:
         raise InputError(f"--runs {args.runs}: no finished rows")
-    if unknown:
+    if unknown := set(args.ids or ()) - {*rows["id"]}:
         raise InputError(f"--ids {' '.join(sorted(unknown))}: not finished rows of {args.runs}")
     if not 0 < args.share <= 1:
         raise InputError(f"--share {args.share}: allowed: 0 < share <= 1")
-    if args.jobs < 1:
-        raise InputError(f"--jobs {args.jobs}: allowed: at least 1")
-    chosen = [row for row in rows if row["id"] in (args.ids or ())]
-    chosen = chosen or random.Random(args.seed).sample(rows, max(1, round(args.share * len(rows))))
+    chosen = rows[rows["id"].isin(args.ids)] if args.ids else rows.sample(max(1, round(args.share * len(rows))))
     tables = {args.runs, *args.runs.parent.glob("[0-9]*.csv")}
-    beside = [row for path in tables for row in finished_rows(path)]
-    good, pool = 0, ThreadPoolExecutor(args.jobs)
+    beside = pd.concat([finished_rows(path) for path in tables])
+    chosen, good, pool = [row for _, row in chosen.iterrows()], 0, ThreadPoolExecutor(cores())
     try:
         for row, (right, said) in zip(chosen, pool.map(lambda row: compare(row, beside), chosen), strict=True):
             good += right
@@ -115,10 +112,6 @@ def main(argv=None):
     p.add_argument("--runs", required=True, type=Path, help="a results/NN.csv")
     p.add_argument("--share", type=float, default=0.1, help="share of its finished rows, at least one (0.1)")
     p.add_argument("--ids", nargs="+", help="these rows instead")
-    p.add_argument("--seed", type=int, default=None, help="of the choice (another one each time)")
-    p.add_argument(
-        "--jobs", type=int, default=cores(), help="runs at a time, each with its recorded threads (all cores)"
-    )
     return guarded("tools.verify", run, p.parse_args(argv))
 
 
