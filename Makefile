@@ -24,7 +24,7 @@ USES_status := SWEEP STORAGE
 USES_stop := $(USES_status)
 USES_rebuild := $(USES_status)
 USES_dashboard := $(USES_status)
-USES_report := SWEEP RUNS
+USES_report := SWEEP RUNS WANDB
 USES_verify := RUNS ARGS
 USES_ship := RUNS
 USES_gallery := RUN
@@ -124,8 +124,8 @@ sync: setup ## upload to W&B what was logged offline
 dashboard: setup ## Optuna's dashboard on the current local sweep (pip install optuna-dashboard)
 	$(PY) sweep.py dashboard $(where)
 
-report: setup ## all questions and answers, or SWEEP=02 (RUNS=folder or results/NN.csv)
-	$(PY) report.py $(if $(SWEEP),--sweep "$(SWEEP)") --runs $(or $(RUNS),runs)
+report: setup ## all questions and answers, or SWEEP=02 (RUNS=folder or results/NN.csv; WANDB=entity/project/id)
+	$(PY) report.py $(if $(SWEEP),--sweep "$(SWEEP)") $(if $(WANDB),--wandb $(WANDB),--runs $(or $(RUNS),runs))
 
 verify: setup ## do its rows come out again? a random tenth: RUNS=results/01-first.csv, ARGS="--ids a b"
 	@test -n "$(RUNS)" || { echo "verify: say which rows: make verify RUNS=results/01-first.csv" >&2; exit 2; }

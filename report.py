@@ -2,6 +2,7 @@
 
     python report.py --sweep 01 --runs runs                     # make report SWEEP=01 RUNS=runs
     python report.py --sweep 01 --runs results/01.csv           # the rows that agents keep
+    python report.py --sweep 02 --wandb entity/project/sweepid  # the same from W&B
     python report.py --runs results/01-first.csv                # all sweeps: report/index.html leads to their pages
 
 Expect report/<sweep>/index.html within a minute, also while the sweep is running: the page says how complete it is. A
@@ -109,13 +110,7 @@ def read_run(folder):
     config, summary = (read_json(folder / name) for name in ("config.json", "summary.json"))
     try:
         metrics, pruning = (read_csv(folder / name) for name in ("metrics.csv", "pruning.csv"))
-        flags, data, machine = (config.get(key) or {} for key in ("flags", "data", "machine"))
-        curve = metrics.reindex(columns=["epoch", "val_rec", METRIC]).apply(pd.to_numeric, errors="coerce")
-        row = flags | instability(curve["epoch"], curve["val_rec"], number(flags.get("pruning_epoch")))
-        row |= dict(id=folder.name, sweep=config.get("sweep"), recorded=config.get("started"), git=made_by(config))
-        row |= dict(cpu=machine.get("cpu"), data_source=data.get("source"), data_sha256=data.get("sha256"))
-        row |= dict(lowest=curve[METRIC].min())
-        row |= {key: summary[key] for key in ("status", "cause", *RESULT_METRICS) if key in (summary or {})}
+        row = described(config, summary or {}, metrics) | dict(id=folder.name)
     except (InputError, OSError, TypeError, AttributeError) as error:
         return Run(dict(id=folder.name, status="broken", cause=f"cannot be read: {first_line(error)}"), folder)
     if (folder / "pruning.csv").exists():
@@ -125,6 +120,46 @@ def read_run(folder):
         row |= dict(status="running" if is_locked(folder) else "stopped")
         row |= dict(cause=f"{len(metrics)} of {row.get('n_epochs')} epochs")
     return Run(row, folder)
+
+
+def described(config, summary, curve):
+    """What a row of results/NN.csv has of a run, from its JSON files and its curve, a DataFrame with a row an epoch."""
+    flags, data, machine = (config.get(key) or {} for key in ("flags", "data", "machine"))
+    curve = curve.reindex(columns=["epoch", "val_rec", METRIC]).apply(pd.to_numeric, errors="coerce")
+    row = flags | instability(curve["epoch"], curve["val_rec"], number(flags.get("pruning_epoch")))
+    row |= dict(lowest=curve[METRIC].min(), sweep=config.get("sweep"), recorded=config.get("started"))
+    row |= dict(
+        git=made_by(config), cpu=machine.get("cpu"), data_source=data.get("source"), data_sha256=data.get("sha256")
+    )
+    return row | {key: summary[key] for key in ("status", "cause", *RESULT_METRICS) if key in summary}
+
+
+def wandb_runs(path, api=None):
+    """Runs of a W&B sweep, entity/project/sweep id. pruning.csv is not on W&B: those runs have no proposals."""
+    if path.count("/") != 2:
+        raise InputError(f"--wandb {path}: allowed: entity/project/sweep id")
+    try:
+        if api is None:
+            import wandb
+
+            api = wandb.Api()
+        sweep = api.sweep(path)
+        return [from_wandb(run, (sweep.config or {}).get("name", "")) for run in sweep.runs]
+    except Exception as error:  # wandb raises its own, requests' and ValueError for a sweep that is not there
+        raise InputError(f"--wandb {path}: cannot be read ({type(error).__name__}: {first_line(error)})") from None
+
+
+def from_wandb(found, sweep):
+    """A run as wandb's public API shows it -> Run; of the sweep of this name, if it does not say of which."""
+    config = {key[1:]: value for key, value in found.config.items() if key[:1] == "_"}
+    config |= dict(flags={key: value for key, value in found.config.items() if key[:1] != "_"})
+    config |= dict(started=found.created_at, sweep=getattr(found, "group", None) or f"{sweep}-")
+    curve = [row for row in found.scan_history() if None not in (row.get("epoch"), row.get("val_rec"))]
+    row = described(config, dict(found.summary), pd.DataFrame(curve, dtype=object)) | dict(id=found.id)
+    if found.state != "finished" and "status" not in row:
+        status = dict(running="running", killed="stopped", preempted="stopped").get(found.state, "broken")
+        row |= dict(status=status, cause=f"W&B says {found.state}, {len(curve)} of {row.get('n_epochs')} epochs")
+    return Run(row, "/".join(found.path))
 
 
 # ---------------------------------------------------------------------------------- rows: which of them answer a sweep
@@ -829,17 +864,19 @@ def runs_and_caveats(found, page):
 
 def make(args):
     """Build the pages that the command line asks for, and name them; of all sweeps also the page that leads to them."""
-    runs = local_runs(args.runs)
-    out = Path(args.out) / ("" if args.runs == "runs" else slug(args.runs))  # no page of other rows is overwritten
+    names = [args.sweep] if args.sweep else [*SWEEPS]
+    runs = [run for path in args.wandb for run in wandb_runs(path)] if args.wandb else local_runs(args.runs)
+    source = f"W&B: {', '.join(args.wandb)}" if args.wandb else args.runs
+    out = Path(args.out) / ("" if source == "runs" else slug(source))  # no page of other rows is overwritten
     index = Page(out, "The questions and their answers")
-    for name in [args.sweep] if args.sweep else SWEEPS:
-        path, found = build(name, runs, out, args.runs)
+    for name in names:
+        path, found = build(name, runs, out, source)
         others = len(found.table) + len(found.broken) - len(found.frame)
-        told = f"{others} other runs, {len(found.left_out)} left out (from {args.runs})"
+        told = f"{others} other runs, {len(found.left_out)} left out (from {source})"
         print(f"{path}: {len(found.frame) - found.borrowed} of {found.points} points finished, {told}")
         index.parts.append(dict(kind="answer", href=f"{name}/index.html", question=found.question, page=found.page))
     if not args.sweep:
-        index.terms.append(("Runs", f"From {args.runs}."))
+        index.terms.append(("Runs", f"From {source}."))
         print(f"{index.write()}: the questions and their answers")
 
 
@@ -847,6 +884,8 @@ def main(argv=None):
     parser = Parser(__doc__)
     parser.add_argument("--sweep", choices=[*SWEEPS], help="(all of them, and a page that leads to them)")
     parser.add_argument("--runs", default="runs", help="folder with run folders below it, or results/NN.csv (runs)")
+    told = "read this W&B sweep instead of --runs; may be repeated"
+    parser.add_argument("--wandb", metavar="ENTITY/PROJECT/ID", action="append", help=told)
     parser.add_argument("--out", default="report", help="folder for the pages (report)")
     args = parser.parse_args(argv)
     return guarded("report.py", make, args, cannot=f"--out {args.out}: cannot write")

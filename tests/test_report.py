@@ -7,6 +7,7 @@ import json
 import math
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import planted
@@ -287,9 +288,36 @@ def test_without_a_sweep_one_page_leads_to_all():
     assert ": use plummet.</strong>" in text and text.count("No finished run of this sweep") == 5  # 01b reads 01
 
 
+def test_wandb_runs():
+    """A fake of the public API, as wandb 0.31 shows runs; tests/test_sweep_wandb.py asks the real client."""
+    write_runs(study("01", keep=beams))
+    local = report.local_runs("runs")
+
+    def fake(run, state="finished"):
+        with open(f"{run['where']}/metrics.csv", newline="") as file:
+            history = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
+        config = report.read_json(f"{run['where']}/config.json")
+        summary = {k: run[k] for k in ("status", "val_rec", "epoch") if state == "finished"}
+        told = dict(
+            config={**config["flags"], "_data": config["data"]}, summary=summary, created_at="2026", state=state
+        )
+        return SimpleNamespace(
+            id=run["id"], path=["me", "p", run["id"]], scan_history=lambda: [{"x": {}}, *history], **told
+        )
+
+    runs = [fake(local[0], "crashed"), *map(fake, local[1:])]
+    found = SimpleNamespace(runs=runs, config=dict(name="01_pruning_strategies"))
+    found = report.Study("01", report.wandb_runs("me/p/s", SimpleNamespace(sweep=lambda path: found)))
+    assert list(found.frame["id"]) == [run["id"] for run in local[1:]]
+    for key in ("data_sha256", "lowest", "val_rec", "rise"):
+        assert found.frame[key].iloc[0] == pytest.approx(local[1][key])
+    assert list(found.broken["id"]) == [local[0]["id"]]
+
+
 @pytest.mark.parametrize("argv, said", [
     (["--sweep", "07"], "--sweep: invalid choice: '07'"),
     (["--sweep", "01", "--runs", "no-such-folder"], "--runs no-such-folder: no such folder"),
+    (["--sweep", "01", "--wandb", "x"], "--wandb x: allowed: entity/project/sweep id"),
 ])  # fmt: skip
 def test_bad_input_is_one_line_and_writes_nothing(tmp_path, capsys, argv, said):
     try:

@@ -104,6 +104,9 @@ def test_train_itself_under_an_agent(wandb_server):
     assert {key: run["config"][key]["value"] for key in flags} == flags and flags["n_epochs"] == 2
     assert [h["epoch"] for h in run["history"] if "val_rec" in h] == [0, 1]
     assert float(row["val_rec"]) == run["summary"]["val_rec"] > 0 and run["groupName"] == row["sweep"]
+    report = [sys.executable, str(ROOT / "report.py"), "--sweep", "01", "--wandb", f"stub/lvae-pruning/{made['name']}"]
+    done = subprocess.run(report, env={**os.environ, **wandb_server.env}, capture_output=True, text=True, timeout=300)
+    assert "1 of 1 points finished, 0 other runs, 0 left out" in done.stdout, done.stdout + done.stderr
 
 
 def test_offline_runs_of_a_local_sweep_are_uploaded_later(wandb_server):
