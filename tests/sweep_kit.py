@@ -138,7 +138,7 @@ def wait_until(condition, seconds=600):
 
 def two_seeds(patch, flags, name):
     """Two runs of train.py here, s1 and s2, without figures; the path of results/NAME.csv, which has their rows."""
-    patch.setattr(figures, "draw", lambda trainer, folder: None)
+    patch.setattr(figures, "draw", lambda *_: None)
     results = Path(f"results/{name}.csv")
     Path(".sweeps").mkdir()
     for seed in (1, 2):

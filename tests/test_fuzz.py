@@ -129,7 +129,7 @@ def test_any_flags_that_are_taken_train(tmp_path_factory, chosen, latent_dim):
     argv += ["--problem=custom", "--wandb=disabled", "--threads=1"]
     epochs = iter([None])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(figures, "draw", lambda trainer, folder: None)
+        patch.setattr(figures, "draw", lambda *_: None)
         patch.setattr(train, "Stop", lambda: type("Stop", (), {"code": property(lambda self: next(epochs, 143))})())
         code = train.main(argv + [f"--{flag}={value}" for flag, value in chosen.items()])
     assert code in (0, 2, 3, 143)

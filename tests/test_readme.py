@@ -1,11 +1,13 @@
 """The documents say what the committed rows say; their links resolve, and they are as short as they promise."""
 
+import json
 import re
 import shlex
 import subprocess
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import ROOT
 
@@ -69,6 +71,20 @@ def test_the_readme_says_how_good_designs_for_new_conditions_are():
     shown, *told = rows_of("| problem | start" + README.split("| problem | start")[1])
     found = [[row[header.index(key)] for key in shown] for row in rows if row[1:2] == ["0"]]
     assert len(told) >= 4 and all(row in found for row in told[:4])
+
+
+def test_the_readme_says_how_good_the_models_are():
+    models = pd.read_csv(ROOT / "models/rows.csv").set_index("problem")
+    plain = pd.read_csv(ROOT / "results/baselines.csv")
+    plain = plain[(plain["strategy"] == "none") & (plain["status"] == "finished")]
+    table = rows_of(README[README.index("| problem | numbers") :].split("\n\n")[0])[1:]
+    assert sorted(models.index) == [row[0] for row in table]
+    for problem, *told in table:
+        model = models.loc[problem]
+        same = plain[(plain["problem"] == problem) & (plain["latent_dim"] == model["active_dims"])]["val_rec"].mean()
+        test = json.loads((ROOT / "models" / problem / "summary.json").read_text())["test_rec"]
+        errors = [f"{error:.3g}" for error in (model["val_rec"], model["pca_rec"], same, test)]
+        assert told == [str(model["active_dims"]), *errors, f"{model['seconds'] / 60:.1f}"]
 
 
 INDENTED = [re.split(r"\s#|; ", line)[0] for d in DOCUMENTS for line in re.findall(r"^    (.*)$", d.read_text(), re.M)]

@@ -36,7 +36,7 @@ def in_an_empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("WANDB_RUN_ID", "WANDB_SWEEP_ID", "WANDB_MODE", "WANDB_API_KEY"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(figures, "draw", lambda trainer, folder: None)  # seconds each; test_figures draws them
+    monkeypatch.setattr(figures, "draw", lambda *_: None)  # seconds each; test_figures draws them
     yield
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -80,7 +80,7 @@ def whole(tmp_path_factory):
     kept = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("whole"))
-        patch.setattr(figures, "draw", lambda trainer, folder: kept.update(trainer=trainer))
+        patch.setattr(figures, "draw", lambda trainer, *_: kept.update(trainer=trainer))
         return run("--save_model", "--test", name="a").resolve(), kept["trainer"]
 
 

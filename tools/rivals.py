@@ -109,9 +109,9 @@ def run(args):
         rows = read_csv(path)
         seeds = rows[(rows["problem"] == problem) & (rows["method"] == method)]["seed"] if len(rows) else []
         if str(seed) not in map(str, seeds) and not (method in FREE and len(seeds)):
-            rows = pd.concat([rows, pd.DataFrame(rows_of(problem, method, seed))])
-            write_atomically(path, rows.to_csv(index=False, lineterminator="\n"))
-            print(rows.tail(len(FRONT)).to_string(index=False), flush=True)
+            found = pd.DataFrame(rows_of(problem, method, seed))
+            write_atomically(path, pd.concat([rows, found]).to_csv(index=False, lineterminator="\n"))
+            print(found.to_string(index=False), flush=True)
 
 
 def main(argv=None):
