@@ -18,9 +18,11 @@ import collections
 import contextlib
 import copy
 import ctypes
+import functools
 import hashlib
 import importlib.metadata
 import importlib.util
+import io
 import itertools
 import json
 import math
@@ -214,6 +216,21 @@ def resolve(points, program):
             varied = command_line({k: v for k, v in point.items() if any(p[k] != v for p in points)})
             raise InputError(f"{error} (in {' '.join(varied)})" if varied else str(error)) from None
     return flags
+
+
+def n_train(*which):
+    return len(data.load(*which).train)
+
+
+def settled(points, program, count):
+    """The flags of each point as its row has them: with those, too, that follow the number of designs, n_train()."""
+    found = resolve(points, program)
+    for flags in found if hasattr(program, "schedule") else ():
+        with contextlib.redirect_stderr(io.StringIO()):  # each run gives its own warnings
+            args = argparse.Namespace(**flags)
+            program.schedule(args, count(args.problem, args.data, args.toy_dims, args.n_train))
+            flags |= vars(args)
+    return found
 
 
 def check_pruning(args, flags):
@@ -444,7 +461,7 @@ def skip_done(sweep, points, program):
     """The points without those that are in results/NN.csv already, finished or diverged."""
     rows = read_csv(Path(sweep["results"])).to_dict("records")
     have = [row for row in rows if row["status"] in ("finished", "diverged")]
-    flags = resolve(points, program) if have else points
+    flags = settled(points, program, functools.cache(n_train)) if have else points
     return [point for point, f in zip(points, flags, strict=True) if not any(is_of(r, f, sweep, program) for r in have)]
 
 
@@ -455,10 +472,10 @@ def known_trials(sweep, program):
     flags of all the search's points with these values. One that cannot be read is not taken.
     """
     config, found = sweep["config"], []
-    space, point = distributions(config["parameters"]), corners(config)[0]
+    space, point, count = distributions(config["parameters"]), corners(config)[0], functools.cache(n_train)
     for row in read_csv(Path(sweep["results"])).to_dict("records"):
         with contextlib.suppress(AttributeError, KeyError, TypeError, ValueError):  # out of range, or damaged
-            flags = vars(program.parse(command_line({**point, **{k: row[k] for k in space}})))
+            (flags,) = settled([{**point, **{k: row[k] for k in space}}], program, count)
             if is_of(row, flags, sweep, program) and row["sweep"].rpartition("-")[0] == config["name"]:
                 reports = {int(k): float(v) for k, v in (pair.split(":") for pair in row["reports"].split())}
                 ends = {

@@ -7,6 +7,7 @@ import pytest
 import sweep_kit
 
 import sweep
+import train
 from tools import comparison, rivals
 
 
@@ -75,3 +76,18 @@ def test_toy_designs_of_several_dimensions_are_told_apart():
     assert len({entry["sha256"] for entry in made["data"].values()}) == 5
     sweep.check_data(made)
     assert len(sweep.expand(sweep.read_yaml(str(comparison.ROOT / "comparisons/width.yaml"))[1])) == 27
+
+
+@pytest.mark.usefixtures("here")
+def test_a_point_whose_schedule_follows_its_designs_is_not_run_again(monkeypatch, capsys):
+    """comparisons/width.yaml gives no n_epochs: a row has what train.py made of it."""
+    os.symlink(comparison.ROOT / "train.py", "train.py")
+    monkeypatch.setattr(train, "EPOCHS", 1)
+    monkeypatch.setattr(sweep, "load_program", lambda _: train)  # with this number, too
+    flags = "--problem=toy --latent_dim=4 --strategy=plummet --wandb=disabled --test"
+    sweep_kit.two_seeds(monkeypatch, flags, "width-trial")
+    asked = ["--backend", "local", "--set", "problem=toy latent_dim=4 seed=1,2,3"]
+    capsys.readouterr()
+    assert sweep.main(["create", str(comparison.ROOT / "comparisons/width.yaml"), *asked]) == 0
+    said = capsys.readouterr()
+    assert "2 points are in results/width-trial.csv already" in said.out and ": 1 runs" in said.out and not said.err
