@@ -18,7 +18,7 @@ from pruning import PROFILES
 
 
 def test_divergence_is_recorded(capsys):
-    folder = run("--w_v=1e308", "--polynomial_schedule_n=4", name="a", code=3)
+    folder = run("--volume=geometric", "--w_v=1e308", "--polynomial_schedule_n=4", name="a", code=3)
     assert summary(folder)["status"] == "diverged" and "epoch 1" in summary(folder)["cause"]
     assert "diverged: epoch 1" in capsys.readouterr().err and len(rows(folder / "metrics.csv")) == 1
 
