@@ -70,8 +70,6 @@ class Run(dict):
 
     Besides: where it is, its `owner` (01b of 01b-first_..., "" for none), `lowest` of METRIC."""
 
-    summary = property(lambda self: self)  # sweep.py puts its metrics into a row
-
     def __init__(self, row, where):
         # a flag that a run lacks means what was done before that flag existed
         row, other = LEGACY | {key: value for key, value in row.items() if value != ""}, (*BOOKKEEPING, *RESULT_METRICS)

@@ -512,7 +512,7 @@ def record_result(sweep, folder, status):
 
     config, summary = (read_json(folder / name) or {} for name in ("config.json", "summary.json"))
     metrics, search, path = read_csv(folder / "metrics.csv"), sweep.get("config", {}), Path(sweep["results"])
-    found = (metrics.iloc[-1].to_dict() if len(metrics) else {}) | read_run(folder).summary | summary
+    found = (metrics.iloc[-1].to_dict() if len(metrics) else {}) | read_run(folder) | summary
     row = {"id": folder.name, "name": config.get("name"), "sweep": sweep["id"], "status": status}
     row |= {"cause": summary.get("cause")} | {k: str(v) for k, v in sorted(config.get("flags", {}).items())}
     row |= {key: found.get(key) for key in RESULT_METRICS}

@@ -575,7 +575,7 @@ def pca_errors(train, x):
 
 # ---- Main ------------------------------------------------------------------------------------------------------------
 
-LEARNT = 0.9  # of the mean design's error: with less a model is better than that design
+LEARNT = 0.9  # a model has begun to learn when val_rec is below this share of the mean design's error
 WIDTH = 100  # the default latent_dim, for which w_v is set
 # A run's length where n_epochs is not given: so many epochs, or as many as make so many steps if those are fewer
 EPOCHS, STEPS = 100, 6000

@@ -7,7 +7,6 @@ import re
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
 
 import data
 import lvae
@@ -80,9 +79,3 @@ def test_gallery_of_a_run_and_what_cannot_be_drawn(tmp_path, capsys, monkeypatch
         error = capsys.readouterr().err
         assert said in error and error.count("\n") == 1
     assert not (tmp_path / "none").exists()
-
-
-def test_the_readmes_code_runs(monkeypatch):
-    monkeypatch.chdir(ROOT)
-    (block,) = re.findall("```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    exec(block, {})

@@ -25,16 +25,13 @@ from torch import nn
 
 import data
 import train
+from lvae import principal_axes
 from record import Parser, guarded, read_csv, write_atomically
 
 PROBLEMS = ("beams2d", "heatconduction2d", "photonics2d")
 FRONT = (4, 6, 8, 10, 13, 16, 20, 24, 32)  # k
-METHODS = {
-    "PCA of latents": 0.0,
-    "nested dropout": 0.0,
-    "IRMAE-WD 1e-6": 1e-6,
-    "IRMAE-WD 1e-1": 1e-1,
-}  # with their weight decay
+# Each method, with its weight decay
+METHODS = {"PCA of latents": 0.0, "nested dropout": 0.0, "IRMAE-WD 1e-6": 1e-6, "IRMAE-WD 1e-1": 1e-1}
 FREE = ("PCA", "TwoNN", "MLE")  # they draw nothing: one seed is enough
 FIXED = {"strategy": "none", "w_v": 0, "rotate_every": 0, "data": "sample", "wandb": "disabled"}
 
@@ -75,12 +72,13 @@ class Rival(train.Trainer):
     def front(self):
         """val_rec behind the first k axes for each k of FRONT, of the weights with the least val_rec."""
         self.model.load_state_dict(self.best["weights"]["model"])
-        z, held = (self.reconstruct(x)[0].double() for x in (self.train, self.val))
+        z, held = (self.reconstruct(x)[0].double().cpu() for x in (self.train, self.val))
         mean, axes = torch.zeros_like(z[0]), torch.eye(z.shape[1], dtype=z.dtype)
         if self.method != "nested dropout":
-            mean, axes = z.mean(0), torch.linalg.eigh(z.T.cov())[1].T.flip(0)  # rows, the largest variance first
-        cut = [mean + (held - mean) @ axes[:k].T @ axes[:k] for k in FRONT]
-        return [F.mse_loss(self.model.decode(z.float()), self.val).item() for z in cut]
+            mean, _, axes = principal_axes(z)
+            axes = axes.flip(1)  # the largest variance first
+        cut = [mean + (held - mean) @ axes[:, :k] @ axes[:, :k].T for k in FRONT]
+        return [F.mse_loss(self.model.decode(z.to(self.val)), self.val).item() for z in cut]
 
 
 def rows_of(problem, method, seed):
@@ -107,8 +105,8 @@ def run(args):
     path = Path("results/rivals.csv")
     for seed, method, problem in ((s, m, p) for s in args.seeds for m in (*FREE, *METHODS) for p in PROBLEMS):
         rows = read_csv(path)
-        seeds = rows[(rows["problem"] == problem) & (rows["method"] == method)]["seed"] if len(rows) else []
-        if str(seed) not in map(str, seeds) and not (method in FREE and len(seeds)):
+        seeds = {*rows[(rows["problem"] == problem) & (rows["method"] == method)]["seed"]} if len(rows) else set()
+        if str(seed) not in seeds and not (method in FREE and seeds):
             found = pd.DataFrame(rows_of(problem, method, seed))
             write_atomically(path, pd.concat([rows, found]).to_csv(index=False, lineterminator="\n"))
             print(found.to_string(index=False), flush=True)
@@ -116,7 +114,7 @@ def run(args):
 
 def main(argv=None):
     p = Parser(__doc__)
-    p.add_argument("--seeds", nargs="+", type=int, default=[2001], help="2001")
+    p.add_argument("--seeds", nargs="+", type=int, default=[2001], help="of the weights, batches and draws (2001)")
     return guarded("tools.rivals", run, p.parse_args(argv))
 
 
