@@ -337,15 +337,22 @@ def test_trimming_gives_up_the_smallest_that_are_worth_little():
     assert trim(std, [1.0, 1.1, math.nan]) == gone[:2]
     assert trim(std, flat, strategy="none") == trim(std, flat, trim_share=0.0) == []
     assert trim(std, flat, pruning_epoch=5)[0][0] == 5
-    many = list(range(20, 0, -1))  # a fifth at a time, or the half of it that is worth little enough, and so on
-    kept = [len(left) for _, _, left in trim(many, flat, worth=[1.0] * 10 + [0.019] * 10)]
-    assert kept == [18, 15, 12, 10]
+    many = list(range(100, 0, -1))  # a fifth at a time, or the half of it that is worth little enough, and so on
+    kept = [len(left) for _, _, left in trim(many, flat, worth=[1.0] * 50 + [0.019] * 20 + [0.0] * 30)]
+    assert kept[:4] == [80, 72, 69, 66]
     # at the least error so far one goes that is worth more; not in the last quarter of the run
     assert trim(std, [*flat[:9], 0.9, 1.0, 0.8, *flat[12:]]) == [*gone, (9, 1, [1, 2]), (11, 1, [1])]
     # and it comes back where the error is not within twice its least in a tenth of the run
     back = trim(std, [*flat[:9], 0.9, 1.9, 1.9, 0.8, *flat[13:]])
     assert back == [*gone, (9, 1, [1, 2]), (11, -1, [1, 2, 3])]
     assert trim(std, [*flat[:15], 0.9]) == gone
+
+
+@pytest.mark.parametrize("width", [50, 100, 250, 500])
+def test_every_width_comes_to_ten_dimensions_in_as_many_epochs(width):
+    kept = [len(left) for _, _, left in trim(list(range(width, 0, -1)), [1.0] * 15, worth=[0.0] * width)]
+    assert kept[0] == {50: 43, 100: 80, 250: 184, 500: 343}[width]
+    assert next(epoch for epoch, k in enumerate(kept) if k <= 10) in (9, 10, 11)
 
 
 def test_a_stated_error_is_kept_to_and_what_broke_it_comes_back():
