@@ -314,9 +314,9 @@ def locate(args, fingerprint):
         others = [] if run_id() else Path(args.out).glob("*/config.json")
         for path in sorted(others, key=lambda p: -p.stat().st_mtime):
             config = _read_config(path)
-            ours = config and not status(path.parent) and config["data"] == fingerprint
-            flags = config["flags"] if ours else {"n_epochs": None}
-            if flags["n_epochs"] == args.n_epochs and not different_flags(flags, vars(args)):
+            if not config or status(path.parent) or config["data"] != fingerprint:
+                continue
+            if config["flags"]["n_epochs"] == args.n_epochs and not different_flags(config["flags"], vars(args)):
                 folder, old = path.parent, config
                 break
     elif args.resume:
