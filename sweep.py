@@ -454,6 +454,7 @@ def known_trials(sweep, program):
     Such a row belongs to a search of this name, has the same designs, lies in the ranges of what varies, and has the
     flags of all the search's points with these values. One that cannot be read is not taken.
     """
+    states = {"finished": TrialState.COMPLETE, "stopped early": TrialState.PRUNED, "diverged": TrialState.FAIL}
     config, found = sweep["config"], []
     space, point = distributions(config["parameters"]), corners(config)[0]
     for row in read_csv(Path(sweep["results"])).to_dict("records"):
@@ -461,12 +462,9 @@ def known_trials(sweep, program):
             flags = vars(program.parse(command_line({**point, **{k: row[k] for k in space}})))
             if is_of(row, flags, sweep, program) and row["sweep"].rpartition("-")[0] == config["name"]:
                 reports = {int(k): float(v) for k, v in (pair.split(":") for pair in row["reports"].split())}
-                ends = {
-                    "finished": (TrialState.COMPLETE, float(row["objective"] or "nan")),
-                    "diverged": (TrialState.FAIL, None),
-                }
-                ends |= {"stopped early": (TrialState.PRUNED, reports[max(reports)] if reports else None)}
-                state, value = ends[row["status"]]
+                state, value = states[row["status"]], reports.get(max(reports, default=0))
+                if state != TrialState.PRUNED:
+                    value = float(row["objective"]) if state == TrialState.COMPLETE else None
                 need(not any(map(math.isnan, [*reports.values(), value or 0])), "not a number")
                 trial = {"params": {k: flags[k] for k in space}, "distributions": space, "intermediate_values": reports}
                 found.append(create_trial(state=state, value=value, **trial))
@@ -667,10 +665,8 @@ def report_growth(a):
     for step in new:  # each is an fsync
         queue.storage.set_trial_intermediate_value(a.trial._trial_id, step, values[step - 1])
     known |= {step: values[step - 1] for step in new}
-    signed = [sign * v for v in values]
-    return bool(rule and new) and engine.hyperband_stops(
-        signed, lambda band: [sign * v for v in queue.pool(band)], rule
-    )
+    signed, pool = [sign * v for v in values], lambda band: [sign * v for v in queue.pool(band)]
+    return bool(rule and new) and engine.hyperband_stops(signed, pool, rule)
 
 
 def settle(a):
@@ -698,15 +694,14 @@ def settle(a):
         elif status == "finished" and values:
             state, value = TrialState.COMPLETE, objective(config, values)
             outcome = f"finished, {metric} {value:.6g} with {summary.get('active_dims')} dims"
-        queue.end(a.trial, state, value, **({"cause": outcome} if state == TrialState.FAIL else {}))
+        queue.end(a.trial, state, value, cause=outcome)
     elif a.code == 2:
         # most likely this machine's fault, so others may try: but a run that nobody can start must not stay for ever
         queue.end(a.trial, TrialState.WAITING, tried=f"cannot start: {tail}")
         outcome = f"cannot start, and this agent stops: {tail}"
     elif a.code in (4, None, 130, 143, -signal.SIGINT, -signal.SIGTERM) or a.killed:
         queue.end(a.trial, TrialState.WAITING)
-        full = f"cannot write, and this agent stops: {tail}"
-        outcome = full if a.code == 4 else "stopped; the next agent continues it"
+        outcome = f"cannot write, and this agent stops: {tail}" if a.code == 4 else "stopped, resumably"
     else:
         cause = a.hung or f"{ending(a.code)}: {tail}"
         given_up = queue.end(a.trial, TrialState.WAITING, tried=f"crashed: {cause}")

@@ -57,7 +57,6 @@ fault("`kill -9` at random moments, from Python's start to the last figure", "-9
 for number, ending in ((SIGTERM, "143"), (SIGINT, "130"), (SIGKILL, "-9")):
     text, few = f"{number.name} while checkpoint.pt is being written", int(number == SIGTERM)
     fault(text, ending, few, 5, kit.stopped_in_a_checkpoint, number)
-fault("two processes continue the same run at once", "0, and 2 for the one refused", 1, 5, kit.two_at_once)
 text = "disk full: a tmpfs with room for nothing, for a part of the first, second or third checkpoint, or of figures"
 fault(text, "4", 1, 10, kit.full_disks, skip=None if kit.may_mount() else "this user may not mount in a namespace")
 for text, few, *trouble in (
