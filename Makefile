@@ -62,7 +62,7 @@ test: setup-data ## run the tests (8 minutes on 2 idle cores)
 
 soak: setup-data ## the heavy counts: many agents, many kills, PostgreSQL; writes results/faults.md
 	$(PY) -m pip install --quiet --disable-pip-version-check $(PSYCOPG)
-	$(PY) -m pytest -q tests/soak_sweep.py tests/soak_faults.py
+	SOAK=1 $(PY) -m pytest -q tests/soak_sweep.py tests/test_faults.py
 
 lint: setup ## ruff: check and format
 	$(VENV)/bin/ruff check .
@@ -103,7 +103,7 @@ agents: setup ## work on the current sweep: N=5 agents, COUNT= runs each, SWEEP=
 resume: setup ## go on after a stop or a reboot: N=5 agents; FAILED=1 tries again what failed
 	@$(call gently,$(PY) sweep.py resume $(how) $(if $(FAILED),--failed) $(where))
 
-status: setup ## done, running, failed, left, best so far, time to go
+status: setup ## done, running, failed, left
 	@$(PY) sweep.py status $(where)
 
 stop: setup ## hand out no new runs; those that run are finished
