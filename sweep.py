@@ -314,7 +314,7 @@ def skip_done(sweep, points, program):
     """The points without those that are in results/NN.csv already, finished or diverged."""
     rows = read_csv(Path(sweep["results"])).to_dict("records") if points else []
     have = [row for row in rows if row["status"] in ("finished", "diverged")]
-    flags = resolve(points, program)
+    flags = resolve(points, program) if have else points
     return [point for point, f in zip(points, flags, strict=True) if not any(is_of(r, f, sweep, program) for r in have)]
 
 

@@ -244,8 +244,8 @@ class Queue:
         return self.get(trial)
 
     def _beat(self, trial):
-        me = {"host": platform.node(), "pid": os.getpid(), "kernel": KERNEL, "token": self.token}
-        self.note(trial, held=me | {"beat": time.time()})
+        held = {"pid": os.getpid(), "kernel": KERNEL, "token": self.token, "beat": time.time()}
+        self.note(trial, held=held)
 
     def _ask(self, runs):
         """A search's next point. The sampler's seed is the run's id: no two agents or searches draw alike."""

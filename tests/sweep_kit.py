@@ -61,9 +61,10 @@ def states(made):
 class Forked(multiprocessing.get_context("fork").Process):
     """sweep.py in a fork of this process, as importing takes 8 s of CPU; it does not hear our Ctrl-C."""
 
-    def __init__(self, *arguments, **env):
+    def __init__(self, *arguments, main=sweep.main, **env):
         super().__init__()
-        self.arguments, self.env, self.said = arguments, env, Path(f"said-{time.monotonic_ns()}.log").absolute()
+        self.said, self.main = Path(f"said-{time.monotonic_ns()}.log").absolute(), main
+        self.arguments, self.env = arguments, env
         self.start()
 
     def run(self):
@@ -74,7 +75,7 @@ class Forked(multiprocessing.get_context("fork").Process):
         for stream in (1, 2):
             os.dup2(os.open(self.said, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
         sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
-        code = sweep.main(list(self.arguments))
+        code = self.main(list(self.arguments))
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
