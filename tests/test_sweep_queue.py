@@ -296,7 +296,7 @@ def test_disks_pipes_and_early_signals_end_in_one_line():
     done = subprocess.run(" ".join([*command, "status | head -0"]), shell=True, capture_output=True, text=True)
     assert done.stderr == ""
     early = subprocess.Popen([*command, "agent"], stderr=subprocess.PIPE, text=True)
-    time.sleep(1)  # Python itself has started, and imports take seconds more
+    wait_until(lambda: "torch" in Path(f"/proc/{early.pid}/maps").read_text())  # while it is imported
     early.send_signal(signal.SIGINT)
     assert early.communicate()[1] == "" and early.returncode in (-signal.SIGINT, 130)
     Path("results").write_text("a file where a folder should be")
