@@ -18,8 +18,10 @@ import collections
 import contextlib
 import copy
 import ctypes
+import functools
 import hashlib
 import importlib.metadata
+import io
 import itertools
 import json
 import math
@@ -53,10 +55,22 @@ AGGRESSIVE |= {"lognorm": ("percentile", 0.4), "probabilistic": ("temperature", 
 # Points that differ only in these are one point: where it is computed, what is kept, and what is compared otherwise
 NOT_COMPARED = {*FREE_FLAGS, "threads", "arm", "safeguards", "data"}
 PATIENCE = 300  # seconds for a stopped run to finish its epoch and write its checkpoint, before it is killed
+LONGEST = 900  # seconds that agents wait for a database that is away
+MOST = 100_000  # points of a grid
+DESIGNS = {"problem": None, "data": "auto", "toy_dims": 3, "n_train": 0}  # the flags that choose them
 OVER = ("finished", "stopped early", "diverged", "failed")
 NUMBER, SCALAR = int | float, str | int | float | None
 
 # ------------------------------------------------------------------------------------------------------ a sweep's file
+
+
+class Loader(yaml.SafeLoader):
+    """YAML in which a key given twice is an error, not its last value."""
+
+    def construct_mapping(self, node, deep=False):
+        keys = [str(key.value) for key, _ in node.value]
+        need(len(keys) == len(set(keys)), f"line {node.start_mark.line + 1}: a key is given twice in {', '.join(keys)}")
+        return super().construct_mapping(node, deep)
 
 
 def read_yaml(name):
@@ -65,7 +79,7 @@ def read_yaml(name):
     need(name in files or Path(name).suffix, f"sweep {name}: unknown; allowed: {', '.join(files)}, or a .yaml file")
     path = files.get(name, Path(name))
     try:
-        config = {"name": path.stem} | yaml.safe_load(record.read_text(path))
+        config = {"name": path.stem} | yaml.load(record.read_text(path), Loader)
         check_config(config)
     except (OSError, ValueError, yaml.YAMLError, AttributeError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{path}: {' '.join(str(error).split())[:200]}") from None
@@ -84,8 +98,8 @@ def check_config(config):
     for key, p in config["parameters"].items():
         found, listed = levels(p), bool({"value", "values"} & set(p))
         plain = isinstance(found, list) and all(isinstance(v, SCALAR if listed else NUMBER) for v in found)
-        fits = plain and (len(found) > 0 if listed else search and len(found) == 2)
-        need(fits, f"parameter {key} needs value or values; in a search also min and max (1.0e-4, for YAML: not 1e-4)")
+        fits = plain and (0 < len(found) == len(set(map(str, found))) if listed else search and len(found) == 2)
+        need(fits, f"parameter {key} needs value or values, each once; a search also min and max (1.0e-4, not 1e-4)")
     named = "problem" in config["parameters"] and isinstance(config["metric"].get("name"), str)
     need(named, "needs a parameter problem, and a metric with a name")
     rule = config.get("early_terminate") or {"min_iter": 1}
@@ -95,6 +109,8 @@ def check_config(config):
 def expand(config):
     """The points of a grid, a dict of flags each, the first parameter of the file varying slowest."""
     lists = [levels(p) for p in config["parameters"].values()]
+    n = math.prod(map(len, lists))
+    need(n <= MOST, f"the grid has {n:,} points; allowed: at most {MOST:,}")
     return [dict(zip(config["parameters"], point, strict=True)) for point in itertools.product(*lists)]
 
 
@@ -174,10 +190,31 @@ def resolve(points, program):
         raise InputError(str(error)) from None
 
 
+def settled(points, program):
+    """The flags of each point as its row has them: with those, too, that follow the number of training designs."""
+    found, count = resolve(points, program), functools.cache(lambda *which: len(data.load(*which).train))
+    for flags in found if hasattr(program, "schedule") else ():
+        with contextlib.redirect_stderr(io.StringIO()):  # each run gives its own warnings
+            args = argparse.Namespace(**flags)
+            program.schedule(args, count(*(flags[k] for k in DESIGNS)))
+            flags |= vars(args)
+    return found
+
+
+def check_pruning(args, flags):
+    """Refuse SET or EPOCHS with which runs end before they may prune, or prune before w_v is reached."""
+    asked = f"EPOCHS {args.epochs}" if args.epochs else f"SET {args.set}"
+    for f in flags if args.epochs or re.search(r"\b(n_epochs|pruning_epoch)=", args.set or "") else ():
+        first, n, end = f.get("pruning_epoch"), f.get("n_epochs"), f.get("polynomial_schedule_n")
+        if f.get("strategy", "none") != "none" and None not in (first, n):
+            need(first < n, f"{asked}: pruning would start at epoch {first}, and the run ends at {n}; allowed: more")
+            late = f"pruning would start at {first}, before the schedule of w_v ends at {end}"
+            need(not args.epochs or (end or 0) <= first, f"{asked}: {late}; allowed: more, or a smaller one by SET")
+
+
 def freeze_data(parameters):
     """Resolve `data: auto` for the whole sweep. Returns its designs: the arguments of data.load, and their hash."""
-    names = {"problem": None, "data": "auto", "toy_dims": 3, "n_train": 0}
-    asked = [levels(parameters.get(k, {"value": v})) for k, v in names.items()]
+    asked = [levels(parameters.get(k, {"value": v})) for k, v in DESIGNS.items()]
     if asked[1] == ["auto"]:
         found = {data.load(*which).fingerprint["source"] for which in itertools.product(*asked)}
         asked[1] = ["hub" if found == {"hub"} else "sample"]
@@ -190,6 +227,19 @@ def code_of(program):
     names = [Path(program), *(Path(program).parent / f"{name}.py" for name in ("lvae", "pruning", "data"))]
     found = {p.name: hashlib.sha256(p.read_bytes()).hexdigest()[:12] for p in names if p.exists()}
     return found | {package: importlib.metadata.version(package) for package in ("torch", "numpy")}
+
+
+def is_on(sweep, flags, sha256):
+    """Whether these are the designs that a run with these flags has in a sweep; one of `wandb sweep` has no own."""
+    mine = [str(key) for key in (*(flags.get(k) or v for k, v in DESIGNS.items()), sha256)]
+    return not sweep["data"] or mine in [list(map(str, known)) for known in sweep["data"]]
+
+
+def other_designs(sweep, folder):
+    """What the designs of a run are, where they are not its sweep's; else None."""
+    config = read_json(folder / "config.json") or {}
+    now = config.get("data", {}).get("sha256")
+    return None if not now or is_on(sweep, config["flags"], now) else f"its designs ({now[:12]}) are not the sweep's"
 
 
 def check_data(sweep):
@@ -221,7 +271,9 @@ def plan(path, config, args, program, backend):
     name = re.sub("(_|$)", rf"{edition}\1", config["name"], count=1)
     config["name"] = f"{name}-{args.problem}" if args.problem and not grid else name
     parameters, points = config["parameters"], expand(config) if grid else []
-    first = argparse.Namespace(**resolve(points or corners(config), program)[0])
+    flags = resolve(points or corners(config), program)
+    check_pruning(args, flags)
+    first = argparse.Namespace(**flags[0])
     if getattr(first, "precision", None) == "auto":  # as this machine would, for all: bf16 and fp32 are not comparable
         program.settle(first)
         parameters["precision"] = {"value": first.precision}
@@ -266,13 +318,33 @@ def create(args):
             Queue(sweep, create=True).fill(points, known)
         save(sweep)
         created.append(sweep["id"])
-        designs = ", ".join(f"{problem} from {source} ({sha256[:12]})" for problem, source, *_, sha256 in sweep["data"])
-        print(f"created {sweep['id']}: {sweep['runs']} runs; {designs}\nresults go to {sweep['results']}")
+        print(f"created {sweep['id']}: {describe(sweep, points)}\nresults go to {sweep['results']}")
+        for other in (s for s in known_sweeps() if s["id"] != sweep["id"] and s["config"] == sweep["config"]):
+            print(f"note: {other['id']} is the same sweep: agents on both would make its runs twice")
     if created:
         write_atomically(STATE / "current", "\n".join(created) + "\n")
         with open(STATE / "current.log", "a") as file:  # which a job that was submitted before looks up
             print(int(time.time()), *created, file=file)
         print(f"next: make agents N={min(5, cores())}")
+
+
+def describe(sweep, points):
+    """What was created: the runs as a product, about the hours that they take one agent by results/, the designs."""
+    counts = {k: len(levels(p)) for k, p in sweep["config"]["parameters"].items() if len(levels(p)) > 1}
+    product = " x ".join(f"{n} {k}" for k, n in sorted(counts.items(), key=lambda c: c[0] != "problem"))
+    shape = f" = {product}" if product and points and sweep["runs"] == math.prod(counts.values()) else ""
+    each = {}  # problem: the epochs and the seconds of its runs
+    for path in sorted(Path("results").glob("*.csv")):
+        with contextlib.suppress(InputError, KeyError, ValueError):  # damaged, or of other columns: in nobody's way
+            rows = read_csv(path)
+            for row in rows[rows["status"] == "finished"].to_dict("records"):
+                each.setdefault(row["problem"], []).append((float(row["n_epochs"]), float(row["seconds"])))
+    usual = {problem: pandas.DataFrame(rows).median() for problem, rows in each.items()}
+    of = [(p.get("n_epochs"), usual[p["problem"]]) for p in points if p["problem"] in usual]
+    hours = sum(seconds * (n or epochs) / epochs for n, (epochs, seconds) in of) / 3600
+    about = f", about {hours:.1f} h for one agent by the rows in results/" if hours else ""
+    designs = ", ".join(f"{problem} from {source} ({sha256[:12]})" for problem, source, *_, sha256 in sweep["data"])
+    return f"{sweep['runs']} runs{shape}{about}; {designs}"
 
 
 def create_on_wandb(sweep, points, args, program):
@@ -307,14 +379,14 @@ def is_of(row, flags, sweep, program):
     """
     legacy = getattr(program, "LEGACY", {})
     mine = {k: row.get(k) or str(legacy.get(k, "")) for k in flags if k not in NOT_COMPARED}
-    return mine == {k: str(flags[k]) for k in mine} and row["data_sha256"] in {sha256 for *_, sha256 in sweep["data"]}
+    return mine == {k: str(flags[k]) for k in mine} and is_on(sweep, flags, row["data_sha256"])
 
 
 def skip_done(sweep, points, program):
     """The points without those that are in results/NN.csv already, finished or diverged."""
     rows = read_csv(Path(sweep["results"])).to_dict("records") if points else []
     have = [row for row in rows if row["status"] in ("finished", "diverged")]
-    flags = resolve(points, program) if have else points
+    flags = settled(points, program) if have else points
     return [point for point, f in zip(points, flags, strict=True) if not any(is_of(r, f, sweep, program) for r in have)]
 
 
@@ -324,7 +396,7 @@ def known_trials(sweep, program):
     space, point, found = distributions(sweep["config"]["parameters"]), corners(sweep["config"])[0], []
     for row in read_csv(Path(sweep["results"])).to_dict("records"):
         with contextlib.suppress(KeyError, ValueError):  # out of range, or damaged
-            (flags,) = resolve([{**point, **{k: row[k] for k in space}}], program)
+            (flags,) = settled([{**point, **{k: row[k] for k in space}}], program)
             if is_of(row, flags, sweep, program) and row["sweep"].rpartition("-")[0] == sweep["name"]:
                 reports = {int(k): float(v) for k, v in (pair.split(":") for pair in row["reports"].split())}
                 state = states[row["status"]]
@@ -395,9 +467,13 @@ def folder_of(run):
 class Agent:
     """One of the `n` agents of this process: what it knows of itself, and of the run that it works on."""
 
+    crashed = None  # of all: run id -> how it crashed before its first epoch
+
     def __init__(self, sweeps, slot, n, count):
         self.name, self.env, self.left, self.exit = f"agent {slot + 1}", surroundings(slot, n), count, 0
         self.queues, self.trial = [queue_of(sweep) for sweep in sweeps], None
+        # since when its queue does not answer, when to ask it again, whether it may have runs yet
+        self.away, self.again, self.busy = 0, 0, True
 
     def say(self, text):
         say(f"{self.name}: run {self.id} {text}")
@@ -405,31 +481,53 @@ class Agent:
 
 def work(sweeps, n, count, patience, leave):
     """Let n agents work through the sweeps in order until nothing is left in any. Returns the exit code."""
-    agents = [Agent(sweeps, slot, n, count) for slot in range(n)]
+    agents, Agent.crashed = [Agent(sweeps, slot, n, count) for slot in range(n)], {}
     while True:
         worked = any(a.trial for a in agents)
         for a in agents:
             try:
-                if a.trial and (a.child or start(a)) and watch(a, patience):
+                ended = a.trial and (a.child or start(a)) and tend(a)
+                if time.monotonic() < a.again:
+                    continue
+                if a.trial:
+                    look(a, patience)
+                if ended:
                     settle(a)
                     a.trial = None
                 if not a.trial:
                     claim(a)
-            except InputError as error:  # a damaged file of one run ends its try, not the agent; others end the agent
-                say(f"{a.name}: {redacted(error)}")
-                if a.trial:
-                    a.queue.end(a.trial, TrialState.WAITING, crashed=str(error))
-                else:
-                    a.exit = 2
-                a.trial = None
-            except OSError as error:  # the run stays this process's until it ends, then another may have it
-                say(f"{a.name}: cannot write, or read ({redacted(error)})")
-                a.exit, a.trial = 4, None
+                    a.busy = worked or a.trial or any(queue.is_busy() for queue in a.queues)
+                a.away = 0
+            except Exception as error:
+                fail(a, error)
         if not worked and not any(a.trial for a in agents):
             able = [a for a in agents if not a.exit and a.left > 0]
-            if stop_level() or leave or not any(queue.is_busy() for a in able for queue in a.queues):
+            if stop_level() or leave or not any(a.busy for a in able):
                 return 128 + stops[-1] if stops else max(a.exit for a in agents)
         time.sleep(0.2)
+
+
+def fail(a, error):
+    """What became of an error about one run or the queue: it ends the run's try, or agent a, or is waited for."""
+    running, said = a.trial and a.child and a.child.poll() is None, redacted(first_line(error))
+    a.away = a.away or time.monotonic()
+    away = time.monotonic() - a.away
+    if running or (isinstance(error, engine.AWAY) and away < LONGEST and stop_level() < 2):
+        pause = min(60, max(1, away))
+        a.again = time.monotonic() + pause
+        say(f"{a.name}: no answer from its queue, asking again in {pause:.0f} s ({said})")
+    elif isinstance(
+        error, (*engine.AWAY, OSError)
+    ):  # the run stays this process's until it ends, then another may have it
+        say(f"{a.name}: stops, and nothing is lost: cannot write, or read ({said})")
+        a.exit, a.trial = 4, None
+    elif a.trial:  # a damaged file of one run
+        a.say(f"cannot go on: {said}")
+        a.queue.end(a.trial, TrialState.WAITING, crashed=said)
+        a.trial = None
+    else:
+        say(f"{a.name}: {redacted(error)}")
+        a.exit = 2
 
 
 def claim(a):
@@ -481,21 +579,9 @@ def die_with(parent):
             os._exit(1)
 
 
-def watch(a, patience):
-    """Look at the program: beat, report its metric, let hyperband stop it, pass a stop on. Returns whether it ended."""
+def tend(a):
+    """Look at the program: pass a stop on to it, or kill it. Returns whether it ended."""
     a.code = a.child and a.child.poll()
-    try:
-        if time.monotonic() > a.beaten + a.queue.every:
-            a.beaten = time.monotonic()
-            a.queue.beat(a.trial)
-        values = history(a.folder, a.queue.config["metric"]["name"])
-        a.stopped_early |= a.queue.report(a.trial, values) and a.code is None
-        if patience < math.inf and values:
-            took = pandas.to_numeric(read_csv(a.folder / "metrics.csv")["epoch_seconds"]).median()
-            a.hung = time.time() - (a.folder / "metrics.csv").stat().st_mtime > patience * took
-    except Exception as error:  # the database or W&B is away for a while: the run goes on, the next look may do
-        a.say(f"goes on without its queue: {redacted(first_line(error))}")
-        time.sleep(5)
     if a.child is None or a.code is not None:
         return True
     if a.hung or time.monotonic() > a.deadline:
@@ -507,6 +593,30 @@ def watch(a, patience):
     return False
 
 
+def look(a, patience):
+    """Tell the queue how the run does: beat, report its metric, let hyperband stop it; and see whether it hangs."""
+    if time.monotonic() > a.beaten + a.queue.every:
+        a.beaten = time.monotonic()
+        a.queue.beat(a.trial)
+    a.stopped_early |= a.queue.report(a.trial, history(a.folder, a.queue.config["metric"]["name"])) and a.code is None
+    quiet, usual = silence(a.folder) if patience < math.inf else (0, 0)
+    a.hung = quiet > patience * usual > 0
+
+
+def silence(folder):
+    """(seconds since a run's last epoch, seconds that its epochs take), or (0, 0) before it has one."""
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        took = pandas.to_numeric(read_csv(folder / "metrics.csv")["epoch_seconds"]).median()
+        return (time.time() - (folder / "metrics.csv").stat().st_mtime, took) if took > 0 else (0, 0)
+    return 0, 0
+
+
+def ending(code):
+    """An exit code in words; Python says -9 for signal 9."""
+    memory = "; out of memory?" if code == -signal.SIGKILL else ""
+    return f"killed (signal {-code}{memory})" if code < 0 else f"exit code {code}"
+
+
 def settle(a):
     """Write down what came of the run: a row if it is over, else back into the queue; and a line that says so."""
     queue, config, metric = a.queue, a.queue.config, a.queue.config["metric"]["name"]
@@ -516,8 +626,15 @@ def settle(a):
     if a.code in (130, 143) and not stop_level() and queue.sweep["backend"] == "wandb":
         a.stopped_early |= "early_terminate" in config  # the server told the program itself
     status = summary.get("status") or ("stopped early" if a.stopped_early else None)
-    if not queue.is_ours(a.trial):
+    with queue.lock():
+        ours = queue.is_ours(a.trial)
+    if not ours:
         outcome = "taken over by another agent, while this machine was suspended"
+    elif status and (other := other_designs(queue.sweep, a.folder)):  # replaced while agents work
+        a.exit, kept = 2, queue.folder / f"{a.id}.other-designs-{secrets.token_hex(2)}"
+        shutil.move(a.folder, kept)
+        queue.end(a.trial, TrialState.FAIL, cause=other)
+        outcome = f"not recorded: {other}; it is in {kept}, and this agent stops"
     elif status in OVER:
         record_result(queue.sweep, a.folder, status)
         state, value = TrialState.FAIL, None
@@ -536,9 +653,12 @@ def settle(a):
         queue.end(a.trial, TrialState.WAITING)
         outcome = "stopped, resumably"
     else:
-        cause = "hung" if a.hung else f"exit code {a.code}: {tail}"
+        cause = "hung" if a.hung else f"{ending(a.code)}: {tail}"
         given_up = queue.end(a.trial, TrialState.WAITING, crashed=cause) == TrialState.FAIL
         outcome = f"crashed ({cause}), " + ("and given up" if given_up else "will be tried again")
+        if not values and any(c == cause and run != a.id for run, c in a.crashed.items()):  # it is not the point
+            a.exit, outcome = 2, f"{outcome}; two points have crashed alike before their first epoch: this agent stops"
+        a.crashed.update({} if values else {a.id: cause})
     a.say(outcome)
 
 
@@ -554,9 +674,15 @@ def surroundings(slot, agents):
 
 
 def known_sweeps():
-    """The sweeps of this folder, oldest first, without those whose sweep.json is damaged, or of an older version."""
-    found = map(read_json, STATE.glob("*/sweep.json"))
-    return sorted((s for s in found if s and isinstance(s.get("data"), list)), key=lambda s: s["created"])
+    """The sweeps of this folder, oldest first. One whose sweep.json is damaged, or of an older version, is named."""
+    needed, found = {"id", "backend", "config", "data", "results", "runs", "created"}, []
+    for path in sorted(STATE.glob("*/sweep.json")):
+        sweep = read_json(path)
+        if isinstance(sweep, dict) and needed <= set(sweep) and isinstance(sweep["data"], list):
+            found.append(sweep)
+        else:
+            print(f"sweep.py: {path}: is damaged, or of an older version; passed over", file=sys.stderr)
+    return sorted(found, key=lambda s: s["created"])
 
 
 def load_sweep(name, storage=None):
@@ -609,24 +735,36 @@ def agent(args):
             sweep["code"] = code_of(sweep["config"]["program"])
             save(sweep)
         check_code(sweep)
+        rebuild_rows(sweep)
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, lambda signum, frame: stops.append(signum))
-    code = work(sweeps, args.n, args.count, args.patience, args.leave)
+    if (code := work(sweeps, args.n, args.count, args.patience, args.leave)) == 4:
+        return code  # the database or the disk is away
+    for sweep in sweeps:
+        rebuild_rows(sweep)
     status(args)
     return code or args.failures > 0
+
+
+def rebuild_rows(sweep):
+    """Put the runs that are over and have a folder, but no row, into results/NN.csv, and say how many."""
+    have, added = {row["id"] for row in read_csv(Path(sweep["results"])).to_dict("records")}, 0
+    for trial in queue_of(sweep).trials():
+        folder = folder_of(trial.user_attrs["run"])
+        status = "stopped early" if trial.state == TrialState.PRUNED else record.status(folder)
+        over = status in OVER and folder.name not in have and (folder / "config.json").exists()
+        if over and not other_designs(sweep, folder):
+            record_result(sweep, folder, status)
+            added += 1
+    if added:
+        say(f"{sweep['results']}: {added} rows were not there; made again from the runs' folders")
+    return added
 
 
 def rebuild(args):
     """Make the rows of results/NN.csv that are missing again, from the runs' folders."""
     for sweep in asked(args):
-        have, added = {row["id"] for row in read_csv(Path(sweep["results"])).to_dict("records")}, 0
-        for trial in queue_of(sweep).trials():
-            folder = folder_of(trial.user_attrs["run"])
-            status = "stopped early" if trial.state == TrialState.PRUNED else record.status(folder)
-            if status in OVER and folder.name not in have:
-                record_result(sweep, folder, status)
-                added += 1
-        print(f"{sweep['results']}: {added} rows were not there; made again from the runs' folders")
+        rebuild_rows(sweep) or print(f"{sweep['results']}: has all rows of {sweep['id']}")
 
 
 def kind_of(queue, trial):
@@ -639,7 +777,7 @@ def kind_of(queue, trial):
 
 
 def status(args):
-    """One line a sweep: done / running / failed / left; and one for each run that failed."""
+    """One line a sweep: done / running / failed / left, best so far, time to go; one for each run at work or failed."""
     args.failures = 0  # the exit code of agents
     for sweep in asked(args):
         queue = queue_of(sweep)
@@ -648,10 +786,31 @@ def status(args):
         over, total, args.failures = sum(n[kind] for kind in OVER), sweep["runs"] or 0, args.failures + n["failed"]
         where = sweep.get("path", "local") + (", stopped" if queue.study.user_attrs.get("stopped") else "")
         said = f"{over}/{total or '?'} over ({', '.join(f'{n[kind]} {kind}' for kind in OVER)}), {n['running']} running"
-        print(f"{sweep['id']} ({where}): {said}, {max(0, total - over - n['running'])} left")
+        print(f"{sweep['id']} ({where}): {said}, {max(0, total - over - n['running'])} left{so_far(sweep, runs, n)}")
         for kind, trial in runs:
+            run = trial.user_attrs["run"]
+            quiet, usual = silence(folder_of(run)) if kind == "running" else (0, 0)
+            if usual:
+                mark = f", {quiet / usual:.0f} times its usual: does it hang?" if quiet > 10 * usual else ""
+                print(f"  running: {run['id']}, last epoch {quiet:.0f} s ago{mark}")
             if kind in ("failed", "diverged"):
-                print(f"  {kind}: {trial.user_attrs['run']['id']} {trial.user_attrs['cause']}")
+                print(f"  {kind}: {run['id']} {trial.user_attrs['cause']}")
+
+
+def so_far(sweep, runs, n):
+    """The best value of each problem, and about how long the rest takes those who are at work."""
+    metric, done, said = sweep["config"]["metric"], [t for kind, t in runs if kind == "finished"], ""
+    by_problem = collections.defaultdict(list)
+    for t in done:
+        by_problem[str(t.user_attrs["run"]["point"].get("problem"))].append((t.value, t.user_attrs["run"]["id"]))
+    for problem, found in sorted(by_problem.items()):
+        value, run = (max if metric.get("goal") == "maximize" else min)(found)
+        said += f", best {metric['name']} {value:.6g} on {problem} (run {run})"
+    if done and n["running"]:
+        usual = pandas.Series([(t.datetime_complete - t.datetime_start).total_seconds() for t in done]).median()
+        rest = max(0, (sweep["runs"] or 0) - sum(n[kind] for kind in OVER) - n["running"] / 2)
+        said += f", about {usual * rest / n['running'] / 60:.0f} min to go"
+    return said
 
 
 def list_sweeps(args):
@@ -683,12 +842,35 @@ def resume(args):
 
 
 def sync(args):
-    """Upload to W&B what was logged offline, and is not uploaded yet."""
-    logs = [p for p in sorted(Path(args.out).glob("*/wandb/offline-run-*")) if not list(p.glob("*.synced"))]
-    logs = [str(p) for p in logs if not is_locked(p.parents[1])]
-    if not logs:
-        return print(f"nothing to upload in {args.out}/*/wandb")
-    return subprocess.run([sys.executable, "-m", "wandb", "sync", "--yes", *logs]).returncode
+    """Upload what was logged offline and what W&B's server did not take; afterwards, what it holds is compared."""
+    runs = {p.parents[1] for p in Path(args.out).glob("*/wandb/*run-2*") if p.is_dir()}
+    lacking = [folder for folder in sorted(runs) if not is_locked(folder) and missing_epochs(folder)]
+    if not lacking:
+        return print(f"nothing to upload: W&B has every epoch of the {len(runs)} runs in {args.out}/*/wandb")
+    logs = [str(p) for folder in lacking for p in sorted(folder.glob("wandb/*run-2*")) if p.is_dir()]
+    options = ["--yes", "--include-online", "--include-synced"]  # it believes what it was told; we looked
+    subprocess.run([sys.executable, "-m", "wandb", "sync", *options, *logs])
+    left = {folder: n for folder in lacking if (n := missing_epochs(folder))}
+    for folder, n in left.items():
+        print(f"sweep.py: {folder}: W&B lacks {n} of its epochs; once more: make sync", file=sys.stderr)
+    return bool(left)
+
+
+def missing_epochs(folder):
+    """How many epochs of a run folder W&B does not have. What it has all of is marked, and not asked for again."""
+    import wandb
+
+    flags, mark = (read_json(folder / "config.json") or {}).get("flags", {}), folder / "wandb" / "complete"
+    logged, held = {int(cell) for cell in read_csv(folder / "metrics.csv").get("epoch", [])}, set()
+    if mark.exists() and mark.read_text() == str(len(logged)):
+        return 0
+    with contextlib.suppress(Exception):  # wandb raises a dozen types for a run that is not there
+        api = wandb.Api()
+        where = f"{flags.get('wandb_entity') or api.default_entity}/{flags.get('wandb_project')}/{folder.name}"
+        held = {row.get("epoch") for row in api.run(where).scan_history() if "val_rec" in row}
+    if logged <= held:
+        mark.write_text(str(len(logged)))
+    return len(logged - held)
 
 
 def dashboard(args):
@@ -741,7 +923,15 @@ def main(argv=None):
     args = parser.parse_args(argv)
     if argv is None and args.function in (status, list_sweeps):
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # make status | head -1
-    return record.guarded("sweep.py", args.function, args, cannot="cannot write, or read", shown=redacted)
+    return record.guarded("sweep.py", reached, args, cannot="cannot write, or read", shown=redacted)
+
+
+def reached(args):
+    """The command itself. A database that is away is what cannot be read: exit code 4."""
+    try:
+        return args.function(args)
+    except engine.AWAY as error:
+        raise OSError(f"STORAGE: the database is away: {first_line(error)}") from None
 
 
 if __name__ == "__main__":

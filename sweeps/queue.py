@@ -23,6 +23,8 @@ from pathlib import Path
 import optuna
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 
 from lvae import InputError, first_line
 from record import bounded, is_locked, lock
@@ -30,6 +32,7 @@ from record import bounded, is_locked, lock
 STATE = Path(".sweeps")
 BEAT = 30  # seconds between two heartbeats of a run
 GRACE = 4 * BEAT  # an agent elsewhere that has not beaten for so long is dead. Clocks must agree to well within this
+AWAY = (DBAPIError, optuna.exceptions.StorageInternalError)  # what a database raises that is away for a while
 CRASHES = 3  # a run that crashed so often is given up
 BOOT = Path("/proc/sys/kernel/random/boot_id")
 KERNEL = BOOT.read_text().strip() if BOOT.exists() else platform.node()
@@ -62,13 +65,13 @@ def corners(config):
     return [{k: levels(p)[end] for k, p in config["parameters"].items()} for end in (0, -1)]
 
 
-def distributions(parameters):
-    """Optuna's distribution of each parameter that varies."""
+def distributions(parameters, most=math.inf):
+    """Optuna's distribution of each parameter that varies; without lists of more than `most` values."""
     kinds = {"int_uniform": IntDistribution, "uniform": FloatDistribution}
     kinds |= {"log_uniform_values": functools.partial(FloatDistribution, log=True)}
     found = {}
     for k, p in parameters.items():
-        if len(p.get("values", [])) > 1:
+        if 1 < len(p.get("values", [])) <= most:
             found[k] = CategoricalDistribution(p["values"])
         elif "min" in p:
             whole = isinstance(p["min"], int) and isinstance(p["max"], int)
@@ -164,19 +167,15 @@ class Queue:
     @contextlib.contextmanager
     def lock(self):
         """Only one agent at a time changes who works on what."""
-        from sqlalchemy import exc, text
-
-        try:
-            with self.database.engine.begin() if self.database else FileLock(self.folder / "queue.lock") as held:
-                if self.database:  # dropped at the transaction's end, or the connection's
-                    held.execute(text("SELECT pg_advisory_xact_lock(hashtext(:name))"), {"name": self.name})
-                yield
-        except (exc.DBAPIError, optuna.exceptions.StorageInternalError) as error:
-            raise OSError(f"STORAGE: the database is away ({redacted(first_line(error))})") from None
+        with self.database.engine.begin() if self.database else FileLock(self.folder / "queue.lock") as held:
+            if self.database:  # dropped at the transaction's end, or the connection's
+                held.execute(text("SELECT pg_advisory_xact_lock(hashtext(:name))"), {"name": self.name})
+            yield
 
     def fill(self, points, known=()):
         """Put in the points of a grid, in order, or the trials that a search knows already; and the sweep."""
-        space = distributions(self.config["parameters"])
+        # each trial repeats its distributions: of a grid, a long list would make the journal huge
+        space = distributions(self.config["parameters"], 100 if points else math.inf)
         self.study.add_trials(known)
         for k, point in enumerate(points):
             params = {name: point[name] for name in space}
@@ -219,7 +218,10 @@ class Queue:
     def is_ours(self, trial):
         """Whether we still hold a run. False: we were taken for dead (suspended), and another agent has the run."""
         now = self.get(trial)
-        return now.state == TrialState.RUNNING and now.user_attrs["held"]["token"] == self.token
+        return now.state == TrialState.RUNNING and self._holds(now)
+
+    def _holds(self, trial):  # in claim(): the database took our claim, and its answer was lost
+        return trial.user_attrs["held"]["token"] == self.token
 
     def claim(self):
         """Take a run: a dead agent's first, then the first one waiting, then a new point. None: there is none now."""
@@ -227,7 +229,7 @@ class Queue:
             if self.study.user_attrs.get("stopped"):
                 return None
             trials = self.trials()  # once: each look at a database costs many queries
-            free = [t for t in trials if t.state == TrialState.RUNNING and not self.is_alive(t)]
+            free = [t for t in trials if t.state == TrialState.RUNNING and (self._holds(t) or not self.is_alive(t))]
             waiting = [t for t in trials if t.state == TrialState.WAITING]
             free += sorted(waiting, key=lambda t: len(t.user_attrs.get("crashes", [])))  # what crashed is last
             return self._take(free[0]) if free else self._ask(len(trials))

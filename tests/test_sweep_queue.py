@@ -263,8 +263,9 @@ def test_a_damaged_run_ends_its_own_try_and_no_agent():
 def test_damaged_state_is_named_and_in_nobodys_way():
     """sweep.json, journal, current or results/NN.csv damaged, emptied or gone."""
     old, made = create(seed=[1]), create(seed=[2, 3])
-    Path(f".sweeps/{old['id']}/sweep.json").write_text("{")
-    assert old["id"] not in says("list") and "0/2 over" in says("status")
+    for text in ("{", "77"):
+        Path(f".sweeps/{old['id']}/sweep.json").write_text(text)
+        assert f"{old['id']}/sweep.json: is damaged" in (said := says("status")) and "0/2 over" in said
     assert "its sweep.json is damaged" in says("status", "--sweep", old["id"], code=2)
     work("--count", "1")
     journal = Path(f".sweeps/{made['id']}/journal.log")
