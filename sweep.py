@@ -516,9 +516,7 @@ def fail(a, error):
         pause = min(60, max(1, away))
         a.again = time.monotonic() + pause
         say(f"{a.name}: no answer from its queue, asking again in {pause:.0f} s ({said})")
-    elif isinstance(
-        error, (*engine.AWAY, OSError)
-    ):  # the run stays this process's until it ends, then another may have it
+    elif isinstance(error, (*engine.AWAY, OSError)):
         say(f"{a.name}: stops, and nothing is lost: cannot write, or read ({said})")
         a.exit, a.trial = 4, None
     elif a.trial:  # a damaged file of one run

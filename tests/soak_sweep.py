@@ -9,6 +9,7 @@ import pwd
 import shutil
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -34,11 +35,15 @@ def postgresql(here, monkeypatch):
 
     run(initdb, "-D", folder / "data", "-U", "sweep", "-A", "trust")
     options = ["-o", f"-c listen_addresses='' -k {folder} -c fsync=off", "-l", folder / "log"]
-    run(pg_ctl, "-D", folder / "data", *options, "-w", "start")
+
+    def control(how):
+        run(pg_ctl, "-D", folder / "data", *(options if how == "start" else ["-m", "immediate"]), "-w", how)
+
+    control("start")
     create, url = sweep_kit.create, f"postgresql+psycopg://sweep@/postgres?host={folder}"
     monkeypatch.setattr("test_sweep_queue.create", lambda *flags, **more: create("--storage", url, *flags, **more))
-    yield
-    run(pg_ctl, "-D", folder / "data", "-m", "immediate", "-w", "stop")
+    yield control
+    control("stop")
     shutil.rmtree(folder)
 
 
@@ -49,3 +54,17 @@ def test_in_large_numbers(prove, counts, storage, request, here):
     if storage == "postgresql":
         request.getfixturevalue("postgresql")
     prove(*counts)
+
+
+def test_a_database_that_restarts_under_its_agents(postgresql):
+    from test_sweep_queue import create
+
+    made = create(nap=[0.1], seed=list(range(12)))
+    agents = sweep_kit.Forked("agent", "--n", "3")
+    for _ in range(2):
+        sweep_kit.wait_until(lambda: len(sweep_kit.checkpoints()) == 3)
+        postgresql("stop")
+        time.sleep(6)
+        postgresql("start")
+    assert "no answer from its queue, asking again in" in agents.ends()
+    assert sweep_kit.states(made) == {"COMPLETE": 12} and set(sweep_kit.starts().values()) == {1}

@@ -98,6 +98,24 @@ def test_offline_runs_of_a_local_sweep_are_uploaded_later(wandb_server):
     assert "nothing to upload" in Forked("sync", **wandb_server.env).ends()
 
 
+def test_epochs_that_the_server_did_not_take_are_found_and_uploaded(wandb_server):
+    """It answers 403 in mid-run: the run says finished, and the server lacks epochs."""
+    write(seed=[1], end={"value": "hang"})
+    Forked("create", "quick.yaml", **wandb_server.env).ends()
+    agents = Forked("agent", **wandb_server.env)
+    wait_until(checkpoints)
+    wandb_server.refuses = True
+    Path("go").touch()
+    agents.ends()
+    (run,) = wandb_server.runs.values()
+    assert [row["status"] for row in rows()] == ["finished"] and len(run["history"]) < 20
+    assert "of its epochs; once more: make sync" in Forked("sync", **wandb_server.env).ends(1)
+    wandb_server.refuses = False
+    Forked("sync", **wandb_server.env).ends()
+    assert len(run["history"]) == 20
+    assert "nothing to upload: W&B has every epoch of the 1 runs" in Forked("sync", **wandb_server.env).ends()
+
+
 def test_wandb_sweep_by_hand_takes_every_file_and_wandb_agent_runs_it(wandb_server):
     write(seed=[1], name="hand")
     files, env = sorted((ROOT / "sweeps").glob("*.yaml")), {**os.environ, **wandb_server.env, "WANDB_SILENT": "false"}

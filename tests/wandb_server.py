@@ -57,6 +57,7 @@ class Server:
     def __init__(self):
         self.lock, self.rng = threading.RLock(), random.Random(0)
         self.sweeps, self.agents, self.runs, self.handed_out, self.unknown = {}, {}, {}, 0, []
+        self.refuses = False  # answers 403 to what runs log
 
     @property
     def env(self):
@@ -255,6 +256,8 @@ class Server:
         return function(body.get("variables") or {})
 
     def file_stream(self, name, body):
+        if self.refuses:
+            raise Refused("forbidden", 403)
         run = self.run(name)
         for file, chunk in (body.get("files") or {}).items():
             offset, content = chunk.get("offset", 0), chunk.get("content", [])
