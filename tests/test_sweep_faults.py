@@ -5,6 +5,7 @@ from pathlib import Path
 
 import optuna
 import pytest
+import torch
 from conftest import ROOT
 from sweep_kit import (
     STUB,
@@ -22,6 +23,7 @@ from sweep_kit import (
     write,
 )
 
+import record
 import sweep
 import train
 
@@ -141,7 +143,10 @@ def test_a_database_that_is_away_is_waited_for_and_nothing_is_lost(monkeypatch):
     assert states(made) == {"COMPLETE": 1} and set(starts().values()) == {1} and len(rows()) == 3
 
 
-def test_a_signal_is_named():
+def test_a_signal_is_named(monkeypatch):
+    """And which job of a cluster a run was."""
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    assert record.describe_machine(torch.device("cpu"))["machine"]["slurm_job_id"] == "77"
     assert sweep.ending(-9) == "killed (signal 9; out of memory?)" and sweep.ending(1) == "exit code 1"
 
 
