@@ -103,7 +103,7 @@ agents: setup ## work on the current sweep: N=5 agents, COUNT= runs each, SWEEP=
 resume: setup ## go on after a stop or a reboot: N=5 agents; FAILED=1 tries again what failed
 	@$(call gently,$(PY) sweep.py resume $(how) $(if $(FAILED),--failed) $(where))
 
-status: setup ## done, running, failed, left
+status: setup ## done, running, failed, left, best so far, time to go
 	@$(PY) sweep.py status $(where)
 
 stop: setup ## hand out no new runs; those that run are finished

@@ -333,15 +333,14 @@ def describe(sweep, points):
     counts = {k: len(levels(p)) for k, p in sweep["config"]["parameters"].items() if len(levels(p)) > 1}
     product = " x ".join(f"{n} {k}" for k, n in sorted(counts.items(), key=lambda c: c[0] != "problem"))
     shape = f" = {product}" if product and points and sweep["runs"] == math.prod(counts.values()) else ""
-    each = {}  # problem: the epochs and the seconds of its runs
+    known = []
     for path in sorted(Path("results").glob("*.csv")):
-        with contextlib.suppress(InputError, KeyError, ValueError):  # damaged, or of other columns: in nobody's way
-            rows = read_csv(path)
-            for row in rows[rows["status"] == "finished"].to_dict("records"):
-                each.setdefault(row["problem"], []).append((float(row["n_epochs"]), float(row["seconds"])))
-    usual = {problem: pandas.DataFrame(rows).median() for problem, rows in each.items()}
-    of = [(p.get("n_epochs"), usual[p["problem"]]) for p in points if p["problem"] in usual]
-    hours = sum(seconds * (n or epochs) / epochs for n, (epochs, seconds) in of) / 3600
+        with contextlib.suppress(InputError, KeyError):  # damaged, or of other columns: in nobody's way
+            known.append((rows := read_csv(path)).loc[rows["status"] == "finished", ["problem", "n_epochs", "seconds"]])
+    known = pandas.concat([pandas.DataFrame(columns=["problem", "n_epochs", "seconds"]), *known]).set_index("problem")
+    usual = known.apply(pandas.to_numeric, errors="coerce").groupby("problem").median().T
+    of = [(p.get("n_epochs"), *usual[p["problem"]]) for p in points if p["problem"] in usual]
+    hours = sum(seconds * (n or epochs) / epochs for n, epochs, seconds in of) / 3600
     about = f", about {hours:.1f} h for one agent by the rows in results/" if hours else ""
     designs = ", ".join(f"{problem} from {source} ({sha256[:12]})" for problem, source, *_, sha256 in sweep["data"])
     return f"{sweep['runs']} runs{shape}{about}; {designs}"
@@ -496,7 +495,7 @@ def work(sweeps, n, count, patience, leave):
                     a.trial = None
                 if not a.trial:
                     claim(a)
-                    a.busy = worked or a.trial or any(queue.is_busy() for queue in a.queues)
+                    a.busy = worked or a.trial or (not a.exit and any(queue.is_busy() for queue in a.queues))
                 a.away = 0
             except Exception as error:
                 fail(a, error)
@@ -537,7 +536,7 @@ def claim(a):
         if trial := queue.claim():
             a.queue, a.trial, a.left, run = queue, trial, a.left - 1, trial.user_attrs["run"]
             a.id, a.point, a.folder, a.log = run["id"], run["point"], folder_of(run), queue.folder / f"{run['id']}.log"
-            a.child = a.code = None  # the program's process, and its exit code
+            a.child, a.code, a.started = None, None, math.inf  # the program's process, exit code and start
             a.beaten, a.deadline, a.stopped_early, a.killed, a.hung = time.monotonic(), math.inf, False, False, False
             return
 
@@ -560,7 +559,7 @@ def start(a):
         streams, parent = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log}, os.getpid()
         # in a group of its own, out of reach of the terminal's Ctrl-C
         group = {"process_group": 0, "preexec_fn": lambda: die_with(parent)}
-        a.child = subprocess.Popen(command, env=env, **streams, **group)
+        a.child, a.started = subprocess.Popen(command, env=env, **streams, **group), time.time()
     varied = [k for k, p in a.queue.config["parameters"].items() if len(levels(p)) > 1 and k in a.point]
     a.say(f"{verb}: {' '.join(f'{k}={a.point[k]}' for k in varied)} (log: {a.log})")
     return True
@@ -598,7 +597,7 @@ def look(a, patience):
         a.queue.beat(a.trial)
     a.stopped_early |= a.queue.report(a.trial, history(a.folder, a.queue.config["metric"]["name"])) and a.code is None
     quiet, usual = silence(a.folder) if patience < math.inf else (0, 0)
-    a.hung = quiet > patience * usual > 0
+    a.hung = time.time() - a.started > quiet > patience * usual > 0  # its first epoch comes after imports
 
 
 def silence(folder):
@@ -797,13 +796,11 @@ def status(args):
 
 def so_far(sweep, runs, n):
     """The best value of each problem, and about how long the rest takes those who are at work."""
-    metric, done, said = sweep["config"]["metric"], [t for kind, t in runs if kind == "finished"], ""
-    by_problem = collections.defaultdict(list)
-    for t in done:
-        by_problem[str(t.user_attrs["run"]["point"].get("problem"))].append((t.value, t.user_attrs["run"]["id"]))
-    for problem, found in sorted(by_problem.items()):
-        value, run = (max if metric.get("goal") == "maximize" else min)(found)
-        said += f", best {metric['name']} {value:.6g} on {problem} (run {run})"
+    metric, done, said, best = sweep["config"]["metric"], [t for kind, t in runs if kind == "finished"], "", {}
+    for t in sorted(done, key=lambda t: t.value, reverse=metric.get("goal") != "maximize"):  # the best is the last
+        best[str(t.user_attrs["run"]["point"].get("problem"))] = t
+    for problem, t in sorted(best.items()):
+        said += f", best {metric['name']} {t.value:.6g} on {problem} (run {t.user_attrs['run']['id']})"
     if done and n["running"]:
         usual = pandas.Series([(t.datetime_complete - t.datetime_start).total_seconds() for t in done]).median()
         rest = max(0, (sweep["runs"] or 0) - sum(n[kind] for kind in OVER) - n["running"] / 2)
@@ -879,6 +876,14 @@ def dashboard(args):
     os.execv(command, [command, sweep["storage"] or str(STATE / sweep["id"] / "journal.log")])
 
 
+def reached(args):
+    """The command itself. A database that is away is what cannot be read: exit code 4."""
+    try:
+        return args.function(args)
+    except engine.AWAY as error:
+        raise OSError(f"STORAGE: the database is away: {first_line(error)}") from None
+
+
 def main(argv=None):
     parser = Parser(__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -922,14 +927,6 @@ def main(argv=None):
     if argv is None and args.function in (status, list_sweeps):
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # make status | head -1
     return record.guarded("sweep.py", reached, args, cannot="cannot write, or read", shown=redacted)
-
-
-def reached(args):
-    """The command itself. A database that is away is what cannot be read: exit code 4."""
-    try:
-        return args.function(args)
-    except engine.AWAY as error:
-        raise OSError(f"STORAGE: the database is away: {first_line(error)}") from None
 
 
 if __name__ == "__main__":
