@@ -190,9 +190,13 @@ def resolve(points, program):
         raise InputError(str(error)) from None
 
 
-def settled(points, program):
-    """The flags of each point as its row has them: with those, too, that follow the number of training designs."""
-    found, count = resolve(points, program), functools.cache(lambda *which: len(data.load(*which).train))
+def n_train(*which):
+    return len(data.load(*which).train)
+
+
+def settled(points, program, count):
+    """The flags of each point as its row has them: with those, too, that follow the number of designs, n_train()."""
+    found = resolve(points, program)
     for flags in found if hasattr(program, "schedule") else ():
         with contextlib.redirect_stderr(io.StringIO()):  # each run gives its own warnings
             args = argparse.Namespace(**flags)
@@ -385,7 +389,7 @@ def skip_done(sweep, points, program):
     """The points without those that are in results/NN.csv already, finished or diverged."""
     rows = read_csv(Path(sweep["results"])).to_dict("records") if points else []
     have = [row for row in rows if row["status"] in ("finished", "diverged")]
-    flags = settled(points, program) if have else points
+    flags = settled(points, program, functools.cache(n_train)) if have else points
     return [point for point, f in zip(points, flags, strict=True) if not any(is_of(r, f, sweep, program) for r in have)]
 
 
@@ -393,9 +397,10 @@ def known_trials(sweep, program):
     """The rows that a search has made already, as Optuna's trials: its model and hyperband go on from them."""
     states = {"finished": TrialState.COMPLETE, "stopped early": TrialState.PRUNED, "diverged": TrialState.FAIL}
     space, point, found = distributions(sweep["config"]["parameters"]), corners(sweep["config"])[0], []
+    count = functools.cache(n_train)
     for row in read_csv(Path(sweep["results"])).to_dict("records"):
         with contextlib.suppress(KeyError, ValueError):  # out of range, or damaged
-            (flags,) = settled([{**point, **{k: row[k] for k in space}}], program)
+            (flags,) = settled([{**point, **{k: row[k] for k in space}}], program, count)
             if is_of(row, flags, sweep, program) and row["sweep"].rpartition("-")[0] == sweep["name"]:
                 reports = {int(k): float(v) for k, v in (pair.split(":") for pair in row["reports"].split())}
                 state = states[row["status"]]

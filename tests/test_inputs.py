@@ -403,7 +403,7 @@ def created(capsys, *flags, code=0):
 
 def test_create_prints_its_plan_and_holds_run_cap(capsys):
     write(seed=[1, 2], lr=[0.1, 0.2, 0.3], program=str(ROOT / "train.py"))
-    assert ": 6 runs; toy from sample" in created(capsys)
+    assert ": 6 runs = 2 seed x 3 lr; toy from sample" in created(capsys)
     write("quick", run_cap=4, seed=[3, 4], lr=[0.1, 0.2, 0.3], program=str(ROOT / "train.py"))
     assert ": 4 runs; toy from sample" in created(capsys)
     write("quick", run_cap=0, seed=[3])
