@@ -677,14 +677,12 @@ def surroundings(slot, agents):
 
 def known_sweeps():
     """The sweeps of this folder, oldest first. One whose sweep.json is damaged, or of an older version, is named."""
-    needed, found = {"id", "backend", "config", "data", "results", "runs", "created"}, []
-    for path in sorted(STATE.glob("*/sweep.json")):
-        sweep = read_json(path)
-        if isinstance(sweep, dict) and needed <= set(sweep) and isinstance(sweep["data"], list):
-            found.append(sweep)
-        else:
-            print(f"sweep.py: {path}: is damaged, or of an older version; passed over", file=sys.stderr)
-    return sorted(found, key=lambda s: s["created"])
+    needed = {"id", "backend", "config", "data", "results", "runs", "created"}
+    found = {str(path): read_json(path) for path in sorted(STATE.glob("*/sweep.json"))}
+    good = {k: s for k, s in found.items() if isinstance(s, dict) and needed <= set(s) and isinstance(s["data"], list)}
+    if bad := ", ".join(set(found) - set(good)):
+        print(f"sweep.py: passed over, as damaged or of an older version: {bad}", file=sys.stderr)
+    return sorted(good.values(), key=lambda s: s["created"])
 
 
 def load_sweep(name, storage=None):

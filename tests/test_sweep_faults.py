@@ -52,7 +52,7 @@ def test_what_breaks_every_run_burns_no_point():
 def test_status_shows_what_hangs_and_the_best_and_the_time_to_go():
     create(nap=[0.02], end=["finish", "hang"], seed=[1])
     agent = Forked("agent")
-    wait_until(lambda: "does it hang?" in says("status"))
+    wait_until(lambda: Path("results/quick.csv").exists() and "does it hang?" in says("status"))
     (best,) = rows()
     said = says("status")
     assert f"best val_rec {float(best['val_rec']):.6g} on toy (run {best['id']})" in said and " min to go" in said

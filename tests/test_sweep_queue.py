@@ -265,7 +265,7 @@ def test_damaged_state_is_named_and_in_nobodys_way():
     old, made = create(seed=[1]), create(seed=[2, 3])
     for text in ("{", "77"):
         Path(f".sweeps/{old['id']}/sweep.json").write_text(text)
-        assert f"{old['id']}/sweep.json: is damaged" in (said := says("status")) and "0/2 over" in said
+        assert f"{old['id']}/sweep.json" in (said := says("status")) and "damaged" in said and "0/2 over" in said
     assert "its sweep.json is damaged" in says("status", "--sweep", old["id"], code=2)
     work("--count", "1")
     journal = Path(f".sweeps/{made['id']}/journal.log")
