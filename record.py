@@ -404,6 +404,8 @@ def describe_machine(device):
             versions[package] = importlib.metadata.version(package)
     machine = {"host": platform.node(), "system": platform.platform(), "cpu": cpu_model()}
     machine |= {"cores": os.cpu_count(), "device": str(device)}
+    slurm = ("SLURM_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_RESTART_COUNT")  # which job, and after how many restarts
+    machine |= {k.lower(): os.environ[k] for k in slurm if k in os.environ}
     if device.type == "cuda":
         machine["gpu"] = torch.cuda.get_device_name(device)
     return {"git": _git_commit(), "versions": versions, "machine": machine}

@@ -11,13 +11,11 @@ import contextlib
 import fcntl
 import functools
 import hashlib
-import json
 import math
 import os
 import platform
 import re
 import secrets
-import sys
 import time
 import warnings
 from pathlib import Path
@@ -25,14 +23,19 @@ from pathlib import Path
 import optuna
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 
 from lvae import InputError, first_line
-from record import is_locked, lock
+from record import bounded, is_locked, lock
 
 STATE = Path(".sweeps")
-BEAT = float(os.environ.get("SWEEP_BEAT", 30))  # seconds between two heartbeats of a run
+BEAT = 30  # seconds between two heartbeats of a run
 GRACE = 4 * BEAT  # an agent elsewhere that has not beaten for so long is dead. Clocks must agree to well within this
-CRASHES, DEATHS = 3, 10  # a run is given up that crashed so often, or that so many agents died over or could not start
+AWAY = (DBAPIError, optuna.exceptions.StorageInternalError)  # what a database raises that is away for a while
+CRASHES = 3  # a run that crashed so often is given up
+BOOT = Path("/proc/sys/kernel/random/boot_id")
+KERNEL = BOOT.read_text().strip() if BOOT.exists() else platform.node()
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
 
@@ -74,7 +77,10 @@ def distributions(parameters, most=math.inf):
             whole = isinstance(p["min"], int) and isinstance(p["max"], int)
             kind = p.get("distribution", "int_uniform" if whole else "uniform")
             need(kind in kinds, f"parameter {k}: distribution {kind} is unknown here; allowed: {', '.join(kinds)}")
-            found[k] = kinds[kind](p["min"], p["max"])
+            try:
+                found[k] = kinds[kind](p["min"], p["max"])
+            except ValueError as error:
+                raise InputError(f"parameter {k}: {error}") from None
     return found
 
 
@@ -118,7 +124,6 @@ class FileLock:
                 if journal.read() != b"\n":
                     journal.seek(0)
                     journal.truncate(journal.read().rfind(b"\n") + 1)
-                    print(f"{self.journal}: cut an unfinished last line, left by a crash", file=sys.stderr)
         return True
 
     def release(self, *error):
@@ -127,82 +132,41 @@ class FileLock:
     __enter__, __exit__ = acquire, release
 
 
-class StorageAway(OSError):
-    """The database did not come back: exit code 4, and nothing is lost."""
-
-
-def patient(method):
-    """A method of Queue that waits for a database that is away, 15 minutes at most, with a line for each try."""
-
-    @functools.wraps(method)
-    def wrapped(queue, *args, **kwargs):
-        for pause in (1, 2, 4, 8, 15, 30, *[60] * 14):
-            try:
-                return method(queue, *args, **kwargs)
-            except json.JSONDecodeError:
-                raise InputError(queue.damage()) from None
-            except queue.away as error:
-                said = first_line(error)
-                say(f"STORAGE: the database is away; trying again in {pause} s ({said})")
-                time.sleep(pause)
-        raise StorageAway(f"STORAGE: the database does not come back ({said})")
-
-    return wrapped
-
-
 class Queue:
     """The runs of one sweep, as created: id, config, data, storage (None: a journal in its folder)."""
 
+    every, over = BEAT, True  # seconds between two heartbeats of a run; whether nobody adds runs
+
     def __init__(self, sweep, create=False):
         self.sweep, self.name, self.folder = sweep, sweep["id"], STATE / sweep["id"]
-        self.hold, self.database, self.away, self.journal = None, None, (), self.folder / "journal.log"
+        self.database, self.hold, self.token = None, None, secrets.token_hex(8)
         try:
-            self.storage = self._connect() if sweep.get("storage") else self._open_journal()
+            if sweep.get("storage"):
+                self.database = optuna.storages.RDBStorage(sweep["storage"], engine_kwargs={"pool_pre_ping": True})
+                self.storage = optuna.storages.get_storage(self.database)
+            else:
+                self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+                journal = self.folder / "journal.log"
+                held = FileLock(self.folder / "journal.lock", journal)
+                backend = optuna.storages.journal.JournalFileBackend(str(journal), held)
+                self.storage = optuna.storages.JournalStorage(backend)
+            how = {"study_name": self.name, "storage": self.storage}
             if create:
-                goal = sweep["config"]["metric"].get("goal", "minimize")
-                optuna.create_study(study_name=self.name, storage=self.storage, direction=goal, load_if_exists=True)
-            self.study = optuna.load_study(study_name=self.name, storage=self.storage)
-        except InputError:
+                optuna.create_study(**how, direction=sweep["config"]["metric"].get("goal"), load_if_exists=True)
+            self.study = optuna.load_study(**how)
+        except OSError:
             raise
-        except (AttributeError, KeyError, TypeError, ValueError):  # of Optuna: not there, or damaged
-            raise InputError(self.damage()) from None
-        (self.folder / "held").mkdir(parents=True, exist_ok=True)
+        except Exception as error:  # optuna, sqlalchemy and psycopg raise a dozen types for what is damaged, or refuses
+            where = "STORAGE" if sweep.get("storage") else journal
+            advice = "is away, gone or damaged. If gone, create the sweep anew: what is in its results is not run again"
+            raise InputError(f"{where}: {advice} ({redacted(first_line(error))})") from None
         if "config" not in sweep:  # joined from another machine: the sweep travels with Optuna's study
             self.sweep = self.study.user_attrs["sweep"] | {"storage": sweep["storage"]}
         self.config = self.sweep["config"]
-        boot = Path("/proc/sys/kernel/random/boot_id")
-        disk = (self.folder / "held").stat()  # who shares our kernel and this folder sees by our lock that we live
-        where = [boot.read_text().strip() if boot.exists() else platform.node(), disk.st_dev, disk.st_ino]
-        self.me = {"host": platform.node(), "pid": os.getpid(), "where": where, "token": secrets.token_hex(8)}
-
-    def _connect(self):
-        from sqlalchemy.exc import DBAPIError
-
-        self.away = (DBAPIError, optuna.exceptions.StorageInternalError)
-        try:
-            self.database = optuna.storages.RDBStorage(self.sweep["storage"], engine_kwargs={"pool_pre_ping": True})
-            return optuna.storages.get_storage(self.database)
-        except ImportError:
-            raise InputError("STORAGE: psycopg is missing; pip install 'psycopg[binary]'") from None
-        except Exception as error:  # sqlalchemy, psycopg and optuna raise many types for a server that refuses
-            raise InputError(f"STORAGE: the database cannot be used ({redacted(first_line(error))})") from None
-
-    def _open_journal(self):
-        self.folder.mkdir(parents=True, exist_ok=True)
-        held = FileLock(self.folder / "journal.lock", self.journal)
-        return optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(self.journal), held))
-
-    def damage(self):
-        """One line on what is wrong with a queue that Optuna cannot read."""
-        if self.sweep.get("storage"):
-            return f"SWEEP {self.name}: not in that STORAGE, or not of this sweep"
-        return f"{self.journal}: is gone or damaged; create the sweep anew: what is in its results is not run again"
 
     @contextlib.contextmanager
     def lock(self):
         """Only one agent at a time changes who works on what."""
-        from sqlalchemy import text
-
         with self.database.engine.begin() if self.database else FileLock(self.folder / "queue.lock") as held:
             if self.database:  # dropped at the transaction's end, or the connection's
                 held.execute(text("SELECT pg_advisory_xact_lock(hashtext(:name))"), {"name": self.name})
@@ -210,7 +174,7 @@ class Queue:
 
     def fill(self, points, known=()):
         """Put in the points of a grid, in order, or the trials that a search knows already; and the sweep."""
-        # each trial repeats its distributions: a long list would make the journal huge
+        # each trial repeats its distributions: of a grid, a long list would make the journal huge
         space = distributions(self.config["parameters"], 100 if points else math.inf)
         self.study.add_trials(known)
         for k, point in enumerate(points):
@@ -229,16 +193,10 @@ class Queue:
         runs = {t.user_attrs["run"]["id"]: t for t in self.study.get_trials(False) if "run" in t.user_attrs}
         return [t for t in runs.values() if not states or t.state in states]
 
-    def pool(self, band):
-        """The values of all runs at a band, those that a search knew from the beginning included."""
-        known = [t for t in self.study.get_trials(False) if "run" not in t.user_attrs]
-        return [t.intermediate_values[band] for t in known + self.trials() if band in t.intermediate_values]
-
     def retry(self):
         """Queue what failed again, as the same run, so with its checkpoint: as a new trial, for an old one is over."""
         with self.lock():
-            over = self.trials(TrialState.FAIL)
-            failed = [t for t in over if not t.user_attrs.get("cause", "").startswith("diverged")]
+            failed = [t for t in self.trials(TrialState.FAIL) if not t.user_attrs["cause"].startswith("diverged")]
             for t in failed:
                 self._add(t.user_attrs["run"], params=t.params, distributions=t.distributions)
         return len(failed)
@@ -250,49 +208,46 @@ class Queue:
         for key, value in attributes.items():
             self.storage.set_trial_user_attr(trial._trial_id, key, value)
 
-    def _set(self, trial, state, value=None):
-        self.storage.set_trial_state_values(trial._trial_id, state, None if value is None else [value])
-
     def is_alive(self, trial):
         """Whether a run's holder lives. Of one that shares our kernel and folder its lock tells; of others the beat."""
         held = trial.user_attrs["held"]
-        here = held.get("where") == self.me["where"]
-        return is_locked(self.folder / "held" / str(trial.number)) if here else time.time() - held["beat"] < GRACE
+        folder = self.folder / "held" / held["token"]
+        here = held["kernel"] == KERNEL and folder.exists()
+        return is_locked(folder) if here else time.time() - held["beat"] < GRACE
 
     def is_ours(self, trial):
         """Whether we still hold a run. False: we were taken for dead (suspended), and another agent has the run."""
         now = self.get(trial)
-        return now.state == TrialState.RUNNING and now.user_attrs["held"].get("token") == self.me["token"]
+        return now.state == TrialState.RUNNING and self._holds(now)
 
-    @patient
+    def _holds(self, trial):  # in claim(): the database took our claim, and its answer was lost
+        return trial.user_attrs["held"]["token"] == self.token
+
     def claim(self):
         """Take a run: a dead agent's first, then the first one waiting, then a new point. None: there is none now."""
         with self.lock():
             if self.study.user_attrs.get("stopped"):
                 return None
             trials = self.trials()  # once: each look at a database costs many queries
-            for trial in (t for t in trials if t.state == TrialState.RUNNING):
-                held = trial.user_attrs["held"]
-                ours = held.get("token") == self.me["token"]  # the database took our claim, and its answer was lost
-                died = f"its agent died ({held['host']}, pid {held['pid']})"
-                if ours or not (self.is_alive(trial) or self._give_up(trial, died)):
-                    return self._take(trial)
+            free = [t for t in trials if t.state == TrialState.RUNNING and (self._holds(t) or not self.is_alive(t))]
             waiting = [t for t in trials if t.state == TrialState.WAITING]
-            if waiting:
-                return self._take(min(waiting, key=lambda t: len(t.user_attrs.get("ends", []))))  # what crashed is last
-            return self._ask(len(trials))
+            free += sorted(waiting, key=lambda t: len(t.user_attrs.get("crashes", [])))  # what crashed is last
+            return self._take(free[0]) if free else self._ask(len(trials))
 
     def _take(self, trial):
-        folder = self.folder / "held" / str(trial.number)
-        folder.mkdir(exist_ok=True)
-        if self.hold:
-            self.hold.release()
-        self.hold = FileLock(folder / "lock")
-        self.hold.acquire()
-        self.note(trial, held=self.me | {"beat": time.time()})  # before the state: a RUNNING run always has its holder
+        if not self.hold:
+            folder = self.folder / "held" / self.token
+            folder.mkdir(parents=True)
+            self.hold = FileLock(folder / "lock")
+            self.hold.acquire()
+        self._beat(trial)  # before the state: a RUNNING run always has its holder
         if trial.state == TrialState.WAITING:
-            self._set(trial, TrialState.RUNNING)
+            self.storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING)
         return self.get(trial)
+
+    def _beat(self, trial):
+        held = {"pid": os.getpid(), "kernel": KERNEL, "token": self.token, "beat": time.time()}
+        self.note(trial, held=held)
 
     def _ask(self, runs):
         """A search's next point. The sampler's seed is the run's id: no two agents or searches draw alike."""
@@ -307,39 +262,55 @@ class Queue:
         return self.get(trial)
 
     def beat(self, trial):
-        """Say that this agent lives. False: the run is no longer its own."""
+        """Say that this agent lives, unless the run is no longer its own."""
         with self.lock():
-            if ours := self.is_ours(trial):
-                self.note(trial, held=self.me | {"beat": time.time()})
-            return ours
+            if self.is_ours(trial):
+                self._beat(trial)
 
-    @patient
-    def end(self, trial, state, value=None, tried=None, **notes):
+    def report(self, trial, values):
+        """Write down the metric's values at hyperband's bands. Returns whether it stops the run."""
+        known, rule = trial.intermediate_values, self.config.get("early_terminate")
+        new = [band for band in bands(rule, len(values)) if band not in known]
+        for band in new:  # each is an fsync
+            known[band] = values[band - 1]
+            self.storage.set_trial_intermediate_value(trial._trial_id, band, known[band])
+        sign = -1 if self.config["metric"].get("goal") == "maximize" else 1
+
+        def pool(band):  # of all runs, and of those that a search knew from the beginning
+            theirs = [t.intermediate_values for t in self.study.get_trials(False)]
+            return [sign * reports[band] for reports in theirs if band in reports]
+
+        return bool(new) and hyperband_stops([sign * v for v in values], pool, rule)
+
+    def end(self, trial, state, value=None, cause=None, crashed=None):
         """The run is over (COMPLETE, PRUNED, FAIL) or to be continued (WAITING), unless another agent has it by now.
 
-        tried: how this try failed. Returns whether it was one too many: then the run is given up, and FAIL.
+        crashed: how this try failed; after CRASHES of them the run is given up. Returns the state that it has now.
         """
         with self.lock():
-            self.hold.release()
-            if not self.is_ours(trial) or (tried and self._give_up(trial, tried)):
-                return self.get(trial).state == TrialState.FAIL
-            self.note(trial, **notes)
-            self._set(trial, state, value)
-            return False
+            if self.is_ours(trial):
+                if crashed:
+                    crashes = [*self.get(trial).user_attrs.get("crashes", []), crashed]
+                    self.note(trial, crashes=crashes)
+                    if len(crashes) >= CRASHES:
+                        state, cause = TrialState.FAIL, f"given up after {len(crashes)} tries: {crashed}"
+                self.note(trial, cause=cause)
+                self.storage.set_trial_state_values(trial._trial_id, state, None if value is None else [value])
+            return self.get(trial).state
 
-    def _give_up(self, trial, how):
-        """Note how a try ended, and whether it was one too many."""
-        ends = [*self.get(trial).user_attrs.get("ends", []), how]
-        self.note(trial, ends=ends)
-        if given_up := sum(end.startswith("crashed") for end in ends) >= CRASHES or len(ends) >= DEATHS:
-            self.note(trial, cause=f"given up after {len(ends)} tries: {how.removeprefix('crashed: ')}")
-            self._set(trial, TrialState.FAIL)
-        return given_up
-
-    @patient
     def is_busy(self):
-        """Whether a run is still going: its agent may yet die, so the others stay."""
-        return bool(self.trials(TrialState.RUNNING)) and not self.study.user_attrs.get("stopped")
+        """Whether there may be runs yet: W&B hands out more, or one is still going, whose agent may die."""
+        with self.lock():
+            more = not self.over or bool(self.trials(TrialState.RUNNING))
+            return more and not self.study.user_attrs.get("stopped")
+
+
+def ask_wandb(what, function):
+    """function(), which asks W&B's server, for a minute at most. Raises InputError where W&B does not answer."""
+    try:
+        return bounded(function, 60)
+    except Exception as error:  # wandb raises its own, requests' and ValueError
+        raise InputError(f"W&B: {what} ({first_line(error)})") from None
 
 
 class WandbQueue(Queue):
@@ -349,7 +320,8 @@ class WandbQueue(Queue):
     _register_agent and _agent_heartbeat are what `wandb agent` itself calls, private to wandb 0.31, which is pinned.
     """
 
-    agent, mine, asked, over = None, None, -math.inf, False
+    every = 5  # as often as `wandb agent` asks
+    agent, mine, asked, over, stops = None, None, -math.inf, False, False
 
     def _heartbeat(self, *running):
         """Tell the server which runs this agent works on. Returns the server's commands."""
@@ -362,24 +334,24 @@ class WandbQueue(Queue):
         return _agent_heartbeat(self.api, self.agent, {}, dict.fromkeys(running, True))
 
     def _ask(self, runs):
-        if self.over or time.monotonic() < self.asked + 5:  # as often as `wandb agent` asks
+        if self.over or time.monotonic() < self.asked + self.every:
             return None
-        for command in self._heartbeat():
+        for command in ask_wandb("does not hand out runs", self._heartbeat):
             self.over |= command["type"] == "exit"
             if command["type"] in ("run", "resume"):
-                self.mine = command["run_id"]
+                self.mine, self.stops = command["run_id"], False
                 self._add({"id": self.mine, "point": {k: v["value"] for k, v in command["args"].items()}})
                 return self._take(self.trials(TrialState.WAITING)[-1])
         self.asked = time.monotonic()
 
     def beat(self, trial):
-        run_id = trial.user_attrs["run"]["id"]
-        if run_id == self.mine and any(command["type"] == "stop" for command in self._heartbeat(run_id)):
-            self.note(trial, stops=True)
-        return super().beat(trial)
+        if (run_id := trial.user_attrs["run"]["id"]) == self.mine:
+            commands = ask_wandb("does not answer", lambda: self._heartbeat(run_id))
+            self.stops |= any(command["type"] == "stop" for command in commands)
+        super().beat(trial)
 
-    def is_busy(self):
-        return not self.over or super().is_busy()
+    def report(self, trial, values):
+        return self.stops and trial.user_attrs["run"]["id"] == self.mine  # the server, to which the program reports
 
 
 def queue_of(sweep):

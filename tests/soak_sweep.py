@@ -19,7 +19,7 @@ from test_sweep_queue import bayes_is_exact, exactly_once, killed_agents
 
 @pytest.fixture
 def postgresql(here, monkeypatch):
-    """A server on a socket in a folder of its own, as it refuses to run as root: what starts or stops it."""
+    """A server on a socket in a folder of its own, as it refuses to run as root."""
     pytest.importorskip("psycopg", reason="no psycopg here; pip install 'psycopg[binary]'")
     found = [sorted(map(str, Path("/usr/lib/postgresql").glob(f"*/bin/{name}"))) for name in ("initdb", "pg_ctl")]
     programs = [shutil.which(name) or (found.pop(0) or [None])[-1] for name in ("initdb", "pg_ctl")]
@@ -33,13 +33,12 @@ def postgresql(here, monkeypatch):
     def run(*command):
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=folder, **user)
 
-    def control(how):
-        options = (
-            ["-o", f"-c listen_addresses='' -k {folder} -c fsync=off", "-l", folder / "log"] if how == "start" else []
-        )
-        run(pg_ctl, "-D", folder / "data", *options, *(["-m", "immediate"] if how == "stop" else []), "-w", how)
-
     run(initdb, "-D", folder / "data", "-U", "sweep", "-A", "trust")
+    options = ["-o", f"-c listen_addresses='' -k {folder} -c fsync=off", "-l", folder / "log"]
+
+    def control(how):
+        run(pg_ctl, "-D", folder / "data", *(options if how == "start" else ["-m", "immediate"]), "-w", how)
+
     control("start")
     create, url = sweep_kit.create, f"postgresql+psycopg://sweep@/postgres?host={folder}"
     monkeypatch.setattr("test_sweep_queue.create", lambda *flags, **more: create("--storage", url, *flags, **more))
@@ -48,37 +47,24 @@ def postgresql(here, monkeypatch):
     shutil.rmtree(folder)
 
 
-@pytest.fixture(params=["journal", "postgresql"])
-def storage(request, here):
-    """Where the queue is kept."""
-    return request.param == "journal" or request.getfixturevalue("postgresql")
-
-
-@pytest.mark.usefixtures("storage")
-def test_225_points_by_5_agents_are_each_run_exactly_once():
-    exactly_once(5, 225)
-
-
-@pytest.mark.usefixtures("storage")
-def test_runs_of_2_killed_agents_of_5_are_continued_and_come_out_equal():
-    killed_agents(40)
-
-
-@pytest.mark.usefixtures("storage")
-def test_bayes_with_hyperband_makes_exactly_33_runs():
-    bayes_is_exact(5, 33)
+@pytest.mark.parametrize("storage", ["journal", "postgresql"])
+@pytest.mark.parametrize("prove, counts", [(exactly_once, (5, 225)), (killed_agents, (40,)), (bayes_is_exact, (5, 33))])
+def test_in_large_numbers(prove, counts, storage, request, here):
+    """225 points by 5 agents; runs of 2 killed agents of 5, of 40; a search with hyperband of 33 runs."""
+    if storage == "postgresql":
+        request.getfixturevalue("postgresql")
+    prove(*counts)
 
 
 def test_a_database_that_restarts_under_its_agents(postgresql):
     from test_sweep_queue import create
 
-    made = create(nap=[0.1], seed=list(range(20)))
-    agents = sweep_kit.start_agents("--n", "3")
+    made = create(nap=[0.1], seed=list(range(12)))
+    agents = sweep_kit.Forked("agent", "--n", "3")
     for _ in range(2):
         sweep_kit.wait_until(lambda: len(sweep_kit.checkpoints()) == 3)
         postgresql("stop")
         time.sleep(6)
         postgresql("start")
-    said = sweep_kit.end(agents)
-    assert "the database is away; trying again in" in said or "goes on without its queue" in said
-    assert sweep_kit.states(made) == {"COMPLETE": 20} and set(sweep_kit.starts().values()) == {1}
+    assert "no answer from its queue, asking again in" in agents.ends()
+    assert sweep_kit.states(made) == {"COMPLETE": 12} and set(sweep_kit.starts().values()) == {1}

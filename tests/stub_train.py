@@ -33,9 +33,7 @@ def parser():
     p = Parser(allow_abbrev=False)
     for name, default in FLAGS.items():
         kind = str if default is None else type(default)
-        p.add_argument(
-            f"--{name}", default=default, type=lambda text, kind=kind: None if text == "None" else kind(text)
-        )
+        p.add_argument(f"--{name}", default=default, type=lambda x, kind=kind: None if x == "None" else kind(x))
     return p
 
 
@@ -87,10 +85,7 @@ def main():
         os.truncate(metrics, size)
     else:
         data = {"source": args.data, "sha256": os.environ.get("STUB_SHA", "")}
-        write(
-            folder / "config.json",
-            {"id": folder.name, "flags": vars(args), "data": data, "sweep": os.environ.get("WANDB_RUN_GROUP")},
-        )
+        write(folder / "config.json", {"id": folder.name, "flags": vars(args), "data": data})
         metrics.write_text("epoch,val_rec,active_dims,val_rec_pruned,epoch_seconds\n")
     online = args.wandb == "auto" and "WANDB_SWEEP_ID" in os.environ
     if online or args.wandb == "offline":

@@ -61,9 +61,10 @@ def states(made):
 class Forked(multiprocessing.get_context("fork").Process):
     """sweep.py in a fork of this process, as importing takes 8 s of CPU; it does not hear our Ctrl-C."""
 
-    def __init__(self, *arguments, **env):
+    def __init__(self, *arguments, main=sweep.main, **env):
         super().__init__()
-        self.arguments, self.env, self.said = arguments, env, Path(f"said-{time.monotonic_ns()}.log").absolute()
+        self.said, self.main = Path(f"said-{time.monotonic_ns()}.log").absolute(), main
+        self.arguments, self.env = arguments, env
         self.start()
 
     def run(self):
@@ -74,8 +75,7 @@ class Forked(multiprocessing.get_context("fork").Process):
         for stream in (1, 2):
             os.dup2(os.open(self.said, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
         sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
-        sweep.engine.BEAT = float(self.env.get("SWEEP_BEAT", sweep.engine.BEAT))
-        code = sweep.main(list(self.arguments))
+        code = self.main(list(self.arguments))
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
@@ -83,17 +83,12 @@ class Forked(multiprocessing.get_context("fork").Process):
     def send_signal(self, number):
         os.kill(self.pid, number)
 
-
-def start_agents(*flags, **env):
-    return Forked("agent", *flags, **env)
-
-
-def end(agents, code=0):
-    """Wait for agents to end with this exit code and no traceback; returns what they said."""
-    agents.join(1800)
-    said = agents.said.read_text()
-    assert agents.exitcode == code and "Traceback" not in said, (agents.exitcode, said)
-    return said
+    def ends(self, code=0):
+        """Wait for its end, with this exit code and no traceback; returns what it said."""
+        self.join(1800)
+        said = self.said.read_text()
+        assert self.exitcode == code and "Traceback" not in said, (self.exitcode, said)
+        return said
 
 
 def says(*arguments, code=0):
@@ -105,14 +100,13 @@ def says(*arguments, code=0):
     finally:
         for signum, handler in handlers.items():
             signal.signal(signum, handler)
-        sweep.CRASHED.clear()
     assert found == code, out.getvalue()
     return out.getvalue()
 
 
-def work(*flags, code=0, **env):
-    """Let agents work until they are done; returns what they said. Several are processes of their own."""
-    return end(start_agents(*flags, **env), code) if env or "--n" in flags else says("agent", *flags, code=code)
+def work(*flags, code=0):
+    """Let agents work until they are done; returns what they said."""
+    return says("agent", *flags, code=code)
 
 
 def rows(name="quick"):

@@ -72,8 +72,8 @@ def test_toy_designs_of_several_dimensions_are_told_apart():
     assert sweep.main(["create", str(file), "--backend", "local"]) == 0
     made = sweep_kit.current()
     assert len(sweep_kit.points(made)) == 45 and made["results"] == "results/ground-truth.csv"
-    assert set(made["data"]) == {"toy", "toy/k1", "toy/k2", "toy/k4", "toy/k5"}
-    assert len({entry["sha256"] for entry in made["data"].values()}) == 5
+    assert {(problem, factors) for problem, _, factors, *_ in made["data"]} == {("toy", k) for k in range(1, 6)}
+    assert len({sha256 for *_, sha256 in made["data"]}) == 5
     sweep.check_data(made)
     assert len(sweep.expand(sweep.read_yaml(str(comparison.ROOT / "comparisons/width.yaml"))[1])) == 27
 

@@ -92,13 +92,6 @@ def test_a_disk_without_locks_cannot_be_written(capsys, monkeypatch):
     assert "no locks on this file system" in said and "/lock'" in said and said.count("\n") == 1
 
 
-def test_a_copied_record_keeps_its_designs(capsys):
-    a, own = run(name="a"), own_designs()
-    Path("copied.json").write_text((a / "config.json").read_text())
-    assert train.main(["--config=copied.json", "--problem=custom", f"--data={own}", "--wandb=disabled"]) == 2
-    assert "--config copied.json: ran on other designs" in capsys.readouterr().err
-
-
 def test_the_command_line_shows_what_the_terminal_cannot():
     """A path may hold letters that the terminal's encoding lacks."""
     command, env = [sys.executable, str(ROOT / "train.py")], {**os.environ, "PYTHONIOENCODING": "ascii"}

@@ -19,42 +19,11 @@ import train
 from pruning import PROFILES, STRATEGIES
 from tools import figures
 
-MANY = settings(
-    max_examples=int(os.environ.get("FUZZ", 300)),
-    deadline=None,
-    suppress_health_check=list(HealthCheck),
-    derandomize=True,
-)
-VALUES = st.one_of(
-    st.sampled_from(
-        [
-            *["None", "inf", "-inf", "nan", "True", "False", "0", "-1", "1", "0.5", "1e-400", "1e400", "٣", "0x10"],
-            "",
-            " ",
-            "9" * 400,
-        ]
-    ),
-    st.sampled_from(
-        [
-            "plummet",
-            "toy",
-            "moderate",
-            "cpu",
-            "cuda:99",
-            "cpu:1",
-            "meta",
-            "lr=0.1",
-            "lr=0.1,lr=0.2",
-            "a=b=c",
-            "=",
-            ",",
-            "problem=toy,",
-        ]
-    ),
-    st.integers().map(str),
-    st.floats().map(str),
-    st.text(max_size=12),
-)
+FUZZ = int(os.environ.get("FUZZ", 200))
+MANY = settings(max_examples=FUZZ, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+WORDS = "None inf -inf nan True False 0 -1 1 0.5 1e-400 1e400 ٣ 0x10 plummet toy moderate cpu cuda:99 cpu:1 meta"
+WORDS = [*WORDS.split(), "", " ", "9" * 400, "lr=0.1", "lr=0.1,lr=0.2", "a=b=c", "=", ",", "problem=toy,"]
+VALUES = st.one_of(st.sampled_from(WORDS), st.integers().map(str), st.floats().map(str), st.text(max_size=12))
 FLAG = st.one_of(st.sampled_from(sorted(train.DEFAULTS)), st.text(alphabet="abcdefg_-=", max_size=8))
 
 
@@ -77,56 +46,20 @@ def test_any_command_line(pairs):
     assert args.min_active_dims <= args.latent_dim
 
 
-PATHS = (
-    "problem",
-    "data",
-    "out",
-    "resume",
-    "config",
-    "arm",
-    "device",
-    "wandb",
-    "wandb_project",
-    "wandb_entity",
-    "latent_dim",
-    "toy_dims",
-)
-EXTREMES = [
-    "0",
-    "1",
-    "2",
-    "1e-320",
-    "1e-30",
-    "1e-9",
-    "0.5",
-    "0.999999",
-    "1e30",
-    "1e308",
-    "inf",
-    "1000000",
-    "2147483648",
-    "9" * 400,
-]
-EXTREMES += [*PROFILES, *STRATEGIES, "bf16"]
+PATHS = "problem data out resume config arm device wandb wandb_project wandb_entity latent_dim toy_dims"
+EXTREMES = "0 1 2 1e-320 1e-30 1e-9 0.5 0.999999 1e30 1e308 inf 1000000 2147483648"
+EXTREMES = [*EXTREMES.split(), "9" * 400, *PROFILES, *STRATEGIES, "bf16"]
+CHOSEN = st.sampled_from(sorted(train.DEFAULTS.keys() - set(PATHS.split())))
 
 
 @MANY
-@given(
-    st.dictionaries(st.sampled_from(sorted(train.DEFAULTS.keys() - set(PATHS))), st.sampled_from(EXTREMES), max_size=3),
-    st.sampled_from([1, 4]),
-)
+@given(st.dictionaries(CHOSEN, st.sampled_from(EXTREMES), max_size=3), st.sampled_from([1, 4]))
 def test_any_flags_that_are_taken_train(tmp_path_factory, chosen, latent_dim):
     """Two epochs of a tiny run: finished, stopped or diverged; a refusal leaves nothing behind."""
     folder = tmp_path_factory.mktemp("fuzz")
     np.save(folder / "own.npy", DESIGNS)
-    argv = [
-        f"--data={folder}/own.npy",
-        f"--out={folder}/runs",
-        f"--latent_dim={latent_dim}",
-        "--n_epochs=2",
-        "--pruning_epoch=0",
-    ]
-    argv += ["--problem=custom", "--wandb=disabled", "--threads=1"]
+    argv = [f"--data={folder}/own.npy", f"--out={folder}/runs", f"--latent_dim={latent_dim}", "--n_epochs=2"]
+    argv += ["--pruning_epoch=0", "--problem=custom", "--wandb=disabled", "--threads=1"]
     epochs = iter([None])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(figures, "draw", lambda *_: None)
@@ -154,26 +87,31 @@ def saved(save, *args, **kwargs):
     return buffer.getvalue()
 
 
-@pytest.mark.parametrize("name", ["own.npz", "own.npy"])
-def test_any_damaged_design_file(name, tmp_path):
-    whole = (
-        saved(np.savez_compressed, designs=DESIGNS, split=data._split(24, 0))
-        if name.endswith("z")
-        else saved(np.save, DESIGNS)
-    )
+def check_damaged(path, whole, read):
+    """However a file is damaged, read() gives an InputError of one line, or what `read` itself finds good."""
 
     @MANY
     @given(*DAMAGE)
     def check(where, how):
-        (tmp_path / name).write_bytes(damaged(whole, where, how))
+        path.write_bytes(damaged(whole, where, how))
         try:
-            designs = data.load("custom", str(tmp_path / name))
+            read()
         except data.InputError as error:
             one_line(error)
-            return
-        assert torch.isfinite(designs.train).all() and designs.train.min() >= 0 and designs.train.max() <= 1
 
     check()
+
+
+@pytest.mark.parametrize("name", ["own.npz", "own.npy"])
+def test_any_damaged_design_file(name, tmp_path):
+    split = dict(designs=DESIGNS, split=data._split(24, 0))
+    whole = saved(np.savez_compressed, **split) if name.endswith("z") else saved(np.save, DESIGNS)
+
+    def read():
+        designs = data.load("custom", str(tmp_path / name))
+        assert torch.isfinite(designs.train).all() and designs.train.min() >= 0 and designs.train.max() <= 1
+
+    check_damaged(tmp_path / name, whole, read)
 
 
 def test_any_damaged_model(tmp_path):
@@ -185,18 +123,7 @@ def test_any_damaged_model(tmp_path):
     saved_model = train.compact(model, Pruner(), torch.randn(20, 3), torch.randn(5, 3), {"lipschitz": 10.0})
     buffer = io.BytesIO()
     torch.save(saved_model, buffer)
-    whole = buffer.getvalue()
-
-    @MANY
-    @given(*DAMAGE)
-    def check(where, how):
-        (tmp_path / "model.pt").write_bytes(damaged(whole, where, how))
-        try:
-            lvae.load(tmp_path / "model.pt")
-        except data.InputError as error:
-            one_line(error)
-
-    check()
+    check_damaged(tmp_path / "model.pt", buffer.getvalue(), lambda: lvae.load(tmp_path / "model.pt"))
 
 
 def test_any_damaged_checkpoint_or_config(tmp_path, monkeypatch):
@@ -233,41 +160,23 @@ def test_any_damaged_checkpoint_or_config(tmp_path, monkeypatch):
 def test_any_damaged_sweep_file(number, tmp_path, monkeypatch):
     (path,) = create.FILES.glob(f"{number}_*.yaml")
     whole = b"\n".join(line for line in path.read_bytes().splitlines() if not line.startswith(b"#"))
-    asked = argparse.Namespace(
-        problem="beams2d",
-        seeds=1,
-        epochs=None,
-        strategy=None,
-        set="n_epochs=9",
-        edition=None,
-        project=None,
-        entity=None,
-    )
+    asked = dict(problem="beams2d", seeds=1, epochs=None, strategy=None, set="n_epochs=9")
+    asked = argparse.Namespace(**asked, edition=None, project=None, entity=None)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(create, "freeze_data", lambda config: {problem: {"sha256": "0"} for problem in data.PROBLEMS})
+    monkeypatch.setattr(create, "freeze_data", lambda parameters: [[name, "", 3, 0, "0"] for name in data.PROBLEMS])
 
-    @MANY
-    @given(*DAMAGE)
-    def check(where, how):
-        (tmp_path / "own.yaml").write_bytes(damaged(whole, where, how))
-        try:
-            path, config = create.read_yaml("own.yaml")
-            record, points, _ = create.plan(path, config, asked, train, "local")
-        except ValueError as error:  # what sweep.py takes for bad input: SweepError and InputError among them
-            one_line(error)
-            return
+    def read():
+        path, config = create.read_yaml("own.yaml")
+        record, points, _ = create.plan(path, config, asked, train, "local")
         assert not points or len(points) == record["runs"] > 0
 
-    check()
+    check_damaged(tmp_path / "own.yaml", whole, read)
+
+
+NUMBERS = st.one_of(st.floats(), st.integers(), st.lists(st.floats(), max_size=3), st.none())
 
 
 @MANY
-@given(
-    st.dictionaries(
-        st.text(max_size=5),
-        st.one_of(st.floats(), st.integers(), st.lists(st.floats(), max_size=3), st.none()),
-        max_size=5,
-    )
-)
+@given(st.dictionaries(st.text(max_size=5), NUMBERS, max_size=5))
 def test_a_record_is_json_whatever_its_numbers(value):
     json.loads(record.to_json(value), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))

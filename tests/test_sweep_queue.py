@@ -1,7 +1,7 @@
 """The local queue under crashes, signals and many agents, with stub_train.py, which takes milliseconds, for runs.
 
-soak_sweep.py has larger numbers. Agents are processes of their own; what is looked at is the queue, and what the stub
-wrote down: which runs were started, and how often.
+soak_sweep.py has larger numbers. What is looked at is the queue, and what the stub wrote down: which runs were started,
+and how often.
 """
 
 import collections
@@ -9,12 +9,14 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from sweep_kit import checkpoints, create, end, rows, says, start_agents, starts, states, trials, wait_until, work
+from sweep_kit import STUB, Forked, checkpoints, create, rows, says, starts, states, trials, wait_until, work
 
 import sweep
 from sweep import TrialState
@@ -23,9 +25,9 @@ pytestmark = pytest.mark.usefixtures("here")
 
 
 def exactly_once(agents, n):
-    """n points, each run once to its end, by several agents at the same time."""
+    """n points, each run once to its end, by several agents, processes of their own, at the same time."""
     made = create(seed=list(range(n // 3)), lr=[0.1, 0.2, 0.3])
-    said = work("--n", str(agents))
+    said = "".join(agent.ends() for agent in [Forked("agent") for _ in range(agents)])
     assert states(made) == {"COMPLETE": n} and set(starts().values()) == {1} and len(starts()) == n
     assert len({row["metrics_sha256"] for row in rows()}) == n and said.count("finished, val_rec") == n
 
@@ -37,19 +39,19 @@ def killed_agents(n):
     calm = {row["seed"]: row["metrics_sha256"] for row in rows("calm")}
     Path("starts.log").unlink()
     made = create(end=["hang"], end_epoch=[11], seed=list(range(n)))  # two epochs after a checkpoint
-    agents = start_agents("--n", "5")
+    agents = [Forked("agent") for _ in range(5)]
     wait_until(lambda: sum(len(sweep.history(p.parent, "val_rec")) == 11 for p in checkpoints()) == 5)
-    victims = trials(made, TrialState.RUNNING)[:2]
-    for trial in victims:
-        os.kill(trial.user_attrs["held"]["pid"], signal.SIGKILL)
-        run = Path("runs") / trial.user_attrs["run"]["id"]
-        wait_until(lambda run=run: not sweep.is_locked(run))  # the program dies with its agent
+    killed = set()
+    for agent in agents[:2]:
+        (trial,) = (t for t in trials(made, TrialState.RUNNING) if t.user_attrs["held"]["pid"] == agent.pid)
+        killed.add(trial.user_attrs["run"]["id"])
+        agent.kill()
+    for run in killed:
+        wait_until(lambda run=run: not sweep.is_locked(Path("runs") / run))  # the program dies with its agent
     Path("go").touch()
-    assert end(agents, 1).count("was killed (signal 9; out of memory?)") == 2
-    killed = {t.user_attrs["run"]["id"] for t in victims}
-    ends = {t.user_attrs["run"]["id"]: t.user_attrs.get("ends", []) for t in trials(made)}
-    assert states(made) == {"COMPLETE": n} and all(len(found) == (run in killed) for run, found in ends.items())
-    assert starts() == {run: 1 + (run in killed) for run in ends}
+    assert sum(agent.ends().count(" continued: ") for agent in agents[2:]) == 2
+    assert states(made) == {"COMPLETE": n}
+    assert starts() == {t.user_attrs["run"]["id"]: 1 + (t.user_attrs["run"]["id"] in killed) for t in trials(made)}
     assert {row["seed"]: row["metrics_sha256"] for row in rows()} == calm
 
 
@@ -69,7 +71,8 @@ def search(*flags, cap):
 def bayes_is_exact(agents, cap):
     """A bayes sweep with hyperband makes exactly run_cap different runs, and none is run again."""
     made = search(cap=cap)
-    work("--n", str(agents))
+    for agent in [Forked("agent") for _ in range(agents)]:
+        agent.ends()
     found, n = trials(made), states(made)
     assert len(found) == len({json.dumps(t.params) for t in found}) == cap and set(n) <= {"COMPLETE", "PRUNED"}
     status = collections.Counter(row["status"] for row in rows())
@@ -99,64 +102,58 @@ def test_a_search_goes_on_from_its_table_when_its_machine_is_lost(capsys):
     def known(made):
         found, four = sweep.Queue(made).study.get_trials(), (4, 8, 16, 32)
         reports = [{band: t.intermediate_values[band] for band in four if band in t.intermediate_values} for t in found]
-        return [(t.params, t.state, t.value, report) for t, report in zip(found, reports, strict=True)]
+        return [(t.params, t.state, report) for t, report in zip(found, reports, strict=True)]
 
-    first = search(cap=5)
+    first = search(cap=4)
     for lr, w_v in ((0.02, 0.001), (0.03, 0.001), (0.04, 0.1)):  # the third is above the median at every band
         sweep.Queue(first).study.enqueue_trial({"lr": lr, "w_v": w_v, "latent_dim": 9})
     work("--count", "3")
     table, seen = Path("results/quick.csv"), known(first)
     assert len(seen) == 3 and {"finished", "stopped early"} == {row["status"] for row in rows()}
     shutil.rmtree(".sweeps")
-    again = search(cap=5)
-    assert "3 points are in results/quick.csv already; the search goes on from them" in capsys.readouterr().out
-    assert (again["runs"], again["config"]["run_cap"]) == (2, 5) and states(again) == {}
-    assert known(again) == seen
+    again = search(cap=4)
+    assert "3 points are in results/quick.csv already" in capsys.readouterr().out
+    assert (again["runs"], again["config"]["run_cap"]) == (1, 4) and known(again) == seen
     for other in (("--set", "lr=0.2,0.3"), ("--set", "n_epochs=39")):  # what they varied is out of range; or fixed
         table.with_stem("quick-x").write_text(table.read_text().replace("quick-toy-", "quick-x-toy-"))
         assert search("--edition", "x", *other, cap=5)["runs"] == 5
-    damaged = table.read_text().replace("4:0.", "4:x0.", 1)
-    table.with_stem("quick-y").write_text(damaged.replace("quick-toy-", "quick-y-toy-"))
-    assert search("--edition", "y", cap=5)["runs"] == 3  # all but the damaged row
-    work("--n", "2", "--sweep", again["id"])
-    assert len(rows()) == len({row["id"] for row in rows()}) == len({(row["lr"], row["w_v"]) for row in rows()}) == 5
-    search(cap=5)
+    work("--sweep", again["id"])
+    assert len(rows()) == len({row["id"] for row in rows()}) == len({(row["lr"], row["w_v"]) for row in rows()}) == 4
+    search(cap=4)
     assert "nothing is left to run" in capsys.readouterr().out
 
 
 def test_ends_of_a_run():
-    """What an agent makes of each exit code of the program."""
+    """What an agent makes of each exit code of the program; what failed can be tried again, as the same run."""
     made = create(end=["crash", "diverge", "finish"], seed=[1])
     assert "given up" in work(code=1)
     ids = {t.params["end"]: t.user_attrs["run"]["id"] for t in trials(made)}
-    causes = {t.params["end"]: t.user_attrs.get("cause", "") for t in trials(made)}
+    causes = {t.params["end"]: t.user_attrs["cause"] for t in trials(made)}
     assert starts() == {ids["crash"]: 3, ids["diverge"]: 1, ids["finish"]: 1}
     assert causes["crash"] == "given up after 3 tries: exit code 1: RuntimeError: crash, as asked"
     assert causes["diverge"] == "diverged: epoch 3: nan" and states(made) == {"FAIL": 2, "COMPLETE": 1}
     assert {row["id"]: row["status"] for row in rows()} == {ids["diverge"]: "diverged", ids["finish"]: "finished"}
-    assert sorted(run["kind"] for run in sweep.outcomes(made).values()) == ["diverged", "failed", "finished"]
-    work(code=1)  # and none of them is tried again
-    assert sum(starts().values()) == 5
+    assert "3/3 over (1 finished, 0 stopped early, 1 diverged, 1 failed), 0 running, 0 left" in work(code=1)
+    assert sum(starts().values()) == 5  # and none of them is tried again, until told
+    Path("mended").touch()
+    said = says("resume", "--failed")
+    assert "1 failed runs are tried again" in said and said.count(" continued: ") == 1 and len(rows()) == 3
+    before = {row["id"]: row | {"recorded": ""} for row in rows()}
+    Path("results/quick.csv").unlink()
+    assert "3 rows were not there" in says("rebuild")
+    assert {row["id"]: row | {"recorded": ""} for row in rows()} == before
 
 
 def test_agent_stops_where_no_run_could_work():
-    """And takes no point from the agents of other machines, where it may; but is not in their way for ever."""
+    """And takes no point from the agents of other machines."""
     for kind, code, said in (("refuse", 2, "stub: --end refuse: as asked"), ("full", 4, "cannot write, and this")):
         made = create(end=[kind], seed=[1, 2])
         assert said in work(code=code) and states(made) == {"WAITING": 2}
-    queue = sweep.Queue(create(seed=[1]))
-    ends = [queue.end(queue.claim(), TrialState.WAITING, tried="cannot start: as asked") for _ in range(10)]
-    assert ends == [False] * 9 + [True]
 
 
-def test_nohup():
-    made, before = create(nap=[0.1], seed=[1]), signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    agent = start_agents()
-    signal.signal(signal.SIGHUP, before)
-    wait_until(checkpoints)
-    agent.send_signal(signal.SIGHUP)
-    end(agent)
-    assert states(made) == {"COMPLETE": 1}
+def test_a_run_that_hangs_is_ended_where_asked():
+    made = create(nap=[0.02], end=["hang"], seed=[1])
+    assert "crashed (hung)" in work("--patience", "99", code=1) and states(made) == {"FAIL": 1}
 
 
 def test_agents_share_cores_and_gpus(monkeypatch):
@@ -169,68 +166,33 @@ def test_agents_share_cores_and_gpus(monkeypatch):
 
 @pytest.mark.parametrize("signals, code", [("INT", 130), ("INT INT", 130), ("TERM", 143)])
 def test_signals(signals, code):
-    """Once Ctrl-C: the current run finishes. Twice, or SIGTERM: it stops at the next epoch, and is continued later."""
-    made = create(nap=[0.1], seed=[1, 2])
-    agent = start_agents()
-    wait_until(checkpoints)
+    """Once Ctrl-C: the current runs finish. Twice, or SIGTERM: they stop at the next epoch, and are continued later."""
+    made = create(nap=[0.1], seed=[1, 2, 3])
+    agents = Forked("agent", "--n", "2")
+    wait_until(lambda: len(checkpoints()) == 2)
     for name in signals.split():
-        agent.send_signal(signal.Signals[f"SIG{name}"])
+        agents.send_signal(signal.Signals[f"SIG{name}"])
         time.sleep(0.3)
-    end(agent, code)
+    said = agents.ends(code)
     once = signals == "INT"
-    assert states(made) == ({"COMPLETE": 1, "WAITING": 1} if once else {"WAITING": 2})
-    work()
-    assert states(made) == {"COMPLETE": 2} and sorted(starts().values()) == ([1, 1] if once else [1, 2])
-    assert all("ends" not in t.user_attrs for t in trials(made))  # a stop is no failure
+    assert states(made) == ({"COMPLETE": 2, "WAITING": 1} if once else {"WAITING": 3})
+    assert once or "0/3 over (0 finished, 0 stopped early, 0 diverged, 0 failed), 0 running, 3 left" in said
+    said = work("--n", "2")
+    assert states(made) == {"COMPLETE": 3} and sorted(starts().values()) == ([1, 1, 1] if once else [1, 2, 2])
+    assert all("crashes" not in t.user_attrs for t in trials(made))  # a stop is no failure
 
 
-def test_launcher_passes_signals_on_and_leaves_nobody_behind(monkeypatch):
-    monkeypatch.delenv("OMP_NUM_THREADS")
-    made, queue = create(nap=[0.1], seed=[1, 2, 3, 4]), None
-    launcher = start_agents("--n", "2")
-    wait_until(lambda: len(checkpoints()) == 2)
-    launcher.send_signal(signal.SIGINT)
-    end(launcher, 130)
-    assert states(made) == {"COMPLETE": 2, "WAITING": 2}
-    threads = {line.split()[1] for line in Path("starts.log").read_text().splitlines()}
-    assert threads == {str(max(1, sweep.cores() // 2))}
-    launcher, queue = start_agents("--n", "2"), sweep.Queue(made)
-    wait_until(lambda: len(checkpoints()) == 2)
-    running = trials(made, TrialState.RUNNING)
-    launcher.kill()  # its agents stop resumably, and so do their runs
-    wait_until(lambda: not any(queue.is_alive(t) for t in running))
-    launcher.join()
-    assert states(made) == {"COMPLETE": 2, "WAITING": 2}
-    before, launcher = sum(starts().values()), start_agents("--n", "2")
-    wait_until(lambda: sum(starts().values()) == before + 2)
-    os.kill(trials(made, TrialState.RUNNING)[0].user_attrs["held"]["pid"], signal.SIGKILL)
-    said = end(launcher, 1)
-    assert states(made) == {"COMPLETE": 4} and said.count(" continued: seed=") == 3 and " started: " not in said
-
-
-def test_status_stop_and_resume(capsys):
+def test_status_list_stop_and_resume():
     made = create(nap=[0.05], seed=[1, 2, 3])
-    agent = start_agents()
+    agent = Forked("agent")
     wait_until(checkpoints)
-    sweep.main(["status"])
-    assert "0/3 over" in (out := capsys.readouterr().out) and "1 running, 2 left" in out
-    sweep.main(["stop"])
-    end(agent)
-    assert states(made) == {"COMPLETE": 1, "WAITING": 2}
+    assert "0/3 over" in (out := says("status")) and "1 running, 2 left" in out
+    says("stop")
+    agent.ends()
+    assert states(made) == {"COMPLETE": 1, "WAITING": 2} and f"* {made['id']}" in says("list")
     work()
     assert states(made) == {"COMPLETE": 1, "WAITING": 2}
     assert "2/3 over" in says("resume", "--count", "1")
-    assert states(made) == {"COMPLETE": 2, "WAITING": 1}
-    assert "3/3 over (3 finished, 0 stopped early, 0 diverged, 0 failed), 0 running, 0 left, best val_rec" in work()
-
-
-def test_hyperband_decision_survives_its_agent():
-    """An agent that dies between stopping a run and saying so: the next one says so, and does not run it again."""
-    made = create(seed=[1])
-    queue = sweep.Queue(made)
-    queue.note(queue.claim(), stops=True)
-    queue.hold.release()  # as its death does
-    assert "stopped early by hyperband" in work() and states(made) == {"PRUNED": 1} and not Path("starts.log").exists()
 
 
 def test_who_is_alive():
@@ -238,15 +200,14 @@ def test_who_is_alive():
     queue, other = sweep.Queue(create(seed=[1])), sweep.Queue(sweep.load_sweep("quick"))
     trial = queue.claim()
     assert queue.is_alive(trial) and other.claim() is None and other.is_busy()
-    far = {**trial.user_attrs["held"], "where": ["far", 0, 0]}
+    far = {**trial.user_attrs["held"], "kernel": "far"}
     for age, alive in ((sweep.engine.GRACE - 5, True), (sweep.engine.GRACE + 1, False)):
         queue.note(trial, held={**far, "beat": time.time() - age})
         assert queue.is_alive(queue.get(trial)) == alive
-    queue.hold.release()
     taken = other.claim()
-    assert len(taken.user_attrs["ends"]) == 1 and other.beat(taken) and not queue.beat(trial)
+    queue.beat(trial)  # which is no longer its own
     queue.end(trial, TrialState.COMPLETE, 1.0)
-    assert other.get(taken).state == TrialState.RUNNING
+    assert other.is_ours(taken) and not queue.is_ours(trial)
 
 
 def test_torn_line_of_the_journal_is_cut():
@@ -255,7 +216,7 @@ def test_torn_line_of_the_journal_is_cut():
     whole = journal.read_bytes()
     journal.write_bytes(whole + b'{"op_code": 5, "worker_id": "x", "trial_')
     assert states(made) == {"WAITING": 2}  # readers do not mind
-    assert "cut an unfinished last line" in work() and states(made) == {"COMPLETE": 2}
+    work()
     assert all(map(json.loads, journal.read_text().splitlines())) and journal.read_bytes().startswith(whole)
 
 
@@ -273,3 +234,71 @@ def test_growing_metrics_are_read_up_to_the_last_whole_line(tmp_path):
     assert sweep.history(tmp_path, "val_rec") == []
     (tmp_path / "metrics.csv").write_text("epoch,val_rec\n0,0.5\n1,\n2,nan\n3,0.25\n4,0.12")
     assert sweep.history(tmp_path, "val_rec") == [0.5, 0.25] and sweep.history(tmp_path, "other") == []
+
+
+# ------------------------------------------------------------------------------- what must not go wrong without a word
+
+
+def test_a_change_of_the_code_is_refused_unless_told_otherwise():
+    shutil.copy(STUB, "program.py")
+    made = create(nap=[0.1], seed=[1, 2, 3], program="program.py")
+    agent = Forked("agent")
+    wait_until(checkpoints)
+    Path("program.py").write_text(STUB.read_text() + "# another\n")
+    assert "program.py is " in agent.ends(2) and states(made) == {"COMPLETE": 1, "WAITING": 2}
+    assert "program.py is " in work(code=2) and states(made) == {"COMPLETE": 1, "WAITING": 2}
+    work("--changed")
+    assert states(made) == {"COMPLETE": 3}
+
+
+def test_a_damaged_run_ends_its_own_try_and_no_agent():
+    made = create(seed=[1, 2])
+    folder = Path("runs") / trials(made)[0].user_attrs["run"]["id"]
+    folder.mkdir(parents=True)
+    (folder / "summary.json").write_text('{"status": "finished"}')
+    (folder / "metrics.csv").write_text("epoch,val_rec\n77\n")
+    assert "metrics.csv: line 2 " in work(code=1) and states(made) == {"COMPLETE": 1, "FAIL": 1}
+
+
+def test_damaged_state_is_named_and_in_nobodys_way():
+    """sweep.json, journal, current or results/NN.csv damaged, emptied or gone."""
+    old, made = create(seed=[1]), create(seed=[2, 3])
+    for text in ("{", "77"):
+        Path(f".sweeps/{old['id']}/sweep.json").write_text(text)
+        assert f"{old['id']}/sweep.json" in (said := says("status")) and "damaged" in said and "0/2 over" in said
+    assert "its sweep.json is damaged" in says("status", "--sweep", old["id"], code=2)
+    work("--count", "1")
+    journal = Path(f".sweeps/{made['id']}/journal.log")
+    whole = journal.read_bytes().splitlines(keepends=True)
+    for damaged in (*([*whole[:-2], line, *whole[-2:]] for line in (b"{{\n", b"77\n", b"\0\n")), []):
+        journal.write_bytes(b"".join(damaged))
+        for command in ("status", "agent", "stop"):
+            assert f"{journal}: is away, gone or damaged. If gone, create the sweep anew" in says(command, code=2)
+    made = create(seed=[2, 3])  # as advised
+    assert work().count(" started: ") == 1 and states(made) == {"COMPLETE": 1} and set(starts().values()) == {1}
+    Path("results/quick.csv").write_bytes(b"\xff\xfe" + Path("results/quick.csv").read_bytes())
+    assert "results/quick.csv" in says("create", "quick.yaml", "--backend", "local", code=2)
+    Path(".sweeps/current").write_text("")
+    assert "no current sweep" in says("status", code=2)
+
+
+def test_no_password_is_told_and_a_sweep_is_its_users_own():
+    url = "postgresql+psycopg://me:secret@nowhere.invalid/db?password=secret"
+    for storage in (url, "mysql://me:secret@nowhere/db"):
+        assert "secret" not in says("create", "01", "--backend", "local", "--storage", storage, code=2)
+    made = create(seed=[1])
+    assert Path(f".sweeps/{made['id']}").stat().st_mode & 0o777 == 0o700
+
+
+def test_disks_pipes_and_early_signals_end_in_one_line():
+    """`status` into a closed pipe, Ctrl-C while agents start, `results` is a file."""
+    create(seed=[1])
+    command = [sys.executable, str(ROOT / "sweep.py")]
+    done = subprocess.run(" ".join([*command, "status | head -0"]), shell=True, capture_output=True, text=True)
+    assert done.stderr == ""
+    early = subprocess.Popen([*command, "agent"], stderr=subprocess.PIPE, text=True)
+    wait_until(lambda: "torch" in Path(f"/proc/{early.pid}/maps").read_text())  # while it is imported
+    early.send_signal(signal.SIGINT)
+    assert early.communicate()[1] == "" and early.returncode in (-signal.SIGINT, 130)
+    Path("results").write_text("a file where a folder should be")
+    assert "cannot" in work(code=4) and os.listdir("runs")

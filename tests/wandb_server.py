@@ -72,7 +72,7 @@ class Server:
         if name not in self.runs:
             run = dict(id=b64("Run:v1:" + name), name=name, displayName=name, entity=ENTITY, project="uncategorized")
             run |= dict(sweep=None, agent=None, state="pending", config={}, exitcode=None, summary={}, history=[])
-            run |= dict(console=[], files={}, stop=False)
+            run["stop"] = False
             self.runs[name] = run
         return self.runs[name]
 
@@ -178,11 +178,8 @@ class Server:
         run["summary"] |= json.loads(v.get("summaryMetrics") or "{}")
         run["state"] = "running"
         bucket = {key: run[key] for key in ("id", "name", "displayName")} | {"description": None}
-        bucket |= {
-            "config": json.dumps(run["config"]),
-            "sweepName": run["sweep"],
-            "historyLineCount": len(run["history"]),
-        }
+        bucket |= {"config": json.dumps(run["config"]), "sweepName": run["sweep"]}
+        bucket["historyLineCount"] = len(run["history"])
         bucket["project"] = self.project(run["project"], run["entity"])
         return {"upsertBucket": {"bucket": bucket, "inserted": inserted}}
 
@@ -191,11 +188,7 @@ class Server:
         if run and run["history"]:
             bucket = {"id": run["id"], "name": run["name"], "displayName": run["displayName"], "tags": []}
             bucket |= {"config": json.dumps(run["config"]), "summaryMetrics": json.dumps(run["summary"])}
-            bucket |= {
-                "logLineCount": len(run["console"]),
-                "historyLineCount": len(run["history"]),
-                "wandbConfig": "{}",
-            }
+            bucket |= {"logLineCount": 0, "historyLineCount": len(run["history"]), "wandbConfig": "{}"}
             tail = json.dumps([json.dumps(run["history"][-1])])
             bucket |= {"historyTail": tail, "eventsTail": "[]", "eventsLineCount": 0}
         entity = {"id": "e", "name": v.get("entity") or ENTITY}
@@ -272,8 +265,6 @@ class Server:
                 run["history"][offset : offset + len(content)] = [json.loads(line) for line in content]
             elif file == "wandb-summary.json":
                 run["summary"] = json.loads(content[-1]) if content else run["summary"]
-            elif file == "output.log":
-                run["console"].extend(content)
         if body.get("complete"):
             run["exitcode"] = body.get("exitcode")
             run["state"] = "finished" if run["exitcode"] == 0 else "failed"
@@ -322,9 +313,7 @@ class Handler(BaseHTTPRequestHandler):
         self.send({})
 
     def do_PUT(self):
-        data, found = self.body(), re.match(r"/upload/([^/]+)/(.+)$", urlsplit(self.path).path)
-        with self.server.state.lock:
-            self.server.state.run(unquote(found[1]))["files"][unquote(found[2])] = data
+        self.body()
         self.send({})
 
     def do_POST(self):
