@@ -24,11 +24,12 @@ SAMPLES = Path(__file__).parent / "samples"
 SPLITS = ("train", "val", "test")
 TOY_FACTORS = ("centre x", "centre y", "size", "aspect", "rotation", "brightness")
 
-# Shape of a design; `volume`: the condition that its mean must match, within EngiBench's own tolerance.
+# Shape of a design; `volume`: the condition that its mean must match, within EngiBench's own tolerance; `bound`: an
+# error that a user can live with, above which a search counts no dimension as saved.
 PROBLEMS = {
-    "beams2d": dict(hub="IDEALLab/beams_2d_50_100_v0", shape=(50, 100), volume="volfrac"),
-    "heatconduction2d": dict(hub="IDEALLab/heat_conduction_2d_v0", shape=(101, 101), volume="volume"),
-    "photonics2d": dict(hub="IDEALLab/photonics_2d_120_120_v0", shape=(120, 120), volume=None),
+    "beams2d": dict(hub="IDEALLab/beams_2d_50_100_v0", shape=(50, 100), volume="volfrac", bound=0.0018),
+    "heatconduction2d": dict(hub="IDEALLab/heat_conduction_2d_v0", shape=(101, 101), volume="volume", bound=0.025),
+    "photonics2d": dict(hub="IDEALLab/photonics_2d_120_120_v0", shape=(120, 120), volume=None, bound=0.032),
     "toy": dict(shape=(32, 32), volume=None),
     "custom": dict(shape=None, volume=None),  # any H x W, from --data PATH
 }

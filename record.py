@@ -35,7 +35,7 @@ from lvae import InputError, first_line
 from tools.hub import ask
 
 COLUMNS = ["epoch", "rec_loss", "vol_loss", "total_loss", "val_rec", "val_vol_loss", "val_total_loss", "active_dims"]
-COLUMNS += ["w_v", "pruned", "val_rec_pruned", "epoch_seconds"]
+COLUMNS += ["w_v", "pruned", "val_rec_pruned", "dims_within", "epoch_seconds"]
 PRUNING_COLUMNS = ["epoch", "proposed", "k_consecutive", "recon_tol", "cooldown", "cap", "floor"]
 PRUNING_COLUMNS += ["pruned", "trimmed", "restored", "dims", "std"]
 # Flags that do not change what a run computes: a checkpoint continues under others. `n_epochs` may grow, too.
@@ -246,9 +246,9 @@ class Run:
         return None
 
     def metrics_digest(self):
-        """sha256 of metrics.csv without its epoch_seconds column: equal for two runs that computed the same."""
+        """sha256 of metrics.csv without its last two columns: equal for two runs that computed the same."""
         lines = (self.folder / "metrics.csv").read_text().splitlines()
-        return hashlib.sha256("\n".join(line.rsplit(",", 1)[0] for line in lines).encode()).hexdigest()
+        return hashlib.sha256("\n".join(line.rsplit(",", 2)[0] for line in lines).encode()).hexdigest()
 
     def finish(self, summary, wandb, code):
         """End W&B's run, then write summary.json: the run is over, whatever its status.

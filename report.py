@@ -37,6 +37,7 @@ from train import DEFAULTS, LEGACY
 # -------------------------------------------------------------------------------------------------- rows: runs as found
 
 LEVEL = dict(plummet="plummet_threshold", pca_cdf="cdf_threshold", lognorm="percentile", probabilistic="temperature")
+TRIMMED = "trimmed"  # the arm of 01b that goes on where its strategy stops
 # What comes of a dimension that is proposed: columns of pruning.csv, of which a row of results/NN.csv has the sums
 PROPOSALS = ["proposed", "k_consecutive", "recon_tol", "cooldown", "cap", "floor", "pruned"]
 RESULT_METRICS = [  # of a row of results/NN.csv, which has every flag and BOOKKEEPING besides
@@ -45,9 +46,20 @@ RESULT_METRICS = [  # of a row of results/NN.csv, which has every flag and BOOKK
     "objective",  # of a search: the metric's best over the run, as its engine sees it
     *("rise", "epochs_above", "collapses", *(f"sum_{key}" for key in PROPOSALS)),  # curves and proposals in numbers
 ]
-BOOKKEEPING = ["id", "name", "sweep", "status", "cause", "reports", "data_source", "data_sha256", "metrics_sha256"]
+BOOKKEEPING = [
+    "id",
+    "name",
+    "sweep",
+    "status",
+    "cause",
+    "reports",
+    "metric",
+    "data_source",
+    "data_sha256",
+    "metrics_sha256",
+]
 BOOKKEEPING += ["git", "host", "cpu", "recorded"]
-METRIC = "val_rec_pruned"  # what a search minimises
+SEARCHED = ["dims_within", "val_rec_pruned"]  # what a search minimises: a row that does not say so, the latter
 STATES = ["finished", "running", "stopped", "diverged", "broken"]
 
 
@@ -68,7 +80,7 @@ def plain(value):
 class Run(dict):
     """One run as found, like a row of results/NN.csv: flags, RESULT_METRICS, BOOKKEEPING; status is one of STATES.
 
-    Besides: where it is, its `owner` (01b of 01b-first_..., "" for none), `lowest` of METRIC."""
+    Besides: where it is, its `owner` (01b of 01b-first_..., "" for none), `lowest` of its `metric`, one of SEARCHED."""
 
     def __init__(self, row, where):
         # a flag that a run lacks means what was done before that flag existed
@@ -97,6 +109,7 @@ def local_runs(root):
         paths = [path for path in sorted(root.parent.glob("*.csv")) if alike.fullmatch(path.stem)] or [root]
         rows = [(row, path) for path in paths for row in read_csv(path).to_dict("records")]
         rows = [(row | dict(lowest=row.get("objective"), cpu=row.get("cpu") or row.get("host")), p) for row, p in rows]
+        rows = [(row | dict(metric=row.get("metric") or SEARCHED[1]), path) for row, path in rows]
         return [Run(row, f"{path}:{row.get('id')}") for row, path in rows]
     if not root.is_dir():
         raise InputError(f"--runs {root}: no such folder; allowed: a folder with runs below it, or a results/NN.csv")
@@ -123,9 +136,10 @@ def read_run(folder):
 def described(config, summary, curve):
     """What a row of results/NN.csv has of a run, from its JSON files and its curve, a DataFrame with a row an epoch."""
     flags, data, machine = (config.get(key) or {} for key in ("flags", "data", "machine"))
-    curve = curve.reindex(columns=["epoch", "val_rec", METRIC]).apply(pd.to_numeric, errors="coerce")
+    curve = curve.reindex(columns=["epoch", "val_rec", *SEARCHED]).apply(pd.to_numeric, errors="coerce")
+    metric = SEARCHED[curve[SEARCHED[0]].isna().all()]  # the older runs lack the first
     row = flags | instability(curve["epoch"], curve["val_rec"], number(flags.get("pruning_epoch")))
-    row |= dict(lowest=curve[METRIC].min(), sweep=config.get("sweep"), recorded=config.get("started"))
+    row |= dict(metric=metric, lowest=curve[metric].min(), sweep=config.get("sweep"), recorded=config.get("started"))
     row |= dict(
         git=made_by(config), cpu=machine.get("cpu"), data_source=data.get("source"), data_sha256=data.get("sha256")
     )
@@ -247,7 +261,9 @@ class Study:
         self.problems = sorted(self.table["problem"].unique())
         # the mildest level first: a larger one prunes more, but for the share of the variance that pca_cdf keeps
         found = [(*arm.split(" "), 0)[:2] for arm in self.table["arm"].unique()]
-        found.sort(key=lambda arm: ([*LEVEL, *PROFILES].index(arm[0]), float(arm[1]) * (-1) ** (arm[0] == "pca_cdf")))
+        found.sort(
+            key=lambda arm: ([*LEVEL, *PROFILES, TRIMMED].index(arm[0]), float(arm[1]) * (-1) ** (arm[0] == "pca_cdf"))
+        )
         self.arms = [f"{name} {level}" if level else name for name, level in found]
         self.table["arm"] = pd.Categorical(self.table["arm"], self.arms)
         self.frame = self.table[self.table["status"] == "finished"]
@@ -269,8 +285,11 @@ class Study:
             return self.table["safeguards"]
         if self.name == "01":
             return self.table["strategy"]
-        level = [number(row.get(LEVEL.get(row["strategy"]))) for row in self.table.to_dict("records")]
-        return [s if math.isnan(v) else f"{s} {v:g}" for s, v in zip(self.table["strategy"], level, strict=True)]
+        rows = self.table.to_dict("records")
+        found = [(r["strategy"], number(r.get(LEVEL.get(r["strategy"])))) for r in rows]
+        found = [s if math.isnan(level) else f"{s} {level:g}" for s, level in found]
+        trims = {arm["trim_share"] for arm in levels(self.spec, "arm") if "trim_share" in arm}
+        return [TRIMMED if len(trims) > 1 and r["trim_share"] else arm for r, arm in zip(rows, found, strict=True)]
 
     def same_settings(self):
         """Keep runs that agree in every flag not varied: the YAML's value where some run has it, else the commonest."""
@@ -556,7 +575,7 @@ class Page:
 # ------------------------------------------------------------------------------------------------- what answers share
 
 MEASURES = {  # of a run -> what it is
-    "val_rec": "mean squared error a pixel on the validation designs, last epoch",
+    "val_rec": "mean squared error a pixel on the validation designs, of the weights that are kept",
     "active_dims": "latent dimensions left at the end",
     "pca_ratio": "val_rec over the error of PCA with as many dims; below 1 is better than PCA",
     "best_val_rec": "lowest val_rec of the epochs after the last pruning",
@@ -709,6 +728,7 @@ def hyperparameters(found, page):
     names = [key for key in found.varied if key not in ("problem", "seed")]
     table = found.frame[(found.frame[names] > 0).all(axis=1) & np.isfinite(found.frame["lowest"])]
     signs, rows, heads, named = set(), [], [], "w_v"
+    metric = next(iter(table["metric"].mode()), SEARCHED[0])
     for problem in found.problems:
         done = table[table["problem"] == problem]
         if len(done) < MIN_COMPLETED:
@@ -729,7 +749,7 @@ def hyperparameters(found, page):
     page.section("Importance", "Of completed runs: hyperband stopped the worst, so effects look smaller than they are.")
     columns = ["problem", "parameter", "PED-ANOVA", "variance explained", "p", "p after Holm", "completed runs"]
     caption = "PED-ANOVA: how much a parameter decides whether a run is a good one; variance explained: what a "
-    caption += f"regression of log {METRIC} loses without it. A claim needs p below {ALPHA:g} and {MIN_COMPLETED} runs."
+    caption += f"regression of log {metric} loses without it. A claim needs p below {ALPHA:g} and {MIN_COMPLETED} runs."
     page.table("importance", columns, rows, caption)
     best = table.loc[table.groupby("problem")["lowest"].idxmin()]
     for _, first in best.iterrows():
@@ -738,8 +758,8 @@ def hyperparameters(found, page):
             ends = spec["values"] if "values" in spec else [spec["min"], spec["max"]]
             edge(page, first["problem"], name, first[name], min(ends), max(ends))
     page.section("Best setting", "Found with one seed among many tries, which flatters it: train it with fresh seeds.")
-    best = best.rename(columns=dict(lowest=METRIC, active_dims="dims"))
-    page.table("best", ["problem", *names, METRIC, "dims"], best, "Best completed run of each problem.")
+    best = best.rename(columns=dict(lowest=metric, active_dims="dims"))
+    page.table("best", ["problem", *names, metric, "dims"], best, "Best completed run of each problem.")
 
 
 def deepdive(found, page):

@@ -151,10 +151,14 @@ def narrow(config, args, program):
         need(1 <= args.seeds <= len(seeds), f"SEEDS {args.seeds}: allowed: 1 to {len(seeds)}")
         parameters["seed"] = {"values": seeds[: args.seeds]}
     if args.epochs is not None:
-        first, n = parameters.get("pruning_epoch"), parameters.get("n_epochs", {}).get("value")
-        need(first and n, f"EPOCHS {args.epochs}: needs a file with one value of n_epochs, and with a pruning_epoch")
-        ratio, numbers = args.epochs / n, {k: v for k, v in first.items() if k != "distribution"}
-        first |= {k: [round(x * ratio) for x in v] if k == "values" else round(v * ratio) for k, v in numbers.items()}
+        first, n = (parameters.get(key, {}) for key in ("pruning_epoch", "n_epochs"))
+        follows = "value" in n and first == {"value": None}  # then pruning_epoch follows n_epochs by itself
+        given = follows or (first and n.get("value"))
+        need(given, f"EPOCHS {args.epochs}: needs a file with one value of n_epochs, and with a pruning_epoch")
+        for k, v in () if follows else list(first.items()):
+            if k != "distribution":
+                scaled = [round(x * args.epochs / n["value"]) for x in (v if k == "values" else [v])]
+                first[k] = scaled if k == "values" else scaled[0]
         parameters["n_epochs"] = {"value": args.epochs}
     for item in (args.set or "").split():
         key, _, text = item.partition("=")
@@ -439,7 +443,7 @@ def record_result(sweep, folder, status):
     if "run_cap" in search and (values := history(folder, search["metric"]["name"])):
         steps = dict.fromkeys([*bands(search.get("early_terminate"), len(values)), len(values)])
         reports = " ".join(f"{step}:{values[step - 1]!r}" for step in steps)
-        row |= {"objective": repr(objective(search, values)), "reports": reports}
+        row |= {"objective": repr(objective(search, values)), "reports": reports, "metric": search["metric"]["name"]}
     row |= {f"data_{key}": config.get("data", {}).get(key) for key in ("source", "sha256")}
     row |= {"metrics_sha256": summary.get("metrics_sha256"), "git": record.made_by(config)}
     row |= {key: config.get("machine", {}).get(key) for key in ("host", "cpu")}

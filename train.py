@@ -503,6 +503,7 @@ class Trainer:
         rec_loss, vol_loss, total_loss, val_rec, val_vol = torch.stack((*losses, *self.validate(self.val))).tolist()
         if args.rotate_every and (epoch + 1) % args.rotate_every == 0:
             self.rotate()
+        bound, dims = data.PROBLEMS[args.problem].get("bound"), int(self.pruner.active.sum())
         proposal = self.pruner.step(epoch, val_rec, self.error_without)
         changed = proposal["pruned"] + proposal["trimmed"] - proposal["restored"] if proposal else 0
         if changed:
@@ -512,8 +513,9 @@ class Trainer:
         row = dict(epoch=epoch, rec_loss=rec_loss, vol_loss=vol_loss, total_loss=total_loss)
         row |= dict(val_rec=val_rec, val_vol_loss=val_vol, val_total_loss=val_rec + w_v * val_vol)
         row |= dict(active_dims=int(self.pruner.active.sum()), w_v=w_v, pruned=changed)
-        # What an optimiser may minimise: only after pruning had a tenth of the run to act
+        # What an optimiser may minimise: the error, only after pruning had a tenth of the run to act; or the dimensions
         row["val_rec_pruned"] = val_rec if epoch >= args.pruning_epoch + args.n_epochs // 10 else None
+        row["dims_within"] = (dims if val_rec <= bound else args.latent_dim) if bound else None
         row["epoch_seconds"] = time.perf_counter() - start
         return row, proposal
 

@@ -25,7 +25,8 @@ def points(name):
     for values in itertools.product(*lists.values()):
         flags = dict(zip(lists, values, strict=True))
         flags.update(pair.split("=") for pair in flags.get("arm", "").split(",") if pair)
-        flags |= dict(safeguards=flags.get("safeguards", "moderate"), pruning_epoch=flags["pruning_epoch"] // 50)
+        start = (flags["pruning_epoch"] or 25) * EPOCHS / (flags["n_epochs"] or 100)
+        flags |= dict(safeguards=flags.get("safeguards", "moderate"), pruning_epoch=round(start))
         yield flags | dict(n_epochs=EPOCHS)
 
 

@@ -13,7 +13,7 @@ import sweep
 import train
 
 FILES = {path.stem.split("_")[0]: path for path in sorted((ROOT / "sweeps").glob("*.yaml"))}
-RUNS = {"01": 36, "01b": 117, "02": 120, "04": 200, "05": 200, "06": 200}
+RUNS = {"01": 36, "01b": 126, "02": 120, "04": 200, "05": 200, "06": 200}
 
 # ------------------------------------------------------------------------------------------------------------ the YAML
 
@@ -28,6 +28,7 @@ def test_grid_has_the_runs_its_header_says_and_each_parses(name):
     assert f"# Runs: {len(found)} " in FILES[name].read_text() and len(found) == RUNS[name]
     assert len({tuple(map(str, p.values())) for p in found}) == len(found)
     for args in (train.parse(sweep.command_line(point)) for point in found):
+        train.schedule(args, 358)
         assert args.pruning_epoch + args.n_epochs // 10 < args.n_epochs
         assert args.polynomial_schedule_n <= args.pruning_epoch
 
@@ -53,8 +54,8 @@ def test_yaml_states_what_it_asks_and_every_scientific_flag(name):
 def test_bayes_sweep_is_33_runs_a_problem_with_strict_hyperband():
     config = load("03")
     assert config["run_cap"] == 33 and "# Runs: 33 a problem" in FILES["03"].read_text()
-    assert config["metric"] == {"name": "val_rec_pruned", "goal": "minimize"}
-    assert config["early_terminate"] == {"type": "hyperband", "min_iter": 200, "eta": 2, "strict": True}
+    assert config["metric"] == {"name": "dims_within", "goal": "minimize"}
+    assert config["early_terminate"] == {"type": "hyperband", "min_iter": 20, "eta": 2, "strict": True}
     for point in sweep.corners(config):
         train.parse(sweep.command_line(point))
 
@@ -124,6 +125,10 @@ def test_epochs_scales_two_flags(here):
     keys = ("n_epochs", "pruning_epoch", "polynomial_schedule_n")
     found = points(create("--epochs", "100", **sizes, seed=[1]))
     assert [tuple(p[k] for k in keys) for p in found] == [(100, 20, 20), (100, 40, 20)]
+    free = dict(n_epochs={"value": None}, pruning_epoch={"value": None})  # they follow the designs, or n_epochs
+    assert [(p["n_epochs"], p["pruning_epoch"]) for p in points(create("--epochs", "7", **free, seed=[1]))] == [
+        (7, None)
+    ]
 
 
 def test_narrowing(here):

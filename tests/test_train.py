@@ -311,6 +311,7 @@ def test_the_record_is_whole_and_the_same_seed_gives_it_again(whole):
     assert list(metrics[0]) == record.COLUMNS
     assert [int(row["epoch"]) for row in metrics] == list(range(6))
     assert [bool(row["val_rec_pruned"]) for row in metrics] == [e >= 2 + 6 // 10 for e in range(6)]
+    assert not any(row["dims_within"] for row in metrics)  # toys have no bound
     events = rows(a / "pruning.csv")
     assert list(events[0]) == record.PRUNING_COLUMNS
     assert int(events[0]["epoch"]) == 2

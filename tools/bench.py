@@ -189,7 +189,7 @@ def measure_outside(problem, device, epochs):
 
 def measure_epoch(problem, device, seconds):
     """Seconds an epoch, validation and all, at the defaults of train.py; the first epoch does not count."""
-    t = trainer(problem, device, latent_dim=250, precision="auto")
+    t = trainer(problem, device, precision="auto")
     t.epoch(0)
     spent = []
     while sum(spent) < seconds or not spent:
@@ -285,16 +285,21 @@ def budget(device):
     agents, rows, total = cores() if device == "cpu" else 1, [], 0.0
     how = dict(threads=1, copies=agents, device=device, seconds=15)
     epoch_s = {problem: statistics.mean(apart(measure_epoch, problem=problem, **how)) for problem in PROBLEMS}
+    usual = {p: train.parse([f"--problem={p}"]) for p in PROBLEMS}  # of a run that gives no n_epochs
+    for problem, args in usual.items():
+        train.schedule(args, len(data.load(problem, "sample").train))
+    usual = {problem: args.n_epochs for problem, args in usual.items()}
     for path in sorted((ROOT / "sweeps").glob("*.yaml")):
         _, config = read_yaml(str(path))
         parameters = config["parameters"]
         runs, problems = config.get("run_cap", 0) * len(PROBLEMS), PROBLEMS  # a sweep a problem
         if config["method"] == "grid":
             runs, problems = len(expand(config)), levels(parameters["problem"])
-        epochs = parameters["n_epochs"]["value"]
-        hours = runs * epochs * statistics.mean(epoch_s[problem] for problem in problems) / agents / 3600
+        epochs = {problem: parameters["n_epochs"]["value"] or usual[problem] for problem in problems}
+        hours = runs * statistics.mean(n * epoch_s[problem] for problem, n in epochs.items()) / agents / 3600
         total += hours
-        rows.append([path.stem.replace("_", " "), runs, epochs, f"{hours:.1f}"])
+        told = " to ".join(str(n) for n in sorted({min(epochs.values()), max(epochs.values())}))
+        rows.append([path.stem.replace("_", " "), runs, told, f"{hours:.1f}"])
     seconds = ", ".join(f"{problem} {rate:.2f} s" for problem, rate in epoch_s.items())
     command = f"make budget{' DEVICE=cuda' * (device == 'cuda')}"
     about = f"`{command}` on {machine(device)}, {agents} agent(s) at a time, {datetime.date.today()}, on the bundled "
