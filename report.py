@@ -137,7 +137,7 @@ def described(config, summary, curve):
     """What a row of results/NN.csv has of a run, from its JSON files and its curve, a DataFrame with a row an epoch."""
     flags, data, machine = (config.get(key) or {} for key in ("flags", "data", "machine"))
     curve = curve.reindex(columns=["epoch", "val_rec", *SEARCHED]).apply(pd.to_numeric, errors="coerce")
-    metric = SEARCHED[curve[SEARCHED[0]].isna().all()]  # the older runs lack the first
+    metric = SEARCHED[int(curve[SEARCHED[0]].isna().all())]  # the older runs lack the first
     row = flags | instability(curve["epoch"], curve["val_rec"], number(flags.get("pruning_epoch")))
     row |= dict(metric=metric, lowest=curve[metric].min(), sweep=config.get("sweep"), recorded=config.get("started"))
     row |= dict(
