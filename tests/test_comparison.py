@@ -23,6 +23,7 @@ def test_the_table_of_widths(tmp_path):
     lines = comparison.table("width", tmp_path / "w.csv").splitlines()
     assert lines[2] == "| beams2d | 50 | 2 | 7.0 ± 1.0 | 0.00200 ± 0.00100 | 0.500 ± 0.000 |"
     assert lines[3] == "| beams2d | 100 | 1 | 7.0 | 0.00100 | 0.500 |"
+    assert lines[-2:] == ["| beams2d | 7 | 100 | 0.00100 | 0.500 |", "| beams2d | 8 | 50 | 0.00300 | 0.500 |"]
 
 
 def test_the_table_of_baselines(tmp_path):

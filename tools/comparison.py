@@ -36,11 +36,18 @@ def numbers_of(group):
 
 
 def width(rows):
-    """A row a problem and width: runs, and mean and standard error of dimensions, val_rec, ratio to PCA."""
-    cells = []
+    """A row a problem and width: runs, and mean and standard error of dimensions, val_rec, ratio to PCA.
+
+    Then the front of the same runs: a row a problem and number of dimensions kept.
+    """
+    cells, front, title = [], [], "The same runs by the number of dimensions that they kept, from whatever width:"
     for (problem, latent_dim), group in rows.groupby(["problem", "latent_dim"]):
         cells.append([problem, str(latent_dim), str(len(group)), *numbers_of(group)])
-    return markdown(["problem", "latent_dim", "runs", "dims kept", "val_rec", "ratio to PCA"], cells)
+    for (problem, dims), group in rows.groupby(["problem", "active_dims"]):
+        widths = ", ".join(map(str, sorted(group["latent_dim"])))
+        front.append([problem, str(dims), widths, *numbers_of(group)[1:]])
+    table = markdown(["problem", "latent_dim", "runs", "dims kept", "val_rec", "ratio to PCA"], cells)
+    return f"{table}\n\n{title}\n\n{markdown(['problem', 'dims kept', 'from', 'val_rec', 'ratio to PCA'], front)}"
 
 
 def ground_truth(rows):
