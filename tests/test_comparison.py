@@ -49,7 +49,7 @@ def test_the_tables_of_rivals():
 
 @pytest.mark.parametrize("method", rivals.METHODS)
 def test_a_rival_learns_and_its_front_falls(method, monkeypatch):
-    monkeypatch.setattr(rivals, "FIXED", rivals.FIXED | {"latent_dim": 8, "n_epochs": 12})
+    monkeypatch.setattr(rivals, "FIXED", rivals.FIXED | {"latent_dim": 8, "n_epochs": 12, "batch_size": 128})
     monkeypatch.setattr(rivals, "FRONT", (1, 2, 8))
     error = [row["val_rec"] for row in rivals.rows_of("toy", method, 1001)]
     assert error[0] > error[1] > error[2]

@@ -36,6 +36,9 @@ def test_rows_come_out_again_or_are_named(capsys, monkeypatch):
     capsys.readouterr()
     assert "1 of 1 rows came out again (of 2 in " in says(": equal, ", "--ids", "s1")  # by a process of its own
     assert sorted(map(str, Path(".").rglob("*"))) == before  # nothing is left behind
+    said = f"flags that are no more: gone; its commit, {change(table, 1, gone='7')[0]['git']}"
+    assert said in says("did not finish", "--ids", "s1", code=1)
+    change(table, 1, gone="")
 
     first = change(table, 1)[0]  # from here on what comes out is the first row's, unchanged
     right, came = float(first["val_rec"]), {"val_rec": float(first["val_rec"]), "metrics_sha256": "of this machine"}

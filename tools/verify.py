@@ -24,6 +24,7 @@ import pandas as pd
 
 from lvae import InputError
 from record import FREE_FLAGS, Parser, cores, cpu_model, guarded, read_csv, read_json
+from report import BOOKKEEPING, RESULT_METRICS
 from train import DEFAULTS
 
 # Training designs in samples/ before they grew: a row of then has no n_train
@@ -53,10 +54,10 @@ def again(row):
     """Run a row's flags in a folder of its own; returns its summary and the fingerprint of its designs."""
     with tempfile.TemporaryDirectory(prefix="verify-") as out:
         folder, flags = Path(out) / row["id"], Path(out) / "flags.json"
-        known = {key: row[key] for key in DEFAULTS if row.get(key)}
+        known = {key: value for key, value in row.items() if value and key not in (*RESULT_METRICS, *BOOKKEEPING)}
         if "n_train" not in row and row["data"] == "sample":
             known["n_train"] = FIRST_TRAINED_ON.get(row["problem"], 0)
-        flags.write_text(json.dumps({"flags": known}))
+        flags.write_text(json.dumps({"flags": known, "git": row["git"]}))  # a flag that is no more is named
         command = [sys.executable, str(Path(__file__).parent.parent / "train.py"), f"--config={flags}", f"--out={out}"]
         command += ["--wandb=disabled", "--save_model=False"]
         command += ["--device=auto"] if row["device"] != "cpu" else []  # there may be no GPU
