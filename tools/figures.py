@@ -1,19 +1,15 @@
 """The figures that train.py draws at a run's end: spectrum.png, reconstructions, interpolation, samples, curves."""
 
-import matplotlib
-
-matplotlib.use("Agg")  # no screen needed
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from matplotlib.figure import Figure  # not pyplot, which takes longer to import, and keeps figures open
 
 from record import read_csv
 
 
 def _save(figure, path):
     path.parent.mkdir(exist_ok=True)
-    figure.savefig(path, dpi=120, bbox_inches="tight")
-    plt.close(figure)
+    figure.savefig(path, dpi=120, bbox_inches=None if figure.get_layout_engine() else "tight")
 
 
 def mosaic(axis, rows, labels, titles=None, fontsize=None):
@@ -40,7 +36,8 @@ def mosaic(axis, rows, labels, titles=None, fontsize=None):
 
 def _grid(rows, path, title, labels=None):
     height, width = rows[0].shape[1:]
-    figure, axis = plt.subplots(figsize=(1.5 * max(map(len, rows)), 1.6 * height / width * len(rows) + 0.5))
+    figure = Figure(figsize=(1.5 * max(map(len, rows)), 1.6 * height / width * len(rows) + 0.5))
+    axis = figure.subplots()
     mosaic(axis, rows, labels or [""] * len(rows))
     axis.set_title(title)
     _save(figure, path)
@@ -50,7 +47,8 @@ def _spectrum(trainer, rows, path):
     """The latent spectrum with the cut, and beside it designs (n, H, W) and what the kept dimensions make of them."""
     std, active = trainer.pruner.std.cpu().numpy(), trainer.pruner.active.cpu().numpy()
     order, k = np.argsort(-std, kind="stable"), active.sum()
-    figure, (axis, beside) = plt.subplots(1, 2, figsize=(10, 4.5), width_ratios=(1.2, 1), layout="constrained")
+    figure = Figure(figsize=(10, 4.5), layout="constrained")
+    axis, beside = figure.subplots(1, 2, width_ratios=(1.2, 1))
     pairs = [np.stack(pair) for pair in zip(*rows, strict=True)]
     mosaic(beside, pairs, [""] * len(pairs))
     beside.set_title(f"Designs, and from {k} numbers", fontsize=15)
@@ -69,7 +67,8 @@ def _spectrum(trainer, rows, path):
 def _curves(folder, pca, path):
     """Errors, volume and dimensions over the epochs; pca: PCA's val_rec at as many dimensions as are kept, or None."""
     rows = read_csv(folder / "metrics.csv").replace("", "nan").astype(float)
-    figure, (top, middle, bottom) = plt.subplots(3, 1, sharex=True, figsize=(7, 7), layout="constrained")
+    figure = Figure(figsize=(7, 7), layout="constrained")
+    top, middle, bottom = figure.subplots(3, 1, sharex=True)
     for key, line in (("rec_loss", "C0--"), ("val_rec", "C1-")):
         top.semilogy(rows["epoch"], rows[key], line, label=key)
     if pca:
