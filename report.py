@@ -375,10 +375,22 @@ def decide(mean, p_holm, seeds):
     return np.where((np.asarray(seeds) >= MIN_SEEDS) & (p_holm < ALPHA), np.sign(mean), 0).astype(int)
 
 
+def detectable(n, spread, comparisons, studies=10_000):
+    """The mean difference that 80 % of simulated studies show, of n Normal differences with this standard deviation.
+
+    A study shows it if its p is below ALPHA after Holm's correction in the worst case, as the first of the comparisons.
+    """
+    if n < MIN_SEEDS:
+        return math.nan
+    draws = np.random.default_rng(0).standard_normal((studies, n))
+    needed = scipy.stats.t.isf(ALPHA / comparisons / 2, n - 1) * draws.std(axis=1, ddof=1) / math.sqrt(n)
+    return spread * float(np.quantile(needed - draws.mean(axis=1), 0.8))
+
+
 def tested(samples):
     """Test samples, (a, b, differences (n,), seeds) each, as one family. A row each, with p_holm and verdict."""
-    rows = [(a, b, len(d), s, *map(float, paired(d))) for a, b, d, s in samples]
-    found = pd.DataFrame(rows, columns=["a", "b", "n", "seeds", "mean", "low", "high", "p"])
+    rows = [(a, b, len(d), s, *map(float, paired(d)), pd.Series(d, dtype=float).std()) for a, b, d, s in samples]
+    found = pd.DataFrame(rows, columns=["a", "b", "n", "seeds", "mean", "low", "high", "p", "spread"])
     found["p_holm"] = holm(found["p"])
     return found.assign(verdict=decide(found["mean"], found["p_holm"], found["seeds"]))
 
@@ -583,14 +595,20 @@ MEASURES = {  # of a run -> what it is
     "collapses": "times val_rec reached twice its best since pruning began",
 }
 SUMMARY, TESTED = [*MEASURES][:4], ["val_rec", "active_dims", "rise", "collapses"]  # on each page; of 02
-NEEDS = f"A verdict needs p below {ALPHA:g} after Holm's correction over this table, and {MIN_SEEDS} seeds."
+NEEDS = (
+    f"A verdict needs p below {ALPHA:g} after Holm's correction over this table, and {MIN_SEEDS} seeds. Detectable: "
+)
+NEEDS += "how large a true one 80 % of simulated studies with as many runs, and as uneven ones, would show."
 
 
 def family_table(page, name, rows, caption, log=True, **first):
     """Rows of tested() as a table: changes in percent (log), or differences. first: columns instead of the arms."""
-    ends, about = ["change" if log else "difference", *ENDS], [*first] or ["arm", "against"]
+    ends, about = ["change" if log else "difference", *ENDS, "detectable"], [*first] or ["arm", "against"]
     names = dict(a="arm", b="against", mean=ends[0], low=ends[1], high=ends[2], p_holm="p after Holm", n="pairs")
     table = rows.rename(columns=names).assign(verdict=rows["verdict"].map(WORD), **first)
+    table["detectable"] = [
+        detectable(n, spread, len(rows)) for n, spread in zip(rows["n"], rows["spread"], strict=True)
+    ]
     table[ends] = np.expm1(table[ends]) if log else table[ends]
     columns = [*about, *ends, "p", "p after Holm", *([] if first else ["pairs"]), "seeds", "verdict"]
     how = percent if log else lambda difference: num(difference, "+.3g")

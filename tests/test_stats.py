@@ -46,6 +46,13 @@ def test_planted_winner_is_found_in_both_directions_by_enough_seeds():
     assert not verdicts(studies([-1, 0, 0, 0], 2), 2).any()
 
 
+def test_the_detectable_difference_is_found_by_four_studies_of_five():
+    d = report.detectable(9, 0.05, 3)
+    rng = np.random.default_rng(1)
+    found = [report.paired(rng.normal(d, 0.05, 9))[3] < report.ALPHA / 3 for _ in range(2000)]
+    assert 0.77 < np.mean(found) < 0.83 and np.isnan(report.detectable(2, 0.05, 3))
+
+
 def test_effects_on_the_surface():
     index = pd.MultiIndex.from_product(
         [range(2), range(5), [300, 400, 500, 700], [0.002, 0.005, 0.01, 0.02, 0.05]],
