@@ -30,8 +30,7 @@ def first_line(error):
 def to_patches(x, strides):
     """Designs (B, 1, H, W) -> nested patches (B, h, w, kn, kn, ..., k1, k1), where strides = (k1, ..., kn).
 
-    Of these, rows of k1 * k1 pixels go into a Linear: a convolution of kernel and stride k1. Rows of k2 * k2 of its
-    outputs go into the next. So the pixels are put in order once, and every layer is one matrix product.
+    A Linear of rows of k1 * k1 pixels is a convolution of stride k1. Rows of k2 * k2 of its outputs go into the next.
     """
     n, stride = len(strides), math.prod(strides)
     x = x.reshape(len(x), x.shape[2] // stride, *strides[::-1], x.shape[3] // stride, *strides[::-1])
@@ -39,10 +38,7 @@ def to_patches(x, strides):
 
 
 def from_patches(x, shape, strides):
-    """The inverse: rows of k1 * k1 pixels in the order of to_patches -> designs (B, 1, H, W) of shape (H, W).
-
-    A Linear before it is a transposed convolution. As patches do not overlap, its operator norm is its matrix's.
-    """
+    """The inverse, to designs (B, 1, H, W). As patches do not overlap, a Linear before it has its matrix's norm."""
     n, stride = len(strides), math.prod(strides)
     x = x.view(-1, shape[0] // stride, shape[1] // stride, *(k for k in strides[::-1] for _ in range(2)))
     return x.permute(0, 1, *range(3, 2 * n + 3, 2), 2, *range(4, 2 * n + 3, 2)).reshape(-1, 1, *shape)
@@ -156,12 +152,10 @@ class CompactLVAE(Autoencoder):
 
     def encode(self, x):
         """Designs (N, 1, H, W) or (N, H, W) in [0, 1], a tensor or an array -> latents (N, k)."""
-        x = self._tensor(x)
-        x = x[:, None] if x.ndim == 3 else x
-        if x.shape[1:] != (1, *self.shape):
-            h, w = self.shape
+        x, (h, w) = self._tensor(x), self.shape
+        if x.shape[1:] not in ((h, w), (1, h, w)):
             raise InputError(f"encode: designs have shape {tuple(x.shape)}; this model takes (N, 1, {h}, {w})")
-        return super().encode(x)
+        return super().encode(x.reshape(len(x), 1, h, w))
 
     def decode(self, z):
         """Latents (N, k), a tensor or an array -> designs (N, 1, H, W) in [0, 1]."""
