@@ -4,7 +4,6 @@ import json
 import re
 import shlex
 import subprocess
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -18,10 +17,9 @@ import train
 README, FINDINGS = (ROOT / "README.md").read_text(), (ROOT / "docs/findings.md").read_text()
 DOCUMENTS = [*(ROOT / name / "README.md" for name in (".", "sweeps", "samples")), *sorted((ROOT / "docs").glob("*.md"))]
 # The comment above a table of docs/findings.md says of which page, which table, columns and rows it is
-TABLES = re.findall(r"<!-- (\w+) ([\w-]+): (.*?)(?: where (\w+)=(.*?))? -->\n\n((?:\|.*\n)+)", FINDINGS)
-VERDICTS = dict(
-    re.findall(r"^## (\d\d\w?) .*?\*\*Answer: (\w+)", FINDINGS, re.M | re.S)
-)  # the answer's first bold word
+TABLES = re.findall(r"<!-- (\S+) ([\w-]+): (.*?)(?: where (\w+)=(.*?))? -->\n\n((?:\|.*\n)+)", FINDINGS)
+ANSWERS = re.findall(r"^(##+) (\d\d\w?) .*?\*\*Answer: (\w+)", FINDINGS, re.M | re.S)  # its first bold word
+VERDICTS = {f"{n}-{'first' if level == '##' else 'second'}": word for level, n, word in ANSWERS}
 
 
 def rows_of(text):
@@ -33,9 +31,10 @@ def rows_of(text):
 @pytest.mark.parametrize("sweep", VERDICTS)
 def test_a_finding_is_that_of_the_rows(sweep, tmp_path, monkeypatch):
     monkeypatch.setattr(report.Page, "_figure", lambda self, name, figure: "")
-    path, _ = report.build(sweep, report.local_runs(ROOT / f"results/{sweep}-first.csv"), tmp_path, sweep)
+    rows = report.local_runs(ROOT / f"results/{sweep}.csv")
+    path, _ = report.build(sweep.partition("-")[0], rows, tmp_path, sweep)
     assert re.search(r'class="verdict (\w+)"', path.read_text())[1] == VERDICTS[sweep]
-    tables = [table[1:] for table in TABLES if table[0] == sweep]
+    tables = [table[1:] for table in TABLES if table[0] == sweep.removesuffix("-first")]
     assert tables
     for name, columns, key, only, text in tables:
         header, *rows = rows_of((path.parent / f"tables/{name}.md").read_text())
@@ -45,7 +44,7 @@ def test_a_finding_is_that_of_the_rows(sweep, tmp_path, monkeypatch):
 
 
 def test_a_complete_sweep_has_its_finding():
-    assert sorted(VERDICTS) == sorted(path.stem.split("-")[0] for path in Path(ROOT, "results").glob("*-first.csv"))
+    assert sorted(VERDICTS) == sorted(p.stem for e in ("first", "second") for p in ROOT.glob(f"results/*-{e}.csv"))
 
 
 def anchors(path):
