@@ -42,7 +42,7 @@ Written by `make soak` (tests/test_faults.py), a row by each kind of fault; it i
 for real into `train.py`, as a process of its own, training toy designs for 24 epochs. Each run was then continued to
 its end and compared with an undisturbed run of the same flags: every column of metrics.csv but `epoch_seconds`,
 pruning.csv, every number of summary.json, every weight of model.pt, and the names of the files, bit for bit; with W&B,
-every epoch's val_rec on the server, too. What agents of a sweep lose: tests/test_sweep_queue.py.
+every epoch's val_rec on the server, too. Rows of sweeps are of 2026-11-26; tests/test_sweep_faults.py has these faults.
 
 | fault | times | the process ended with | lost | day | seed |
 | --- | --- | --- | --- | --- | --- |
