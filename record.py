@@ -186,8 +186,10 @@ class Run:
                 return " ".join(map(cell, value))
             return "" if value is None else f"{value:.9g}" if isinstance(value, float) else str(value)
 
-        with open(self.folder / name, "a") as file:
-            file.write(",".join(map(cell, row.values())) + "\n")
+        with open(self.folder / name, "a+") as file:
+            file.seek(0)
+            columns = file.readline().rstrip("\n").split(",")  # of a run that older code began: fewer
+            file.write(",".join(cell(row[key]) for key in columns) + "\n")
 
     def checkpoint(self, state):
         """Save the state, with length and hash of both CSV files, and keep the checkpoint before it."""
@@ -246,9 +248,10 @@ class Run:
         return None
 
     def metrics_digest(self):
-        """sha256 of metrics.csv without its last two columns: equal for two runs that computed the same."""
+        """sha256 of metrics.csv without dims_within and epoch_seconds: equal for two runs that computed the same."""
         lines = (self.folder / "metrics.csv").read_text().splitlines()
-        return hashlib.sha256("\n".join(line.rsplit(",", 2)[0] for line in lines).encode()).hexdigest()
+        last = 1 + ("dims_within" in lines[0])
+        return hashlib.sha256("\n".join(line.rsplit(",", last)[0] for line in lines).encode()).hexdigest()
 
     def finish(self, summary, wandb, code):
         """End W&B's run, then write summary.json: the run is over, whatever its status.

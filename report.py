@@ -606,9 +606,9 @@ def family_table(page, name, rows, caption, log=True, **first):
     ends, about = ["change" if log else "difference", *ENDS, "detectable"], [*first] or ["arm", "against"]
     names = dict(a="arm", b="against", mean=ends[0], low=ends[1], high=ends[2], p_holm="p after Holm", n="pairs")
     table = rows.rename(columns=names).assign(verdict=rows["verdict"].map(WORD), **first)
-    table["detectable"] = [
-        detectable(n, spread, len(rows)) for n, spread in zip(rows["n"], rows["spread"], strict=True)
-    ]
+    few = rows["seeds"] < MIN_SEEDS  # a study of that size gets no verdict
+    found = [detectable(n, spread, len(rows)) for n, spread in zip(rows["n"], rows["spread"], strict=True)]
+    table["detectable"] = pd.Series(found, rows.index, dtype=float).mask(few)
     table[ends] = np.expm1(table[ends]) if log else table[ends]
     columns = [*about, *ends, "p", "p after Holm", *([] if first else ["pairs"]), "seeds", "verdict"]
     how = percent if log else lambda difference: num(difference, "+.3g")

@@ -65,7 +65,11 @@ NUMBER, SCALAR = int | float, str | int | float | None
 
 
 class Loader(yaml.SafeLoader):
-    """YAML in which a key given twice is an error, not its last value."""
+    """YAML in which a key given twice is an error, not its last value, and so are aliases: nested, they never end."""
+
+    def compose_node(self, parent, index):
+        need(not self.check_event(yaml.AliasEvent), "aliases (*name) are not taken: write the values out")
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node, deep=False):
         keys = [str(key.value) for key, _ in node.value]
@@ -281,6 +285,10 @@ def plan(path, config, args, program, backend):
     parameters, points = config["parameters"], expand(config) if grid else []
     flags = resolve(points or corners(config), program)
     check_pruning(args, flags)
+    unbound = ", ".join(sorted({f["problem"] for f in flags if "bound" not in data.PROBLEMS.get(f["problem"], {})}))
+    need(
+        config["metric"]["name"] != "dims_within" or not unbound, f"PROBLEM {unbound}: has no bound, so no dims_within"
+    )
     first = argparse.Namespace(**flags[0])
     if getattr(first, "precision", None) == "auto":  # as this machine would, for all: bf16 and fp32 are not comparable
         program.settle(first)
@@ -405,7 +413,8 @@ def known_trials(sweep, program):
     for row in read_csv(Path(sweep["results"])).to_dict("records"):
         with contextlib.suppress(KeyError, ValueError):  # out of range, or damaged
             (flags,) = settled([{**point, **{k: row[k] for k in space}}], program, count)
-            if is_of(row, flags, sweep, program) and row["sweep"].rpartition("-")[0] == sweep["name"]:
+            same = (row.get("metric") or "val_rec_pruned") == sweep["config"]["metric"]["name"]  # older rows: this one
+            if same and is_of(row, flags, sweep, program) and row["sweep"].rpartition("-")[0] == sweep["name"]:
                 reports = {int(k): float(v) for k, v in (pair.split(":") for pair in row["reports"].split())}
                 state = states[row["status"]]
                 value = float(row["objective"]) if state == TrialState.COMPLETE else None
@@ -495,7 +504,7 @@ def work(sweeps, n, count, patience, leave):
         for a in agents:
             try:
                 ended = a.trial and (a.child or start(a)) and tend(a)
-                if time.monotonic() < a.again:
+                if time.monotonic() < a.again and (a.away or not ended):
                     continue
                 if a.trial:
                     look(a, patience)
@@ -505,12 +514,13 @@ def work(sweeps, n, count, patience, leave):
                 if not a.trial:
                     claim(a)
                     a.busy = worked or a.trial or (not a.exit and any(queue.is_busy() for queue in a.queues))
-                a.away = 0
+                a.away, a.again = 0, time.monotonic() + 1  # it costs much to look at queue and run at each turn
             except Exception as error:
                 fail(a, error)
         if not worked and not any(a.trial for a in agents):
             able = [a for a in agents if not a.exit and a.left > 0]
-            if stop_level() or leave or not any(a.busy for a in able):
+            asked = not any(a.away for a in able)  # else it is not known whether runs wait
+            if stop_level() or (leave and asked) or not any(a.busy for a in able):
                 return 128 + stops[-1] if stops else max(a.exit for a in agents)
         time.sleep(0.2)
 
@@ -526,14 +536,22 @@ def fail(a, error):
         say(f"{a.name}: no answer from its queue, asking again in {pause:.0f} s ({said})")
     elif isinstance(error, (*engine.AWAY, OSError)):
         say(f"{a.name}: stops, and nothing is lost: cannot write, or read ({said})")
-        a.exit, a.trial = 4, None
+        a.exit = 4
     elif a.trial:  # a damaged file of one run
         a.say(f"cannot go on: {said}")
-        a.queue.end(a.trial, TrialState.WAITING, crashed=said)
+        try:
+            a.queue.end(a.trial, TrialState.WAITING, crashed=said)
+        except Exception as worse:  # of the queue itself: other agents, and their programs, go on
+            say(f"{a.name}: stops: {redacted(first_line(worse))}")
+            a.exit = 4 if isinstance(worse, (*engine.AWAY, OSError)) else 2
         a.trial = None
     else:
         say(f"{a.name}: {redacted(error)}")
         a.exit = 2
+    if a.exit:  # others may take what it holds: this process lives on, and its locks with it
+        a.trial = None
+        for queue in a.queues:
+            queue.let_go()
 
 
 def claim(a):
@@ -632,6 +650,8 @@ def settle(a):
     if a.code in (130, 143) and not stop_level() and queue.sweep["backend"] == "wandb":
         a.stopped_early |= "early_terminate" in config  # the server told the program itself
     status = summary.get("status") or ("stopped early" if a.stopped_early else None)
+    if a.child is None and status not in OVER and not stop_level():  # not started, as it has a summary
+        raise InputError(f"{a.folder / 'summary.json'} is damaged; delete it to compute the run again")
     with queue.lock():
         ours = queue.is_ours(a.trial)
     if not ours:
@@ -653,6 +673,7 @@ def settle(a):
         queue.end(a.trial, state, value, cause=outcome)
     elif a.code in (2, 4):  # most likely this machine's fault: others may try
         a.exit = a.code
+        queue.note(a.trial, refused=True)
         queue.end(a.trial, TrialState.WAITING)
         outcome = f"cannot {'start' if a.code == 2 else 'write'}, and this agent stops: {tail}"
     elif a.code in (None, 130, 143, -signal.SIGINT, -signal.SIGTERM) or (a.killed and not a.hung):
@@ -672,7 +693,11 @@ def surroundings(slot, agents):
     """The environment of agent `slot` of `agents`: its share of the cores, and one GPU of those there are."""
     env, available = dict(os.environ), min(cores(), int(os.environ.get("SLURM_CPUS_PER_TASK", cores())))
     env.setdefault("OMP_NUM_THREADS", str(max(1, available // agents)))
-    gpus = env.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(torch.cuda.device_count())))).split(",")
+    listed = ""
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30).stdout
+    slices = re.findall(r"UUID: (MIG-[^)\s]+)", listed)  # of which CUDA shows a process only the first
+    gpus = env.get("CUDA_VISIBLE_DEVICES", ",".join(slices or map(str, range(torch.cuda.device_count())))).split(",")
     return env | ({"CUDA_VISIBLE_DEVICES": gpus[slot % len(gpus)]} if gpus[0] else {})
 
 
@@ -740,8 +765,9 @@ def agent(args):
             save(sweep)
         check_code(sweep)
         rebuild_rows(sweep)
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, lambda signum, frame: stops.append(signum))
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signum != signal.SIGHUP or signal.getsignal(signum) != signal.SIG_IGN:  # nohup make agents
+            signal.signal(signum, lambda signum, frame: stops.append(signum))
     if (code := work(sweeps, args.n, args.count, args.patience, args.leave)) == 4:
         return code  # the database or the disk is away
     for sweep in sweeps:
@@ -757,9 +783,12 @@ def rebuild_rows(sweep):
         folder = folder_of(trial.user_attrs["run"])
         status = "stopped early" if trial.state == TrialState.PRUNED else record.status(folder)
         over = status in OVER and folder.name not in have and (folder / "config.json").exists()
-        if over and not other_designs(sweep, folder):
-            record_result(sweep, folder, status)
-            added += 1
+        try:
+            if over and not other_designs(sweep, folder):
+                record_result(sweep, folder, status)
+                added += 1
+        except ValueError as error:  # a damaged file of one run
+            say(f"{folder}: gets no row: {first_line(error)}")
     if added:
         say(f"{sweep['results']}: {added} rows were not there; made again from the runs' folders")
     return added

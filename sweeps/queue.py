@@ -231,7 +231,8 @@ class Queue:
             trials = self.trials()  # once: each look at a database costs many queries
             free = [t for t in trials if t.state == TrialState.RUNNING and (self._holds(t) or not self.is_alive(t))]
             waiting = [t for t in trials if t.state == TrialState.WAITING]
-            free += sorted(waiting, key=lambda t: len(t.user_attrs.get("crashes", [])))  # what crashed is last
+            tried = lambda t: ("refused" in t.user_attrs, len(t.user_attrs.get("crashes", [])))  # noqa: E731
+            free += sorted(waiting, key=tried)  # what could not start, or crashed, is last
             return self._take(free[0]) if free else self._ask(len(trials))
 
     def _take(self, trial):
@@ -244,6 +245,11 @@ class Queue:
         if trial.state == TrialState.WAITING:
             self.storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING)
         return self.get(trial)
+
+    def let_go(self):
+        """Drop the lock by which others see that this agent lives."""
+        if self.hold:
+            self.hold.release()
 
     def _beat(self, trial):
         held = {"pid": os.getpid(), "kernel": KERNEL, "token": self.token, "beat": time.time()}
@@ -272,8 +278,8 @@ class Queue:
         known, rule = trial.intermediate_values, self.config.get("early_terminate")
         new = [band for band in bands(rule, len(values)) if band not in known]
         for band in new:  # each is an fsync
-            known[band] = values[band - 1]
-            self.storage.set_trial_intermediate_value(trial._trial_id, band, known[band])
+            self.storage.set_trial_intermediate_value(trial._trial_id, band, values[band - 1])
+            known[band] = values[band - 1]  # after it: a database that is away is asked again
         sign = -1 if self.config["metric"].get("goal") == "maximize" else 1
 
         def pool(band):  # of all runs, and of those that a search knew from the beginning

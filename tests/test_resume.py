@@ -255,3 +255,11 @@ def test_a_file_that_does_not_fit_on_the_disk_leaves_no_part(monkeypatch, tmp_pa
     with pytest.raises(OSError, match="No space"):
         record.write_atomically(tmp_path / "file", "new")
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("file", "old")]
+
+
+def test_a_run_that_older_code_began_keeps_its_columns():
+    opened = record.Run(Path("runs/a"))
+    opened.start({})
+    Path("runs/a/metrics.csv").write_text("epoch,val_rec,epoch_seconds\n")
+    opened.append("metrics.csv", dict.fromkeys(record.COLUMNS, 0.5))
+    assert rows("runs/a/metrics.csv") == [dict.fromkeys(("epoch", "val_rec", "epoch_seconds"), "0.5")]

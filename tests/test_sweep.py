@@ -55,7 +55,7 @@ def test_bayes_sweep_is_33_runs_a_problem_with_strict_hyperband():
     config = load("03")
     assert config["run_cap"] == 33 and "# Runs: 33 a problem" in FILES["03"].read_text()
     assert config["metric"] == {"name": "dims_within", "goal": "minimize"}
-    assert config["early_terminate"] == {"type": "hyperband", "min_iter": 20, "eta": 2, "strict": True}
+    assert config["early_terminate"] == {"type": "hyperband", "min_iter": 10, "eta": 2, "strict": True}
     for point in sweep.corners(config):
         train.parse(sweep.command_line(point))
 
@@ -105,6 +105,7 @@ REFUSED = [  # flags of create, parameters of the file, and what is said
     ("", {**SEARCH, "early_terminate": {"max_iter": 9}}, "min_iter"),
     ("", {**SEARCH, "early_terminate": {"min_iter": 2, "eta": 1}}, "eta >= 1.1"),
     ("", dict(metric={"goal": "minimize"}, seed=[1]), "a metric with a name"),
+    ("", dict(metric={"name": "dims_within"}, seed=[1]), "PROBLEM toy: has no bound"),
     ("--epochs 9", SIZES, "EPOCHS 9: needs a file with one value of n_epochs"),
     ("", dict(problem={}, seed=[1]), "problem needs value"),
     ("", dict(lr={"min": 0.1, "max": 1.0}), "lr needs value"),
@@ -114,7 +115,11 @@ REFUSED = [  # flags of create, parameters of the file, and what is said
 def test_create_refuses_in_one_line(here, capsys):
     for flags, parameters, said in REFUSED:
         assert said in refusal(capsys, *flags.split(), **parameters)
-    for line, said in (("name: ../up", "name '../up'"), ("lr: " + "[" * 2000, "quick.yaml: ")):
+    for line, said in (
+        ("name: ../up", "name '../up'"),
+        ("a: &a [1]\nb: *a", "aliases (*name)"),
+        ("lr: " + "[" * 2000, "quick.yaml: "),
+    ):
         Path("quick.yaml").write_text(f"{Path('quick.yaml').read_text()}\n{line}\n")
         assert sweep.main(["create", "quick.yaml"]) == 2
         assert said in (error := capsys.readouterr().err) and error.count("\n") == 1

@@ -69,6 +69,27 @@ def test_a_cell_that_is_no_number_ends_one_runs_try():
     assert "cannot go on: could not convert" in work(code=1) and states(made) == {"COMPLETE": 1, "FAIL": 1}
 
 
+def test_a_summary_that_is_damaged_ends_one_runs_try():
+    made = create(seed=[1, 2])
+    folder = Path("runs") / trials(made)[0].user_attrs["run"]["id"]
+    folder.mkdir(parents=True)
+    (folder / "summary.json").touch()
+    assert "summary.json is damaged; delete it" in work(code=1) and states(made) == {"COMPLETE": 1, "FAIL": 1}
+
+
+def test_a_run_that_cannot_start_blocks_no_other():
+    made = create(end=["refuse", "finish"], seed=[1, 2])
+    work("--n", "3", code=2)
+    assert states(made) == {"COMPLETE": 2, "WAITING": 2}
+
+
+def test_an_agent_that_cannot_write_stops_and_the_others_end():
+    made = create(seed=[1, 2])
+    (Path(".sweeps") / made["id"] / f"{trials(made)[0].user_attrs['run']['id']}.log").mkdir()
+    assert "stops, and nothing is lost: cannot write" in work("--n", "2", code=4)
+    assert states(made)["COMPLETE"] == 1
+
+
 def test_rows_that_were_lost_are_made_again_by_agents():
     create(end=["finish", "diverge"], seed=[1])
     work()

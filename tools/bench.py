@@ -37,7 +37,9 @@ from sweep import expand, levels, read_yaml
 PROBLEMS = ("beams2d", "heatconduction2d", "photonics2d")
 LATENT, BATCH = 100, 128
 # The run of the first edition that the README once showed: beams, seed 1, 26 dimensions at val_rec .00173
-FORMER = dict(n_train=716, batch_size=64, volume="geometric", w_v=0.01, rotate_every=0, trim_share=0, keep="last")
+FORMER = dict(
+    n_train=716, batch_size=64, volume="geometric", w_v=0.01, rotate_every=0, trim_share=0, keep="last", mirror=False
+)
 FORMER |= dict(n_epochs=500, pruning_epoch=100, polynomial_schedule_n=100)
 ROOT = Path(__file__).parent.parent
 
