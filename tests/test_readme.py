@@ -101,7 +101,7 @@ def made(command):
 
 @pytest.mark.parametrize("command", MAKE)
 def test_make_knows_each_command_of_the_documents(command):
-    assert "python" in made(command) or "pytest" in made(command)
+    assert re.search("python|pytest|Nothing to be done", made(command))
 
 
 @pytest.mark.parametrize("command", [c for c in MAKE if c.startswith("make sweep-")])

@@ -66,9 +66,9 @@ def test_levels_are_the_defaults_in_01_and_the_others_in_01b():
     defaults, first, arms = train.parse([]), load("01")["parameters"], load("01b")["parameters"]["arm"]["values"]
     for flag, values in levels.items():
         assert first[flag]["value"] == getattr(defaults, flag)
-        others = {float(arm.partition(f"{flag}=")[2]) for arm in arms if f"{flag}=" in arm}
+        others = {float(arm.partition(f"{flag}=")[2].split(",")[0]) for arm in arms if f"{flag}=" in arm}
         assert others | {first[flag]["value"]} == values and len(others) == 3
-    assert "strategy=none" in arms
+    assert "strategy=none,trim_share=0.0" in arms and "strategy=plummet,trim_share=0.01" in arms
     for flag, value in sweep.AGGRESSIVE.values():
         assert value == (min if flag == "cdf_threshold" else max)(levels[flag])
 
@@ -212,23 +212,24 @@ def test_what_leaves_the_file_is_an_edition_with_results_of_its_own(here, capsys
 
 
 ARM = "arm=strategy=plummet,plummet_threshold=0.05"
-GRID = "latent_dim=100 pruning_epoch=100,150,200 w_v=0.005,0.01,0.02"
-FIRST = [  # the study's first edition: 500 epochs from 100 dimensions
-    ("01b", 39, "latent_dim=100", "--seeds", "1"),
-    ("03", 33, "polynomial_schedule_n=40", "--problem", "beams2d"),
+GRID = "pruning_epoch=3,5,10 w_v=5e-6,1e-5,2e-5"
+SECOND = [  # of the study's second edition
+    ("01", 36, "seed=1,2,3"),
+    ("01b", 42, "seed=1,2,3", "--problem", "beams2d"),
+    ("03", 33, "seed=1", "--problem", "beams2d"),
     ("04", 36, f"{GRID} {ARM}", "--seeds", "4"),
 ]
 
 
-@pytest.mark.parametrize("case", FIRST)
-def test_first_edition_can_be_created(here, monkeypatch, case):
+@pytest.mark.parametrize("case", SECOND)
+def test_second_edition_can_be_created(here, monkeypatch, case):
     name, runs, settings, *more = case
     monkeypatch.setattr(data, "load", lambda *_: CACHED("toy"))
     Path("train.py").symlink_to(ROOT / "train.py")
-    short = ["--epochs", "500", "--set", settings, "--edition", "first"]
-    assert sweep.main(["create", name, "--backend", "local", *short, *more]) == 0
+    asked = ["--set", settings, "--edition", "second", *more]
+    assert sweep.main(["create", name, "--backend", "local", *asked]) == 0
     made = current()
-    assert made["runs"] == runs and made["results"] == f"results/{name}-first.csv"
+    assert made["runs"] == runs and made["results"] == f"results/{name}-second.csv"
     assert made["config"]["parameters"]["precision"]["value"] in ("fp32", "bf16")  # auto is settled, for all machines
 
 
