@@ -299,10 +299,13 @@ class Study:
         for key in dict.fromkeys([*self.spec["parameters"], *COMMON, *LEVEL.values(), *LEGACY]):
             if key in skip or key not in self.table:
                 continue
-            there = self.table[key].notna()
-            counts, wanted = self.table[key][there].value_counts(), levels(self.spec, key)[:1]
-            target = wanted[0] if wanted and wanted[0] in counts.index else next(iter(counts.index), None)
-            self.drop(there & self.table[key].ne(target), f"other {key} than {target!s:.60}")
+            wanted = levels(self.spec, key)[:1]
+            follows = wanted == ["None"]  # what the YAML leaves to the designs differs between problems
+            for _, values in self.table[key].dropna().groupby(self.table["problem"] if follows else lambda _: 0):
+                counts = values.value_counts().index
+                target = wanted[0] if wanted and wanted[0] in counts else counts[0]
+                other = values.index[values.ne(target)]
+                self.drop(self.table.index.isin(other), f"other {key} than {target!s:.60}")
         digests = self.table["data_sha256"].astype(str)
         commonest = digests.groupby(self.table["problem"]).transform(lambda s: s.value_counts().index[0])
         self.drop(digests != commonest, "other designs than most runs")
@@ -891,7 +894,8 @@ def runs_and_caveats(found, page):
         page.table("not-used", columns, odd, "Runs that are not in the numbers.")
     ran, skip = found.own[found.own["status"] == "finished"], ("arm", "data", "precision")
     asked = {key: levels(found.file, key) for key in found.file["parameters"] if key not in skip}
-    differs = [key for key, wanted in asked.items() if wanted and {*values_of(ran, key)} not in (set(), {*wanted})]
+    asked = {key: {*wanted} for key, wanted in asked.items() if wanted not in ([], ["None"])}  # None: anything will do
+    differs = [key for key, wanted in asked.items() if {*values_of(ran, key)} not in (set(), wanted)]
     if differs:
         page.caveats.append(f"These runs differ from the sweep's file in: {', '.join(differs)}.")
     if odd["status"].isin(["diverged", "broken"]).any():
