@@ -134,7 +134,7 @@ def test_02_says_the_same_from_folders_and_rows():
     text, verdict, table, found = build("02", recorded(folders, "02"))
     assert verdict == "supported" and {name: table(name) for name in names} == from_folders
     assert not re.search(r"\bnan\b", text.split("</style>")[1])
-    assert "differ from the sweep's file in: problem, " in text
+    assert "differ from the sweep's file in: problem" in text
     assert {*found.frame["sum_k_consecutive"]} == {20} and {*found.frame["sum_cap"]} == {10}
 
 
