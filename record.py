@@ -36,6 +36,7 @@ from tools.hub import ask
 
 COLUMNS = ["epoch", "rec_loss", "vol_loss", "total_loss", "val_rec", "val_vol_loss", "val_total_loss", "active_dims"]
 COLUMNS += ["w_v", "pruned", "val_rec_pruned", "dims_within", "epoch_seconds"]
+SEARCHED = ["dims_within", "val_rec_pruned"]  # what a search minimises: a row that does not say so, the latter
 PRUNING_COLUMNS = ["epoch", "proposed", "k_consecutive", "recon_tol", "cooldown", "cap", "floor"]
 PRUNING_COLUMNS += ["pruned", "trimmed", "restored", "dims", "std"]
 # Flags that do not change what a run computes: a checkpoint continues under others. `n_epochs` may grow, too.

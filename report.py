@@ -31,7 +31,7 @@ from matplotlib.ticker import MaxNLocator, NullFormatter
 from data import PROBLEMS
 from lvae import InputError, first_line
 from pruning import PROFILES, STRATEGIES
-from record import Parser, guarded, is_locked, made_by, read_csv, read_json, slug, write_atomically
+from record import SEARCHED, Parser, guarded, is_locked, made_by, read_csv, read_json, slug, write_atomically
 from train import DEFAULTS, LEGACY
 
 # -------------------------------------------------------------------------------------------------- rows: runs as found
@@ -46,20 +46,8 @@ RESULT_METRICS = [  # of a row of results/NN.csv, which has every flag and BOOKK
     "objective",  # of a search: the metric's best over the run, as its engine sees it
     *("rise", "epochs_above", "collapses", *(f"sum_{key}" for key in PROPOSALS)),  # curves and proposals in numbers
 ]
-BOOKKEEPING = [
-    "id",
-    "name",
-    "sweep",
-    "status",
-    "cause",
-    "reports",
-    "metric",
-    "data_source",
-    "data_sha256",
-    "metrics_sha256",
-]
-BOOKKEEPING += ["git", "host", "cpu", "recorded"]
-SEARCHED = ["dims_within", "val_rec_pruned"]  # what a search minimises: a row that does not say so, the latter
+BOOKKEEPING = ["id", "name", "sweep", "status", "cause", "reports", "metric"]
+BOOKKEEPING += ["data_source", "data_sha256", "metrics_sha256", "git", "host", "cpu", "recorded"]
 STATES = ["finished", "running", "stopped", "diverged", "broken"]
 
 
@@ -598,10 +586,8 @@ MEASURES = {  # of a run -> what it is
     "collapses": "times val_rec reached twice its best since pruning began",
 }
 SUMMARY, TESTED = [*MEASURES][:4], ["val_rec", "active_dims", "rise", "collapses"]  # on each page; of 02
-NEEDS = (
-    f"A verdict needs p below {ALPHA:g} after Holm's correction over this table, and {MIN_SEEDS} seeds. Detectable: "
-)
-NEEDS += "how large a true one 80 % of simulated studies with as many runs, and as uneven ones, would show."
+NEEDS = f"A verdict needs p below {ALPHA:g} after Holm's correction over this table, and {MIN_SEEDS} seeds. "
+NEEDS += "Detectable: how large a true one 80 % of simulated studies with as many runs, and as uneven ones, would show."
 
 
 def family_table(page, name, rows, caption, log=True, **first):
@@ -609,9 +595,8 @@ def family_table(page, name, rows, caption, log=True, **first):
     ends, about = ["change" if log else "difference", *ENDS, "detectable"], [*first] or ["arm", "against"]
     names = dict(a="arm", b="against", mean=ends[0], low=ends[1], high=ends[2], p_holm="p after Holm", n="pairs")
     table = rows.rename(columns=names).assign(verdict=rows["verdict"].map(WORD), **first)
-    few = rows["seeds"] < MIN_SEEDS  # a study of that size gets no verdict
-    found = [detectable(n, spread, len(rows)) for n, spread in zip(rows["n"], rows["spread"], strict=True)]
-    table["detectable"] = pd.Series(found, rows.index, dtype=float).mask(few)
+    n = rows["n"].where(rows["seeds"] >= MIN_SEEDS, 0)  # fewer seeds get no verdict, however many pairs
+    table["detectable"] = [detectable(*pair, len(rows)) for pair in zip(n, rows["spread"], strict=True)]
     table[ends] = np.expm1(table[ends]) if log else table[ends]
     columns = [*about, *ends, "p", "p after Holm", *([] if first else ["pairs"]), "seeds", "verdict"]
     how = percent if log else lambda difference: num(difference, "+.3g")

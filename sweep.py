@@ -42,7 +42,7 @@ from optuna.trial import TrialState, create_trial
 import data
 import record
 from lvae import InputError, first_line
-from record import FREE_FLAGS, Parser, cores, is_locked, read_csv, read_json, slug, write_atomically
+from record import FREE_FLAGS, SEARCHED, Parser, cores, is_locked, read_csv, read_json, slug, write_atomically
 from sweeps import queue as engine
 from sweeps.queue import STATE, Queue, ask_wandb, bands, corners, distributions, levels, need, queue_of, redacted, say
 
@@ -156,13 +156,11 @@ def narrow(config, args, program):
         parameters["seed"] = {"values": seeds[: args.seeds]}
     if args.epochs is not None:
         first, n = (parameters.get(key, {}) for key in ("pruning_epoch", "n_epochs"))
-        follows = "value" in n and first == {"value": None}  # then pruning_epoch follows n_epochs by itself
-        given = follows or (first and n.get("value"))
-        need(given, f"EPOCHS {args.epochs}: needs a file with one value of n_epochs, and with a pruning_epoch")
-        for k, v in () if follows else list(first.items()):
-            if k != "distribution":
-                scaled = [round(x * args.epochs / n["value"]) for x in (v if k == "values" else [v])]
-                first[k] = scaled if k == "values" else scaled[0]
+        if "value" not in n or first != {"value": None}:  # else it follows n_epochs by itself
+            given = first and n.get("value")
+            need(given, f"EPOCHS {args.epochs}: needs a file with one value of n_epochs, and with a pruning_epoch")
+            ratio, ends = args.epochs / n["value"], {k: v for k, v in first.items() if k != "distribution"}
+            first |= {k: [round(x * ratio) for x in v] if k == "values" else round(v * ratio) for k, v in ends.items()}
         parameters["n_epochs"] = {"value": args.epochs}
     for item in (args.set or "").split():
         key, _, text = item.partition("=")
@@ -208,7 +206,7 @@ def settled(points, program, count):
     for flags in found if hasattr(program, "schedule") else ():
         with contextlib.redirect_stderr(io.StringIO()):  # each run gives its own warnings
             args = argparse.Namespace(**flags)
-            program.schedule(args, count(args.problem, args.data, args.toy_dims, args.n_train))
+            program.schedule(args, count(*(flags[k] for k in DESIGNS)))
             flags |= vars(args)
     return found
 
@@ -285,10 +283,9 @@ def plan(path, config, args, program, backend):
     parameters, points = config["parameters"], expand(config) if grid else []
     flags = resolve(points or corners(config), program)
     check_pruning(args, flags)
-    unbound = ", ".join(sorted({f["problem"] for f in flags if "bound" not in data.PROBLEMS.get(f["problem"], {})}))
-    need(
-        config["metric"]["name"] != "dims_within" or not unbound, f"PROBLEM {unbound}: has no bound, so no dims_within"
-    )
+    if config["metric"]["name"] == "dims_within":
+        lack = sorted({f["problem"] for f in flags if "bound" not in data.PROBLEMS.get(f["problem"], {})})
+        need(not lack, f"PROBLEM {', '.join(lack)}: has no bound, so no dims_within")
     first = argparse.Namespace(**flags[0])
     if getattr(first, "precision", None) == "auto":  # as this machine would, for all: bf16 and fp32 are not comparable
         program.settle(first)
@@ -413,7 +410,7 @@ def known_trials(sweep, program):
     for row in read_csv(Path(sweep["results"])).to_dict("records"):
         with contextlib.suppress(KeyError, ValueError):  # out of range, or damaged
             (flags,) = settled([{**point, **{k: row[k] for k in space}}], program, count)
-            same = (row.get("metric") or "val_rec_pruned") == sweep["config"]["metric"]["name"]  # older rows: this one
+            same = (row.get("metric") or SEARCHED[1]) == sweep["config"]["metric"]["name"]
             if same and is_of(row, flags, sweep, program) and row["sweep"].rpartition("-")[0] == sweep["name"]:
                 reports = {int(k): float(v) for k, v in (pair.split(":") for pair in row["reports"].split())}
                 state = states[row["status"]]
@@ -693,12 +690,18 @@ def surroundings(slot, agents):
     """The environment of agent `slot` of `agents`: its share of the cores, and one GPU of those there are."""
     env, available = dict(os.environ), min(cores(), int(os.environ.get("SLURM_CPUS_PER_TASK", cores())))
     env.setdefault("OMP_NUM_THREADS", str(max(1, available // agents)))
-    listed = ""
+    gpus = env["CUDA_VISIBLE_DEVICES"].split(",") if "CUDA_VISIBLE_DEVICES" in env else list_gpus()
+    return env | ({"CUDA_VISIBLE_DEVICES": gpus[slot % len(gpus)]} if gpus and gpus[0] else {})
+
+
+def list_gpus():
+    """The GPUs of this machine as CUDA_VISIBLE_DEVICES names them; MIG slices, where there are any."""
+    n, slices = torch.cuda.device_count(), []  # of several slices CUDA shows a process only the first
     with contextlib.suppress(OSError, subprocess.SubprocessError):
-        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30).stdout
-    slices = re.findall(r"UUID: (MIG-[^)\s]+)", listed)  # of which CUDA shows a process only the first
-    gpus = env.get("CUDA_VISIBLE_DEVICES", ",".join(slices or map(str, range(torch.cuda.device_count())))).split(",")
-    return env | ({"CUDA_VISIBLE_DEVICES": gpus[slot % len(gpus)]} if gpus[0] else {})
+        command = ["nvidia-smi", "-L"]
+        listed = subprocess.run(command, capture_output=True, text=True, timeout=30).stdout if n else ""
+        slices = re.findall(r"UUID: (MIG-[^)\s]+)", listed)
+    return slices or [str(i) for i in range(n)]
 
 
 # -------------------------------------------------------------------------------------------------------- the commands

@@ -514,9 +514,9 @@ class Trainer:
         row |= dict(val_rec=val_rec, val_vol_loss=val_vol, val_total_loss=val_rec + w_v * val_vol)
         row |= dict(active_dims=int(self.pruner.active.sum()), w_v=w_v, pruned=changed)
         # What an optimiser may minimise, the error or the dimensions: only after pruning had a tenth of the run to act
-        row["val_rec_pruned"] = val_rec if epoch >= args.pruning_epoch + args.n_epochs // 10 else None
-        within = dims if bound and val_rec <= bound else args.latent_dim
-        row["dims_within"] = within if bound and row["val_rec_pruned"] is not None else None
+        late = epoch >= args.pruning_epoch + args.n_epochs // 10
+        row["val_rec_pruned"] = val_rec if late else None
+        row["dims_within"] = (dims if val_rec <= bound else args.latent_dim) if late and bound else None
         row["epoch_seconds"] = time.perf_counter() - start
         return row, proposal
 

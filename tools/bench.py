@@ -37,10 +37,8 @@ from sweep import expand, levels, read_yaml
 PROBLEMS = ("beams2d", "heatconduction2d", "photonics2d")
 LATENT, BATCH = 100, 128
 # The run of the first edition that the README once showed: beams, seed 1, 26 dimensions at val_rec .00173
-FORMER = dict(
-    n_train=716, batch_size=64, volume="geometric", w_v=0.01, rotate_every=0, trim_share=0, keep="last", mirror=False
-)
-FORMER |= dict(n_epochs=500, pruning_epoch=100, polynomial_schedule_n=100)
+FORMER = dict(volume="geometric", w_v=0.01, rotate_every=0, trim_share=0, keep="last", mirror=False, n_train=716)
+FORMER |= dict(batch_size=64, n_epochs=500, pruning_epoch=100, polynomial_schedule_n=100)
 ROOT = Path(__file__).parent.parent
 
 
@@ -318,9 +316,8 @@ def budget(device):
     seconds = ", ".join(f"{problem} {rate:.2f} s" for problem, rate in epoch_s.items())
     command = f"make budget{' DEVICE=cuda' * (device == 'cuda')}"
     about = f"`{command}` on {machine(device)}, {agents} agent(s) at a time, {datetime.date.today()}, on the bundled "
-    about += (
-        f"designs.\nAn epoch: {seconds}. 03 at the defaults: hyperband stops runs early, but latent_dim and batch vary."
-    )
+    about += f"designs.\nAn epoch: {seconds}. 03 at the defaults: hyperband stops runs early, but latent_dim "
+    about += "and batch vary."
     text = f"{about}\n\n{markdown(['sweep', 'runs', 'epochs', 'hours'], [*rows, ['all', '', '', f'{total:.1f}']])}\n"
     path = Path("results") / ("budget.md" if device == "cpu" else f"budget-{device}.md")
     path.parent.mkdir(exist_ok=True)
