@@ -228,10 +228,10 @@ class Pruner:
         grow where they are held at their mean. One that is worth more goes, too, where val_rec is the least so far, for
         the model did without those before it. With trim_rec, they go while val_rec is at most that error.
 
-        At most so large a share goes at a time that ten are left after as many epochs from every latent_dim: a fifth
-        from 100, 15 % from 50. If val_rec is above trim_rec, or twice its least, a tenth of the run after the last ones
-        went, those come back, with the weights they had, and no more are trimmed. Returns (those that went, those that
-        came back).
+        At most a fifth goes at a time from latent_dim 100, a smaller share from fewer and a larger one from more. So
+        ten are left after as many epochs from every latent_dim. If val_rec is above trim_rec, or twice its least, a
+        tenth of the run after the last ones went, those come back, with the weights they had, and no more are trimmed.
+        Returns (those that went, those that came back).
         """
         flags, start = self.flags, self.flags.pruning_epoch
         if not self.trimming or not math.isfinite(val_rec) or not torch.isfinite(std).all():
