@@ -28,13 +28,12 @@ def test_the_table_of_widths(tmp_path):
 
 def test_the_table_of_baselines(tmp_path):
     common = {"problem": "beams2d", "toy_dims": 3, "latent_dim": 100, "seed": 1, "val_rec": 0.001}
-    common |= {"strategy": ["plummet", "none", "plummet", "plummet"], "trim_share": [0.1, 0.1, 0, 0]}
-    plant(tmp_path / "b.csv", **common, rotate_every=[5, 0, 5, 0], active_dims=[6, 16, 30, 40])
+    arms = ["strategy=plummet", "strategy=none,latent_dim=16", "trim_share=0"]
+    plant(tmp_path / "b.csv", **common, strategy=["plummet", "none", "plummet"], arm=arms, active_dims=[6, 16, 30])
     lines = comparison.table("baselines", tmp_path / "b.csv").splitlines()[2:]
     assert [line.split(" | ")[1:4] for line in lines] == [
-        ["least volume, pruned", "1", "30.0"],
-        ["least volume, pruned and trimmed", "1", "6.0"],
-        ["least volume, pruned, not rotated", "1", "40.0"],
+        ["least volume, the defaults", "1", "6.0"],
+        ["least volume, trim_share=0", "1", "30.0"],
         ["plain autoencoder of 16", "1", "16.0"],
     ]
 
