@@ -22,7 +22,6 @@ from tools import hub
 
 SAMPLES = Path(__file__).parent / "samples"
 SPLITS = ("train", "val", "test")
-TOY_FACTORS = ("centre x", "centre y", "size", "aspect", "rotation", "brightness")
 
 # Shape of a design; `volume`: the condition that its mean must match, within EngiBench's own tolerance; `bound`: an
 # error that a user can live with, above which a search counts no dimension as saved.
@@ -42,7 +41,6 @@ CONDITIONS = {
 ALIASES = {"volume": "volfrac"}  # another name that files and the hub (heat_conduction_2d_v1) have for a condition
 ROUNDING = 1e-3  # how far beyond [0, 1] a design's values may lie: they are clipped
 DARKEST = 16  # whole numbers whose largest is less, and not 1, are labels rather than grey levels
-FEWEST = 17  # designs, of which _split gives two to each of train and val
 
 # Files of other tools: (suffixes, what to import, Python that makes (N, H, W) of the file {})
 _IMAGES = "numpy.stack([numpy.array(PIL.Image.open(p).convert('L')) for p in sorted(glob.glob('{}/*.png'))])"
@@ -94,11 +92,6 @@ def load(problem, source="auto", toy_dims=3, n_train=0):
             arrays, source = _from_file(SAMPLES / f"{problem}.npz", problem), "sample"
     else:
         arrays = _from_file(SAMPLES / f"{problem}.npz" if source == "sample" else Path(source), problem)
-    return _pack(arrays, source, n_train)
-
-
-def _pack(arrays, source, n_train):
-    """The arrays of _from_file, _from_hub or _toy as Designs, with their fingerprint."""
     designs, split, conditions = arrays["designs"], arrays["split"], arrays["conditions"]
     digest, tensors, sizes = hashlib.sha256(), {}, {}
     for name in SPLITS:
@@ -106,7 +99,7 @@ def _pack(arrays, source, n_train):
         part = part[:n_train] if n_train and name == "train" else part
         if len(part) < 2 and name != "test":
             found = f"{len(part)} designs in the {name} split, of {len(designs)}; at least 2 are needed"
-            raise InputError(f"--data {source}: {found}, and {FEWEST} in all where no `split` is given")
+            raise InputError(f"--data {source}: {found}, and 17 in all where no `split` is given")  # see _split()
         digest.update(f"{name}{part.shape}".encode() + part.tobytes())
         tensors[name], sizes[name] = torch.from_numpy(part).unsqueeze(1), len(part)
     _, h, w = designs.shape
@@ -148,20 +141,16 @@ def free_memory():
 
 def _headers(path):
     """{name: (shape, dtype)} of the arrays in a .npz or .npy file, unread; the one of a .npy is `designs`."""
-    with contextlib.ExitStack() as stack:
-        if zipfile.is_zipfile(path):
-            archive = stack.enter_context(zipfile.ZipFile(path))
-            names = [name for name in archive.namelist() if name.endswith(".npy")]
-            files = {name.removesuffix(".npy"): stack.enter_context(archive.open(name)) for name in names}
-        else:
-            files = {"designs": stack.enter_context(open(path, "rb"))}
-        found = {}
-        for name, file in files.items():
-            old = np.lib.format.read_magic(file) == (1, 0)
-            header = np.lib.format.read_array_header_1_0 if old else np.lib.format.read_array_header_2_0
-            shape, _, dtype = header(file)
-            found[name] = shape, dtype
-        return found
+    found = {}
+    with zipfile.ZipFile(path) if zipfile.is_zipfile(path) else contextlib.nullcontext() as archive:
+        names = [name for name in archive.namelist() if name.endswith(".npy")] if archive else ["designs.npy"]
+        for name in names:
+            with archive.open(name) if archive else open(path, "rb") as file:
+                old = np.lib.format.read_magic(file) == (1, 0)
+                header = np.lib.format.read_array_header_1_0 if old else np.lib.format.read_array_header_2_0
+                shape, _, dtype = header(file)
+                found[name.removesuffix(".npy")] = shape, dtype
+    return found
 
 
 def _refuse_foreign(path):
@@ -280,8 +269,8 @@ def _from_hub(problem, version):
 
 
 def _toy(k, n=2560, size=32):
-    """n images (n, size, size) of one smooth blob with exactly k independent factors, the first k of TOY_FACTORS."""
-    u = np.full((n, len(TOY_FACTORS)), 0.5)
+    """n images (n, size, size) of one smooth blob with exactly k independent factors, the first k of those below."""
+    u = np.full((n, 6), 0.5)
     u[:, :k] = np.random.default_rng(0).random((n, k))
     low, high = np.array([(0.35, 0.65), (0.35, 0.65), (0.10, 0.18), (1.25, 2.5), (-np.pi / 4, np.pi / 4), (0.5, 1.0)]).T
     x0, y0, scale, aspect, angle, brightness = (low + u * (high - low)).T[:, :, None, None]

@@ -22,6 +22,12 @@ class InputError(ValueError):
         return super().__str__().replace("\n", "\\n")
 
 
+def need(holds, message):
+    """Raise InputError(message) unless `holds`."""
+    if not holds:
+        raise InputError(message)
+
+
 def first_line(error):
     """The first line of an exception's message, or its type where it has none: for messages of one line."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:120]

@@ -5,16 +5,13 @@
     pruner.update(z)                                # each training batch, never validation
     row = pruner.step(epoch, val_rec)               # at the end of each epoch: None, or a row of pruning.csv
 
-Two rules prune. A *strategy* finds the dimensions that the volume loss has made flat. *Trimming* then gives up the
-smallest dimensions that are left, again and again, as long as they are worth little. A dimension is an index of the
-latent vector. Where train.py rotates the latents, the active indices are the principal axes in order of their variance.
-Then an index is a rank: k_consecutive counts, and `probabilistic` draws, for a rank. lognorm's reference is the
-spectrum in the basis of its epoch.
-
-The plummet is from Chen & Fuge, "Compressing Latent Space via Least Volume" (arXiv 2404.17773; its version 2 prunes
-during training). torch is all that is needed.
+Two rules prune, strategies and trimming (docs/method.md). A dimension is an index of the latent vector. Where train.py
+rotates the latents, the active indices are the principal axes in order of their variance. Then an index is a rank:
+k_consecutive counts, and `probabilistic` draws, for a rank. lognorm's reference is the spectrum in the basis of its
+epoch.
 """
 
+import copy
 import math
 
 import torch
@@ -124,10 +121,6 @@ class Pruner:
     (latent_dim,) on `device`; events, how many prunings there were; last_event, the epoch of the last one, or None.
     """
 
-    ON_DEVICE = ("active", "std", "mean")
-    ON_CPU = ("seen", "reference", "draws", "counts", "best", "events", "last_event")
-    ON_CPU += ("least", "trimmed", "trim_epoch", "trimming")
-
     def __init__(self, latent_dim, flags, device="cpu", variance=0.0):
         self.flags, self.variance = flags, variance
         self.active = torch.ones(latent_dim, dtype=torch.bool, device=device)
@@ -162,10 +155,6 @@ class Pruner:
         """std (latent_dim,) of a batch z (B, latent_dim), the pruned dimensions at their frozen one: for volume()."""
         return torch.where(self.active, z.float().std(0, correction=0), self.std)
 
-    def turned(self, std, mean):
-        """The active latents were rotated: they have this std and mean (k,) now, in the order of their indices."""
-        self.std[self.active], self.mean[self.active] = std.to(self.std), mean.to(self.mean)
-
     def step(self, epoch, val_rec, error_without=None):
         """End an epoch (they count from 0): prune, then trim. Returns a row of pruning.csv; nothing happened: None.
 
@@ -177,8 +166,7 @@ class Pruner:
         A val_rec or std that is not finite prunes nothing: there is nothing to judge by.
         """
         flags, val_rec = self.flags, float(val_rec)
-        if math.isfinite(val_rec):
-            self.least = min(self.least, val_rec)
+        self.least = min(self.least, val_rec)  # a NaN changes nothing
         if epoch < flags.pruning_epoch:
             return None
         std, active = self.std.double().cpu(), self.active.cpu()
@@ -188,8 +176,7 @@ class Pruner:
             # arbitrary number, or they would be the very numbers that training begins with.
             generator = torch.Generator().manual_seed(flags.seed ^ 0x50727565)
             self.draws = torch.rand(len(std), generator=generator, dtype=torch.float64)
-        if math.isfinite(val_rec):
-            self.best = min(self.best, val_rec)
+        self.best = min(self.best, val_rec)
 
         proposed = self._propose(std, active)
         self.counts = torch.where(proposed, self.counts + 1, 0)  # they run on whatever holds a dimension back below
@@ -259,13 +246,10 @@ class Pruner:
 
     def state_dict(self):
         """All that later events depend on, copied: tensors and plain Python, for torch.load(weights_only=True)."""
-        state = {name: getattr(self, name) for name in self.ON_DEVICE + self.ON_CPU}
-        return {name: value.clone() if isinstance(value, torch.Tensor) else value for name, value in state.items()}
+        return copy.deepcopy({name: value for name, value in vars(self).items() if name not in ("flags", "variance")})
 
     def load_state_dict(self, state):
         """Continue from state_dict(), bit for bit. The tensors of `state` may lie on any device and are copied."""
-        for name in self.ON_DEVICE:
-            getattr(self, name).copy_(state[name])
-        for name in self.ON_CPU:
-            value = state.get(name, getattr(self, name))  # a checkpoint of before there was trimming
-            setattr(self, name, value.to("cpu", copy=True) if isinstance(value, torch.Tensor) else value)
+        for name, value in copy.deepcopy(state).items():
+            device = self.active.device if name in ("active", "std", "mean") else "cpu"
+            setattr(self, name, value.to(device) if isinstance(value, torch.Tensor) else value)

@@ -16,18 +16,16 @@ import hashlib
 import importlib.metadata
 import io
 import json
-import netrc
+import math
+import multiprocessing.pool
 import os
 import platform
 import re
 import secrets
 import subprocess
 import sys
-import threading
 import zipfile
-from concurrent.futures import Future
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import torch
 
@@ -129,6 +127,20 @@ def is_locked(folder):
     return False
 
 
+def number(value):
+    """float(value), NaN for anything that is none (None, "", text, a truncated cell)."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return math.nan
+
+
+def plain(value):
+    """A flag's value as it is compared: an int or a float where it is one, else text (None, True)."""
+    x = math.nan if isinstance(value, bool) else number(value)
+    return str(value) if math.isnan(x) else int(x) if math.isfinite(x) and x == int(x) else x
+
+
 class Parser(argparse.ArgumentParser):
     """argparse, with a module's docstring as its help, and errors of one line."""
 
@@ -209,28 +221,23 @@ class Run:
             os.replace(path, self.folder / "checkpoint_previous.pt")
         os.replace(new, path)
 
-    def _read_checkpoint(self, path, device):
-        """The state in a checkpoint. Raises ValueError, or what zipfile, pickle and torch do, where it does not fit."""
-        with zipfile.ZipFile(path) as archive:  # torch does not verify checksums: a flipped bit would go unseen
-            if archive.testzip():
-                raise ValueError("checksum mismatch")
-        state = torch.load(path, map_location=device, weights_only=True)
-        other_designs = state["sha256"] != self.config["data"]["sha256"]
-        if other_designs or different_flags(state["flags"], self.config["flags"]):
-            raise ValueError("it is of other flags or designs")
-        for file, (size, digest) in state["positions"].items():
-            if hashlib.sha256((self.folder / file).read_bytes()[:size]).hexdigest() != digest:
-                raise ValueError(f"{file} is damaged, or older")
-        return state
-
     def restore(self, device):
         """The newest whole checkpoint, with the CSV files cut back to it; None if there is none. Names broken ones."""
         broken = []
         names = ("checkpoint.new.pt", "checkpoint.pt", "checkpoint_previous.pt")
         for path in (self.folder / name for name in names if (self.folder / name).exists()):
             try:
-                state = self._read_checkpoint(path, device)
-            except Exception as error:
+                with zipfile.ZipFile(path) as archive:  # torch verifies no checksums: a flipped bit would go unseen
+                    if archive.testzip():
+                        raise ValueError("checksum mismatch")
+                state = torch.load(path, map_location=device, weights_only=True)
+                other_designs = state["sha256"] != self.config["data"]["sha256"]
+                if other_designs or different_flags(state["flags"], self.config["flags"]):
+                    raise ValueError("it is of other flags or designs")
+                for file, (size, digest) in state["positions"].items():
+                    if hashlib.sha256((self.folder / file).read_bytes()[:size]).hexdigest() != digest:
+                        raise ValueError(f"{file} is damaged, or older")
+            except Exception as error:  # zipfile, pickle and torch raise their own
                 said = f"checkpoint {path} cannot be used ({first_line(error)}); trying the one before it"
                 print(said, file=sys.stderr)
                 broken.append(path.name)
@@ -306,21 +313,6 @@ def _read_config(path):
         return config if None not in needed and isinstance(config["flags"]["n_epochs"], int) else None
 
 
-def _refuse(folder, old, args, fingerprint):
-    """Refuse to continue the run in a folder, whose config is `old`, with other flags or designs."""
-    if old is None:
-        raise InputError(f"--resume {folder}: its config.json is damaged")
-    if different := different_flags(old["flags"], vars(args)):
-        recorded = ", ".join(f"--{key} {old['flags'].get(key)}" for key in different[:5])
-        raise InputError(f"--resume {folder}: was started with other flags; allowed: {recorded}")
-    if old["data"]["sha256"] != fingerprint["sha256"]:
-        raise InputError(f"--resume {folder}: was started on other designs (source {old['data']['source']})")
-    if (over := status(folder)) == "damaged":
-        raise InputError(f"--resume {folder}: its summary.json is damaged; delete it to compute the run again")
-    if over and args.n_epochs > old["flags"]["n_epochs"]:
-        raise InputError(f"--n_epochs {args.n_epochs}: {folder} is {over} and cannot be made longer")
-
-
 def locate(args, fingerprint):
     """The folder to work in, and the config of its run or None. Flags left to `auto` take that run's values."""
     folder, old = Path(args.out) / (run_id() or secrets.token_hex(4)), None
@@ -337,7 +329,17 @@ def locate(args, fingerprint):
     elif args.resume:
         folder = Path(args.resume).resolve() if Path(args.resume).name in ("", "..") else Path(args.resume)
         old = _read_config(folder / "config.json")
-        _refuse(folder, old, args, fingerprint)
+        if old is None:
+            raise InputError(f"--resume {folder}: its config.json is damaged")
+        if different := different_flags(old["flags"], vars(args)):
+            recorded = ", ".join(f"--{key} {old['flags'].get(key)}" for key in different[:5])
+            raise InputError(f"--resume {folder}: was started with other flags; allowed: {recorded}")
+        if old["data"]["sha256"] != fingerprint["sha256"]:
+            raise InputError(f"--resume {folder}: was started on other designs (source {old['data']['source']})")
+        if (over := status(folder)) == "damaged":
+            raise InputError(f"--resume {folder}: its summary.json is damaged; delete it to compute the run again")
+        if over and args.n_epochs > old["flags"]["n_epochs"]:
+            raise InputError(f"--n_epochs {args.n_epochs}: {folder} is {over} and cannot be made longer")
     elif args.config:
         theirs = (_read_config(Path(args.config)) or {}).get("data", fingerprint)
         if theirs["sha256"] != fingerprint["sha256"]:
@@ -370,13 +372,11 @@ def open_run(folder, old, args, fingerprint, device):
 
 
 def _git_commit():
-    def git(*arguments):
-        command = ["git", "-C", Path(__file__).parent, *arguments]
-        return subprocess.run(command, capture_output=True, text=True, timeout=5).stdout.strip()
-
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
-        dirty = git("status", "--porcelain", "-uno", "--", ":/", ":!/results")  # agents add rows to results/
-        return git("rev-parse", "HEAD") + ("+changes" if dirty else "") or None
+    command = ["git", "-C", Path(__file__).parent, "status", "--porcelain=v2", "--branch", "-uno", "--", ":/"]
+    with contextlib.suppress(OSError, subprocess.SubprocessError):  # agents add rows to results/
+        said = subprocess.run([*command, ":!/results"], capture_output=True, text=True, timeout=5).stdout
+        commit = re.search(r"# branch.oid (\w+)", said)
+        return commit and commit[1] + "+changes" * bool(re.search("^[^#]", said, re.M))
 
 
 def cpu_model():
@@ -445,20 +445,10 @@ HUNG = []  # third parties' calls that did not return, or whose process died: th
 
 def bounded(function, seconds=30):
     """function(), in a thread that is waited for so long: the start of W&B's service may never end. TimeoutError."""
-    future = Future()
-
-    def run():
-        try:
-            future.set_result(function())
-        except BaseException as error:
-            future.set_exception(error)
-
-    threading.Thread(target=run, daemon=True).start()
     try:
-        return future.result(seconds)
-    except TimeoutError:
-        if future.done():  # the function's own
-            raise
+        with multiprocessing.pool.ThreadPool(1) as pool:  # its threads are daemons
+            return pool.apply_async(function).get(seconds)
+    except multiprocessing.TimeoutError:
         HUNG.append(function)
         raise TimeoutError(f"no answer within {seconds:g} s") from None
 
@@ -466,9 +456,8 @@ def bounded(function, seconds=30):
 def leave(code):
     """End the process with this exit code; at once where an exit hook would wait for what hangs."""
     if HUNG:
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(OSError, ValueError):
-                stream.flush()
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.flush()  # each line of stderr is out already
         os._exit(code)
     sys.exit(code)
 
@@ -482,10 +471,11 @@ def wandb_server():
 
 def logged_in(server):
     """True if there is a W&B key for this server: in the environment, or in ~/.netrc, where `wandb login` puts it."""
-    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
-        return True
-    with contextlib.suppress(OSError, netrc.NetrcParseError):
-        return netrc.netrc(os.environ.get("NETRC")).authenticators(urlsplit(server).hostname) is not None
+    from wandb.sdk.lib.wbauth import read_netrc_auth
+
+    told = os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE")
+    with contextlib.suppress(Exception):  # what ~/.netrc has is no key
+        return bool(told or read_netrc_auth(host=server))
     return False
 
 
@@ -513,7 +503,7 @@ class Wandb(NoWandb):
         names = dict(id=run.id, name=config["name"], project=project, entity=entity, dir=folder)
         settings = wandb.Settings(init_timeout=10, root_dir=folder)
         self.run = wandb.init(mode=mode, resume=resume, config=config["flags"], settings=settings, **names)
-        self.folder = Path(self.run.settings.sync_dir)
+        self.folder, self.image = Path(self.run.settings.sync_dir), wandb.Image
         self.first = self.run.starting_step  # a server that has epochs 0..e: e + 1
         self.run.define_metric("epoch")
         self.run.define_metric("*", step_metric="epoch")
@@ -538,13 +528,8 @@ class Wandb(NoWandb):
             self._call(self.run.log, {key: value for key, value in row.items() if value is not None}, step=row["epoch"])
 
     def images(self, folder, epoch):
-        def upload():
-            import wandb
-
-            images = {path.stem: wandb.Image(str(path)) for path in sorted(folder.glob("*.png"))}
-            self.run.log(images, step=max(epoch, self.first))
-
-        self._call(upload)
+        read, paths, step = self.image, sorted(folder.glob("*.png")), max(epoch, self.first)
+        self._call(lambda: self.run.log({path.stem: read(str(path)) for path in paths}, step=step))
 
     def finish(self, summary, code):
         """Send what is left, for a minute at most: a dead server would hold W&B's client for many."""
@@ -577,11 +562,11 @@ def open_wandb(args, run, config):
         import wandb
 
         server = wandb_server()
+        if mode == "auto":  # online when logged in or under an agent
+            mode = "online" if "WANDB_SWEEP_ID" in os.environ or logged_in(server) else "offline"
     except Exception as error:  # its settings are checked by pydantic, which raises its own
         say(f"cannot be used ({first_line(error)}); going on without it")
         return NoWandb()
-    if mode == "auto":  # online when logged in or under an agent
-        mode = "online" if "WANDB_SWEEP_ID" in os.environ or logged_in(server) else "offline"
     if mode == "online" and str(ask(server, 3)).startswith("no answer"):
         say("its server cannot be reached; this run is logged offline (`wandb sync` uploads it later)")
         mode = "offline"
@@ -594,9 +579,8 @@ def open_wandb(args, run, config):
             say(f"cannot {what} ({first_line(error)})" + ("; going on without it" if last else ""))
             if last:
                 return NoWandb()
-            if not HUNG:
-                with contextlib.suppress(Exception):
-                    bounded(wandb.teardown)  # or the second attempt finds the run "in use"
+            with contextlib.suppress(Exception):
+                bounded(wandb.teardown)  # or the second attempt finds the run "in use"
         else:
             if attempt == "offline":
                 how = "`wandb login` logs online, --wandb disabled not at all"

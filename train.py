@@ -86,7 +86,6 @@ POSITIVE = number(float, 0, open_low=True, open_high=True)
 NOT_NEGATIVE = number(float, 0, open_high=True)
 COUNT = number(int, 0, 2**31)
 AT_LEAST_ONE = number(int, 1, 2**31)
-WANDB = one_of("auto", "online", "offline", "disabled")
 
 # Every flag: (type, default, what it means). None: not given; then the text says what holds. Sweeps use the same names.
 FLAGS = {
@@ -100,15 +99,11 @@ FLAGS = {
         n_epochs=(AT_LEAST_ONE, None, "epochs to train; not given: 100, or as many as make 6000 steps"),
         seed=(number(int, 0, 2**31), 1, "seed of weights, batches and draws"),
         safeguards=(one_of(*PROFILES), "moderate", "profile of the five safeguards; flags given as well override it"),
-        wandb=(WANDB, "auto", "auto: online when logged in, else offline"),
+        wandb=(one_of("auto", "online", "offline", "disabled"), "auto", "auto: online when logged in, else offline"),
     ),
     "strategies": dict(
         plummet_threshold=(SHARE, 0.05, "plummet: prune std below this share of the cliff's edge"),
-        cdf_threshold=(
-            number(float, 0, 1, True),
-            0.999,
-            "pca_cdf: share of the variance that the dimensions kept hold",
-        ),
+        cdf_threshold=(number(float, 0, 1, True), 0.999, "pca_cdf: share of the variance that the kept ones hold"),
         percentile=(SHARE, 0.2, "lognorm: prune below this quantile of the fitted log-normal"),
         alpha=(number(float, 0, 1), 0.0, "lognorm: weight of the current spectrum; 0: the reference's alone"),
         temperature=(POSITIVE, 0.25, "probabilistic: width of the sigmoid in log std"),
@@ -177,14 +172,11 @@ def parser():
     for title, flags in FLAGS.items():
         group = p.add_argument_group(title)
         for flag, (kind, default, text) in flags.items():
-
-            def convert(value, kind=kind):
-                return None if value == "None" else kind(value)  # W&B passes null as None: not given
-
             text += f": {' | '.join(kind.choices)}" if hasattr(kind, "choices") else ""
             text += "" if default is None else f" ({default})"
             extra = dict(nargs="?", const=True) if kind is boolean else {}
-            group.add_argument(f"--{flag}", type=convert, metavar="", help=text, **extra)
+            extra["type"] = lambda value, kind=kind: None if value == "None" else kind(value)  # W&B's null: not given
+            group.add_argument(f"--{flag}", metavar="", help=text, **extra)
     return p
 
 
@@ -341,6 +333,7 @@ def volume(std, active, kind, eta):
     return log.mean().exp() if kind == "geometric" else torch.where(active, log, 0.0).sum()
 
 
+@torch.no_grad()
 def compact(model, pruner, z, held, flags, conditions=None):
     """What model.pt holds: the lvae.CompactLVAE of a trained LVAE, as plain tensors, numbers and lists.
 
@@ -350,18 +343,16 @@ def compact(model, pruner, z, held, flags, conditions=None):
     from tools.design import bandwidth, regression
 
     dims, state = pruner.active.nonzero()[:, 0], {}
-    model.eval()
-    with torch.no_grad():
-        for name, layer in model.named_modules():
-            if isinstance(layer, nn.Linear):
-                norm = layer.norm() if isinstance(layer, BoundedLinear) else 1.0
-                state[f"{name}.weight"], state[f"{name}.bias"] = layer.weight / norm, layer.bias.clone()
-        for kind in ("weight", "bias"):
-            state[f"encoder.{len(model.encoder) - 1}.{kind}"] = state[f"encoder.{len(model.encoder) - 1}.{kind}"][dims]
-        # The pruned latents are constants: what they contribute to the first layer of the decoder goes into its bias.
-        frozen = torch.where(pruner.active, 0.0, pruner.mean)
-        state["decoder.0.bias"] += model.lipschitz * state["decoder.0.weight"] @ frozen
-        state["decoder.0.weight"] = state["decoder.0.weight"][:, dims]
+    for name, layer in model.named_modules():
+        if isinstance(layer, nn.Linear):
+            norm = layer.norm() if isinstance(layer, BoundedLinear) else 1.0
+            state[f"{name}.weight"], state[f"{name}.bias"] = layer.weight / norm, layer.bias.clone()
+    for key in (f"encoder.{len(model.encoder) - 1}.{kind}" for kind in ("weight", "bias")):
+        state[key] = state[key][dims]
+    # The pruned latents are constants: what they contribute to the first layer of the decoder goes into its bias.
+    frozen = torch.where(pruner.active, 0.0, pruner.mean)
+    state["decoder.0.bias"] += model.lipschitz * state["decoder.0.weight"] @ frozen
+    state["decoder.0.weight"] = state["decoder.0.weight"][:, dims]
     z, held = (latents[:, dims].float().cpu() for latents in (z, held))
     found = dict(latents=z.contiguous(), bandwidth=bandwidth(z, held))
     found["known"] = regression(conditions, z.double()) if conditions else None
@@ -388,11 +379,6 @@ class Adam:
         adam(self.parameters, *state, lr=lr, **fixed)
         for p in self.parameters:
             p.grad = None
-
-    def moments(self, parameter):
-        """The running mean of a parameter's gradient, and of its square."""
-        i = next(i for i, p in enumerate(self.parameters) if p is parameter)
-        return self.means[i], self.squares[i]
 
     def state_dict(self):
         return dict(means=self.means, squares=self.squares, steps=self.steps)
@@ -423,11 +409,11 @@ class Trainer:
 
     def w_v(self, epoch):
         n, args = self.args.polynomial_schedule_n, self.args
-        # Until the model is better than the mean design, the log volume would flatten for good what has yet to learn
-        if args.volume == "log" and LEARNT * self.pruner.variance < self.pruner.least < INF:
+        # Until the model is better than the mean design by a tenth, the log volume would flatten what has yet to learn
+        if args.volume == "log" and 0.9 * self.pruner.variance < self.pruner.least < INF:
             return 0.0
-        # The log volume is a sum. Unless its weight falls with the width, wide models fall flat before they learn
-        wide = min(1.0, WIDTH / args.latent_dim) if args.volume == "log" else 1.0
+        # The log volume is a sum, its weight is for 100 latents. Unless it falls with the width, wide models fall flat
+        wide = min(1.0, 100 / args.latent_dim) if args.volume == "log" else 1.0
         return args.w_v * wide * (min(1.0, epoch / n) ** args.polynomial_schedule_p if n else 1.0)
 
     def volume(self, z):
@@ -445,9 +431,8 @@ class Trainer:
         order = torch.randperm(len(self.train), generator=generator)[: steps * self.batch]
         order = order.view(steps, self.batch).to(self.device)
         lr = args.lr * (0.51 + 0.49 * math.cos(math.pi * epoch / args.n_epochs))  # cosine, down to 2 %
-        mirrored = torch.zeros(steps, self.batch, 1, 1, 1, dtype=torch.bool, device=self.device)
-        if args.mirror and args.problem == "photonics2d":
-            mirrored = (torch.rand(mirrored.shape, generator=generator) < 0.5).to(self.device)
+        share = 0.5 if args.mirror and args.problem == "photonics2d" else 0.0
+        mirrored = (torch.rand(steps, self.batch, 1, 1, 1, generator=generator) < share).to(self.device)
         sums = torch.zeros(3, device=self.device)
         self.model.train()
         for batch, flip in zip(order, mirrored, strict=True):
@@ -488,13 +473,16 @@ class Trainer:
             rows[active] = (R @ rows[active].double().cpu()).to(rows)
 
         turn(decoder.v, R)
+        adam = self.optimizer
+        moments = dict(zip(adam.parameters, zip(adam.means, adam.squares, strict=True), strict=True))
         for parameter in (encoder.weight, encoder.bias, decoder.weight):
-            tensors = (parameter, *self.optimizer.moments(parameter))
+            tensors = (parameter, *moments[parameter])
             x, first, second = (t.T for t in tensors) if parameter is decoder.weight else tensors
             turn(x, R)
             turn(first, R)
             turn(second, R.square())
-        self.pruner.turned(values.flip(0).clamp_min(0).sqrt(), R @ mean)
+        self.pruner.std[active] = values.flip(0).clamp_min(0).sqrt().to(self.pruner.std)
+        self.pruner.mean[active] = (R @ mean).to(self.pruner.mean)
 
     def epoch(self, epoch):
         """Train epoch `epoch`, validate, rotate, prune. Returns (row of metrics.csv, row of pruning.csv or None)."""
@@ -509,7 +497,8 @@ class Trainer:
         if changed:
             self._forget_best()  # val_rec of this epoch was measured before
         elif val_rec < self.best["val_rec"]:
-            self.best = dict(val_rec=val_rec, epoch=epoch, weights=self.weights() if args.keep == "best" else None)
+            weights = copy.deepcopy(self.state("model", "pruner")) if args.keep == "best" else None
+            self.best = dict(val_rec=val_rec, epoch=epoch, weights=weights)
         row = dict(epoch=epoch, rec_loss=rec_loss, vol_loss=vol_loss, total_loss=total_loss)
         row |= dict(val_rec=val_rec, val_vol_loss=val_vol, val_total_loss=val_rec + w_v * val_vol)
         row |= dict(active_dims=int(self.pruner.active.sum()), w_v=w_v, pruned=changed)
@@ -544,18 +533,13 @@ class Trainer:
         z, images = self.reconstruct(x)
         return F.mse_loss(images, x), self.volume(z)
 
-    def weights(self):
-        """A copy of all that reconstruct() depends on."""
-        return copy.deepcopy(dict(model=self.model.state_dict(), pruner=self.pruner.state_dict()))
-
-    def state(self, epoch):
-        parts = {name: getattr(self, name).state_dict() for name in ("model", "optimizer", "pruner")}
-        return dict(**parts, epoch=epoch, best=self.best)
+    def state(self, *parts):
+        """The state of these parts. What reconstruct() depends on are "model" and "pruner"."""
+        return {part: getattr(self, part).state_dict() for part in parts}
 
     def load_state(self, state):
-        for name in ("model", "optimizer", "pruner"):
-            getattr(self, name).load_state_dict(state[name])
-        self.best = state["best"]
+        for part in state.keys() & {"model", "optimizer", "pruner"}:
+            getattr(self, part).load_state_dict(state[part])
 
 
 def pca_errors(train, x):
@@ -578,13 +562,8 @@ def pca_errors(train, x):
 
 # ---- Main ------------------------------------------------------------------------------------------------------------
 
-LEARNT = 0.9  # a model has begun to learn when val_rec is below this share of the mean design's error
-WIDTH = 100  # the default latent_dim, for which w_v is set
 # A run's length where n_epochs is not given: so many epochs, or as many as make so many steps if those are fewer
 EPOCHS, STEPS = 100, 6000
-# Steps before the first pruning, where pruning_epoch is not given: photonics2d learns nothing in the first 100
-WARM_UP = 400
-ROUNDING = 1e-12  # an error of PCA below it is none
 
 
 class Stop:
@@ -608,20 +587,13 @@ class Stop:
             os._exit(self.code)
 
 
-def multiplies_bf16(device):
-    """Whether the hardware multiplies matrices in bf16: elsewhere it is emulated, and ten times slower than fp32."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu" and torch.cpu._is_amx_tile_supported()
-
-
 def schedule(args, n_train):
     """Settle the flags that follow the number of training designs, where they were not given."""
     steps = max(1, n_train // args.batch_size)  # an epoch
     if args.n_epochs is None:
         args.n_epochs = min(EPOCHS, math.ceil(STEPS / steps))
-    if args.pruning_epoch is None:
-        args.pruning_epoch = min(args.n_epochs // 2, max(args.n_epochs // 10, math.ceil(WARM_UP / steps)))
+    if args.pruning_epoch is None:  # not before step 400: photonics2d learns nothing in the first 100
+        args.pruning_epoch = min(args.n_epochs // 2, max(args.n_epochs // 10, math.ceil(400 / steps)))
     if args.polynomial_schedule_n is None:
         args.polynomial_schedule_n = args.pruning_epoch
     n, first = args.polynomial_schedule_n, f"--pruning_epoch {args.pruning_epoch}"
@@ -638,22 +610,20 @@ def schedule(args, n_train):
 
 def settle(args):
     """Settle what `auto` means for device, precision and threads; returns the torch.device."""
-    there = {"cpu": 1, "cuda": torch.cuda.device_count()}
-    there = {name: n for name, n in there.items() if n}
+    n = torch.cuda.device_count()
+    there = ["auto", "cpu", *["cuda"] * (n > 0), *(f"cuda:{i}" for i in range(n))]
+    if args.device not in there:
+        raise InputError(f"--device {args.device}: not usable here; allowed: {', '.join(there)}")
     if args.device == "auto":
-        args.device = list(there)[-1]
-    try:
-        device = torch.device(args.device)
-    except RuntimeError:
-        device = None
-    if device is None or (device.index or 0) >= there.get(device.type, 0):
-        raise InputError(f"--device {args.device}: not usable here; allowed: {', '.join(['auto', *there])}")
-    if args.precision == "auto":
-        args.precision = "bf16" if multiplies_bf16(device) else "fp32"
+        args.device = "cuda" if n else "cpu"
+    if args.precision == "auto":  # bf16 where the hardware multiplies in it: emulated, it is ten times slower than fp32
+        gpu = args.device != "cpu"
+        fast = torch.cuda.is_bf16_supported(including_emulation=False) if gpu else torch.cpu._is_amx_tile_supported()
+        args.precision = "bf16" if fast else "fp32"
     if args.threads or "OMP_NUM_THREADS" not in os.environ:  # torch does not know of a container's CPU quota
         torch.set_num_threads(args.threads or min(torch.get_num_threads(), record.cores()))
     args.threads = torch.get_num_threads()
-    return device
+    return torch.device(args.device)
 
 
 def train(args):
@@ -676,7 +646,7 @@ def train(args):
     trainer, first = Trainer(args, designs, device), 0
     if old and (state := run.restore(device)):
         trainer.load_state(state)
-        first = state["epoch"] + 1
+        trainer.best, first = state["best"], state["epoch"] + 1
         print(f"{config['name']}: continuing at epoch {first}", flush=True)
     wandb = record.NoWandb()
     try:
@@ -694,10 +664,8 @@ def train(args):
             print(f"\nstopped; continue with: python train.py --resume {run.folder}", flush=True)
             wandb.finish({}, code)
     except OSError as error:
-        code = 4
-        with contextlib.suppress(OSError):  # stderr may lie on the full disk, too
-            print(f"train.py: {run.folder}: cannot write ({error}); what was written is kept", file=sys.stderr)
-        wandb.finish({}, code)
+        wandb.finish({}, 4)
+        raise OSError(f"{run.folder}: {error}; what was written is kept") from None
     return code
 
 
@@ -717,11 +685,9 @@ def fit(trainer, run, wandb, stop, first):
             run.append("pruning.csv", proposal)
         wandb.log(row)
         eta = (time.monotonic() - started) / (epoch - first + 1) * (args.n_epochs - epoch - 1)
-        line = (
-            f"epoch {epoch:5d} ({epoch + 1}/{args.n_epochs})  val_rec {row['val_rec']:.6f}  vol {row['vol_loss']:.5f}  "
-        )
-        line += f"dims {row['active_dims']:4d}  pruned {row['pruned']:3d}  {row['epoch_seconds']:6.2f} s/epoch  "
-        line += f"ETA {datetime.timedelta(seconds=round(eta))}"
+        line = f"epoch {epoch:5d} ({epoch + 1}/{args.n_epochs})  val_rec {row['val_rec']:.6f}  "
+        line += f"vol {row['vol_loss']:.5f}  dims {row['active_dims']:4d}  pruned {row['pruned']:3d}  "
+        line += f"{row['epoch_seconds']:6.2f} s/epoch  ETA {datetime.timedelta(seconds=round(eta))}"
         if tty:
             bar.set_description_str(line, refresh=False)
         else:
@@ -734,7 +700,7 @@ def fit(trainer, run, wandb, stop, first):
         due = (epoch + 1) % args.checkpoint_every == 0 if args.checkpoint_every else time.monotonic() - saved > 60
         code = stop.code
         if due or code:
-            run.checkpoint(trainer.state(epoch))
+            run.checkpoint(trainer.state("model", "optimizer", "pruner") | dict(epoch=epoch, best=trainer.best))
             saved = time.monotonic()
         if code:
             return code, None, epoch
@@ -751,9 +717,7 @@ def conclude(trainer, designs, run):
     """What is measured once, at the end, on the weights that are kept. Returns the entries of the summary."""
     args, best, metrics = trainer.args, trainer.best, record.read_csv(run.folder / "metrics.csv")
     last_val_rec = trainer.validate(trainer.val)[0].item()
-    if best["weights"]:
-        trainer.model.load_state_dict(best["weights"]["model"])
-        trainer.pruner.load_state_dict(best["weights"]["pruner"])
+    trainer.load_state(best["weights"] or {})
     val_rec, val_vol = (value.item() for value in trainer.validate(trainer.val))  # after the last pruning
     dims, pca = int(trainer.pruner.active.sum()), pca_errors(designs.train, designs.val)
     pca = pca[min(dims, len(pca) - 1)].item()
@@ -763,7 +727,7 @@ def conclude(trainer, designs, run):
     if not math.isfinite(best["val_rec"]):  # pruned in the very last epoch: no epoch has the dimensions that are left
         best = dict(val_rec=val_rec, epoch=args.n_epochs - 1)
     summary |= dict(best_val_rec=best["val_rec"], best_epoch=best["epoch"], prune_events=trainer.pruner.events)
-    summary |= dict(pca_rec=pca, pca_ratio=val_rec / pca if pca > ROUNDING else None)
+    summary |= dict(pca_rec=pca, pca_ratio=val_rec / pca if pca > 1e-12 else None)  # 1e-12: rounding
     summary |= dict(seconds=round(metrics["epoch_seconds"].astype(float).sum(), 1), metrics_sha256=run.metrics_digest())
     if args.test:
         summary["test_rec"] = trainer.validate(designs.test.to(trainer.device))[0].item()

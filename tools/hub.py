@@ -7,10 +7,10 @@ to stdout. Exit codes: 0; 1, the hub gave none (why: stderr); 4, the cache canno
 import contextlib
 import http.client
 import io
+import multiprocessing.pool
 import os
 import subprocess
 import sys
-import threading
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -18,7 +18,6 @@ from pathlib import Path
 import numpy as np
 
 SPLITS = ("train", "val", "test")
-SECONDS = 300  # for a dataset, all together; $HUB_SECONDS overrides it
 PROGRAM = "import sys; sys.path.insert(0, sys.argv[1]); from tools import hub; sys.exit(hub.main(*sys.argv[2:]))"
 
 
@@ -34,21 +33,14 @@ def ask(url, seconds=5):
     """
     from lvae import first_line
 
-    answer = []
-
-    def probe():
-        try:
-            with urllib.request.urlopen(urllib.request.Request(url), timeout=seconds) as found:
-                answer.append("a web page" if "html" in found.headers.get("Content-Type", "") else None)
-        except urllib.error.HTTPError as error:
-            answer.append(f"HTTP {error.code}")
-        except (OSError, ValueError, http.client.HTTPException) as error:
-            answer.append(None if "CERTIFICATE" in str(error) else f"no answer ({first_line(error)})")
-
-    thread = threading.Thread(target=probe, daemon=True)
-    thread.start()
-    thread.join(seconds + 1)
-    return answer[0] if answer else f"no answer within {seconds} s"
+    try:
+        with multiprocessing.pool.ThreadPool(1) as pool:
+            found = pool.apply_async(urllib.request.urlopen, [url], {"timeout": seconds}).get(seconds + 1)
+        return "a web page" if "html" in found.headers.get("Content-Type", "") else None
+    except urllib.error.HTTPError as error:
+        return f"HTTP {error.code}"
+    except (OSError, ValueError, http.client.HTTPException, multiprocessing.TimeoutError) as error:
+        return None if "CERTIFICATE" in str(error) else f"no answer ({first_line(error)})"
 
 
 def load(dataset, columns):
@@ -70,7 +62,7 @@ def load(dataset, columns):
 
 def _fetch(dataset, columns, **env):
     """What main() gives, in a process of its own, which is ended after HUB_SECONDS."""
-    seconds = float(os.environ.get("HUB_SECONDS") or SECONDS)
+    seconds = float(os.environ.get("HUB_SECONDS") or 300)
     command = [sys.executable, "-c", PROGRAM, str(Path(__file__).parent.parent), dataset, ",".join(columns)]
     try:
         done = subprocess.run(command, env={**os.environ, **env}, capture_output=True, timeout=seconds)
@@ -83,25 +75,6 @@ def _fetch(dataset, columns, **env):
         return dict(file)
 
 
-def asked_again(dataset):
-    """What the hub answers, where the client's exception does not say: a status, a foreign page or a cause, or None."""
-    from huggingface_hub import constants
-    from huggingface_hub.utils import get_session
-
-    from lvae import first_line
-
-    for path in (f"api/datasets/{dataset}", f"datasets/{dataset}/resolve/main/README.md"):
-        try:
-            answer = get_session().get(f"{constants.ENDPOINT}/{path}", timeout=5)
-        except Exception as error:
-            return first_line(error)
-        if answer.status_code >= 400:
-            return f"HTTP {answer.status_code} for {path}"
-        if "html" in answer.headers.get("content-type", ""):
-            return f"a web page instead of {path}"
-    return None
-
-
 def main(dataset, columns):
     stdout = os.dup(1)
     os.dup2(2, 1)  # what the libraries print is no part of the designs
@@ -112,27 +85,21 @@ def main(dataset, columns):
         found, parts = load_dataset(dataset), {}
         have = {column for split in SPLITS for column in found[split].column_names}
         for column in ("optimal_design", *(c for c in columns.split(",") if c in have)):
-            rows = [found[split].with_format("numpy")[column] for split in SPLITS]
-            parts[column] = np.concatenate(
-                [np.stack([np.asarray(x, np.float32 if x.ndim else None) for x in part]) for part in rows]
-            )
+            rows = [x for split in SPLITS for x in found[split].with_format("numpy")[column]]
+            parts[column] = np.stack([np.asarray(x, np.float32 if x.ndim else None) for x in rows])
         parts["split"] = np.repeat(SPLITS, [len(found[split]) for split in SPLITS])
     except Exception as error:  # datasets, huggingface_hub, pyarrow and httpx raise a dozen types between them
         from lvae import first_line  # with torch, which takes seconds to load: only where something is the matter
 
-        chain, status = [], None
+        status = None
         while error is not None:  # what it came from is innermost
-            chain.append(error)
-            status = status or getattr(getattr(error, "response", None), "status_code", None)
-            error = error.__cause__ or error.__context__
-        for cause in chain:
-            if isinstance(cause, OSError) and cause.errno and cause.filename:
-                print(f"{cause.filename}: {cause.strerror}", file=sys.stderr)
+            if isinstance(error, OSError) and error.errno and error.filename:
+                print(f"{error.filename}: {error.strerror}", file=sys.stderr)
                 return 4
-        print(f"HTTP {status}" if status else asked_again(dataset) or first_line(chain[0]), file=sys.stderr)
+            status = status or getattr(getattr(error, "response", None), "status_code", None)
+            innermost, error = error, error.__cause__ or error.__context__
+        print(f"HTTP {status}" if status else first_line(innermost), file=sys.stderr)
         return 1
     with open(stdout, "wb") as file:
-        buffer = io.BytesIO()
-        np.savez(buffer, **parts)
-        file.write(buffer.getbuffer())
+        np.savez(file, **parts)
     return 0
