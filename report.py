@@ -28,14 +28,14 @@ import yaml
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
+import record
 from data import PROBLEMS
-from lvae import InputError, first_line
+from lvae import InputError, first_line, need
 from pruning import PROFILES, STRATEGIES
-from record import SEARCHED, Parser, guarded, is_locked, made_by, read_csv, read_json, slug, write_atomically
+from record import SEARCHED, is_locked, number, plain, read_csv, read_json, slug, write_atomically
 from train import DEFAULTS, LEGACY
 
 # -------------------------------------------------------------------------------------------------- rows: runs as found
-
 LEVEL = dict(plummet="plummet_threshold", pca_cdf="cdf_threshold", lognorm="percentile", probabilistic="temperature")
 TRIMMED = "trimmed"  # the arm of 01b that goes on where its strategy stops
 # What comes of a dimension that is proposed: columns of pruning.csv, of which a row of results/NN.csv has the sums
@@ -51,28 +51,16 @@ BOOKKEEPING += ["data_source", "data_sha256", "metrics_sha256", "git", "host", "
 STATES = ["finished", "running", "stopped", "diverged", "broken"]
 
 
-def number(value):
-    """float(value), NaN for anything that is none (None, "", text, a truncated cell)."""
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return math.nan
-
-
-def plain(value):
-    """A flag's value as it is compared: an int or a float where it is one, else text (None, True)."""
-    x = math.nan if isinstance(value, bool) else number(value)
-    return str(value) if math.isnan(x) else int(x) if math.isfinite(x) and x == int(x) else x
-
-
 class Run(dict):
     """One run as found, like a row of results/NN.csv: flags, RESULT_METRICS, BOOKKEEPING; status is one of STATES.
 
-    Besides: where it is, its `owner` (01b of 01b-first_..., "" for none), `lowest` of its `metric`, one of SEARCHED."""
+    Besides: where it is, its `owner` (01b of 01b-first_..., "" for none), `lowest` of its `metric`, one of SEARCHED.
+    """
 
     def __init__(self, row, where):
         # a flag that a run lacks means what was done before that flag existed
-        row, other = LEGACY | {key: value for key, value in row.items() if value != ""}, (*BOOKKEEPING, *RESULT_METRICS)
+        older = LEGACY | dict(metric=SEARCHED[1], lowest=row.get("objective") or None, cpu=row.get("host") or None)
+        row, other = older | {key: value for key, value in row.items() if value != ""}, (*BOOKKEEPING, *RESULT_METRICS)
         super().__init__({key: value if key in other else plain(value) for key, value in row.items()}, where=str(where))
         status, self["cause"] = row.get("status"), str(row.get("cause") or "")
         self["owner"] = (re.match(r"(\d\d[a-z]?)[-_]", str(row.get("sweep"))) or ("", ""))[1]
@@ -92,15 +80,10 @@ def local_runs(root):
     root = Path(root)
     if root.suffix == ".csv" and root.is_file():
         # 01b is read with 01: the other sweeps of the same edition count, too
-        edition = re.sub(r"^\d\d[a-z]?", "", root.stem)
-        alike = re.compile(rf"\d\d[a-z]?{re.escape(edition)}")
+        alike = re.compile(r"\d\d[a-z]?" + re.escape(re.sub(r"^\d\d[a-z]?", "", root.stem)))
         paths = [path for path in sorted(root.parent.glob("*.csv")) if alike.fullmatch(path.stem)] or [root]
-        rows = [(row, path) for path in paths for row in read_csv(path).to_dict("records")]
-        rows = [(row | dict(lowest=row.get("objective"), cpu=row.get("cpu") or row.get("host")), p) for row, p in rows]
-        rows = [(row | dict(metric=row.get("metric") or SEARCHED[1]), path) for row, path in rows]
-        return [Run(row, f"{path}:{row.get('id')}") for row, path in rows]
-    if not root.is_dir():
-        raise InputError(f"--runs {root}: no such folder; allowed: a folder with runs below it, or a results/NN.csv")
+        return [Run(row, f"{path}:{row.get('id')}") for path in paths for row in read_csv(path).to_dict("records")]
+    need(root.is_dir(), f"--runs {root}: no such folder; allowed: a folder with runs below it, or a results/NN.csv")
     return [read_run(path.parent) for path in sorted(root.rglob("config.json"))]
 
 
@@ -128,16 +111,14 @@ def described(config, summary, curve):
     metric = SEARCHED[int(curve[SEARCHED[0]].isna().all())]  # the older runs lack the first
     row = flags | instability(curve["epoch"], curve["val_rec"], number(flags.get("pruning_epoch")))
     row |= dict(metric=metric, lowest=curve[metric].min(), sweep=config.get("sweep"), recorded=config.get("started"))
-    row |= dict(
-        git=made_by(config), cpu=machine.get("cpu"), data_source=data.get("source"), data_sha256=data.get("sha256")
-    )
+    row |= dict(git=record.made_by(config), cpu=machine.get("cpu"))
+    row |= dict(data_source=data.get("source"), data_sha256=data.get("sha256"))
     return row | {key: summary[key] for key in ("status", "cause", *RESULT_METRICS) if key in summary}
 
 
 def wandb_runs(path, api=None):
     """Runs of a W&B sweep, entity/project/sweep id. pruning.csv is not on W&B: those runs have no proposals."""
-    if path.count("/") != 2:
-        raise InputError(f"--wandb {path}: allowed: entity/project/sweep id")
+    need(path.count("/") == 2, f"--wandb {path}: allowed: entity/project/sweep id")
     try:
         if api is None:
             import wandb
@@ -163,14 +144,11 @@ def from_wandb(found, sweep):
 
 
 # ---------------------------------------------------------------------------------- rows: which of them answer a sweep
-
-SWEEPS = sorted((Path(__file__).parent / "sweeps").glob("[0-9]*.yaml"))
-SWEEPS = {path.name.split("_")[0]: path for path in SWEEPS}  # 01, 01b, ...: the file
+SWEEPS = {p.name.split("_")[0]: p for p in sorted(Path(__file__).with_name("sweeps").glob("[0-9]*.yaml"))}  # by number
 DEEP_DIVES = ("04", "05", "06")
 ALL_PROBLEMS = ["beams2d", "heatconduction2d", "photonics2d"]  # a search is created once for each of them
 BORROWS = {"01b": "01"}  # 01's runs are the fourth level of each strategy
 KNOWN = dict(problem=[*PROBLEMS], strategy=[*STRATEGIES], safeguards=[*PROFILES])
-COMMON = ("n_epochs", "latent_dim", "lr", "w_v", "batch_size", "pruning_epoch", "beta", "eta", "lipschitz")
 SETTINGS = ["pruning_epoch", "w_v"]  # what the deep dives vary
 
 
@@ -195,7 +173,8 @@ def as_created(spec, own):
     """The sweep as created: PROBLEM=, SEEDS=, EPOCHS=, SET= narrow its file, and .sweeps/ says how. own: its runs.
 
     Where that record is not here, the points are those of the values that its runs have. Sweeps that differ in problem
-    and seed (03 makes one a problem) are read as one."""
+    and seed (03 makes one a problem) are read as one.
+    """
     ids = sorted(own["sweep"].unique())
     with contextlib.suppress(KeyError, TypeError, IndexError):
         made = [read_json(Path(".sweeps", slug(i), "sweep.json"))["config"] for i in ids]
@@ -216,7 +195,8 @@ def as_created(spec, own):
 class Study:
     """A sweep's YAML and the runs that answer it, chosen from `runs`: each DataFrame has a row a run.
 
-    table: of use, with its arm; frame: the finished ones; broken: of no use; left_out: with the reason, why."""
+    table: of use, with its arm; frame: the finished ones; broken: of no use; left_out: with the reason, why.
+    """
 
     def __init__(self, name, runs):
         self.name, lent = name, BORROWS.get(name)
@@ -248,10 +228,8 @@ class Study:
         self.drop(doubles.reindex(self.table.index), "another run of the same point is used")
         self.problems = sorted(self.table["problem"].unique())
         # the mildest level first: a larger one prunes more, but for the share of the variance that pca_cdf keeps
-        found = [(*arm.split(" "), 0)[:2] for arm in self.table["arm"].unique()]
-        found.sort(
-            key=lambda arm: ([*LEVEL, *PROFILES, TRIMMED].index(arm[0]), float(arm[1]) * (-1) ** (arm[0] == "pca_cdf"))
-        )
+        found, names = [(*arm.split(" "), 0)[:2] for arm in self.table["arm"].unique()], [*LEVEL, *PROFILES, TRIMMED]
+        found.sort(key=lambda arm: (names.index(arm[0]), float(arm[1]) * (-1) ** (arm[0] == "pca_cdf")))
         self.arms = [f"{name} {level}" if level else name for name, level in found]
         self.table["arm"] = pd.Categorical(self.table["arm"], self.arms)
         self.frame = self.table[self.table["status"] == "finished"]
@@ -284,7 +262,7 @@ class Study:
         in_arms = {key for arm in levels(self.spec, "arm") for key in arm}  # what an arm sets differs on purpose
         skip = {*self.varied, *in_arms, *(LEVEL.values() if in_arms else ())}
         skip |= {"arm", "problem", "seed", "data", "save_model"}
-        for key in dict.fromkeys([*self.spec["parameters"], *COMMON, *LEVEL.values(), *LEGACY]):
+        for key in dict.fromkeys([*self.spec["parameters"], *LEGACY]):
             if key in skip or key not in self.table:
                 continue
             wanted = levels(self.spec, key)[:1]
@@ -305,7 +283,8 @@ class Study:
     def on_common_seeds(self, problem, arms):
         """Of arms (those with runs) on a problem: geometric mean of val_rec, mean dims, the number of seeds.
 
-        Only seeds that all of them have: an arm must not look better for having run on easier ones."""
+        Only seeds that all of them have: an arm must not look better for having run on easier ones.
+        """
         mine = self.frame[self.frame["problem"] == problem]
         errors, dims = (mine.pivot(index="seed", columns="arm", values=m) for m in ("val_rec", "active_dims"))
         errors = errors.reindex(columns=arms).dropna(axis=1, how="all").dropna()
@@ -334,7 +313,8 @@ MIN_COMPLETED = 20  # completed runs below which a ranking says nothing (five pa
 def paired(differences):
     """t-test of mean 0 along the last axis of differences (..., n). Mean, 95 % t interval (low, high), p.
 
-    Without variance p is NaN (1 where all are 0): equal differences are no evidence. Fewer than two: NaN."""
+    Without variance p is NaN (1 where all are 0): equal differences are no evidence. Fewer than two: NaN.
+    """
     d = np.asarray(differences, dtype=float)
     if d.shape[-1] < 2:
         return d.mean() if d.size else np.nan, *[np.nan] * 3
@@ -398,7 +378,8 @@ def family(wide, comparisons, log=True):
 def instability(epoch, val_rec, start):
     """How unsteady a run was from epoch `start` (pruning_epoch) on, against its best val_rec since then.
 
-    rise: largest val_rec over its best so far, minus 1; epochs_above: more than 5 % above; collapses: at twice."""
+    rise: largest val_rec over its best so far, minus 1; epochs_above: more than 5 % above; collapses: at twice.
+    """
     v = np.asarray(val_rec, dtype=float)[np.asarray((epoch >= start) & np.isfinite(val_rec))]
     if not len(v):
         return dict.fromkeys(("rise", "epochs_above", "collapses"), math.nan)
@@ -425,7 +406,8 @@ def effects(frame):
     """Tests over the seeds, which are what is sampled: interaction, arm 1 minus arm 0, the slopes of the two SETTINGS.
 
     frame: a row a run. Fitted seed by seed is a quadratic surface of log val_rec with a height of its own for each arm.
-    A seed that has too few runs for it does not count."""
+    A seed that has too few runs for it does not count.
+    """
     terms, fits = quadratic(frame[SETTINGS], SETTINGS), []
     arms = pd.get_dummies(frame["arm"].cat.remove_unused_categories(), drop_first=True, dtype=float)
     for _, x in terms.join(arms).groupby(frame["seed"]):
@@ -459,7 +441,8 @@ def importance(parameters, values):
 def f_tests(parameters, values, product=("latent_dim", "w_v")):
     """Partial F-tests in a quadratic regression of log(values) on log(parameters), and on the product of two of them.
 
-    Returns {name: (share of variance explained, p, p_holm)}."""
+    Returns {name: (share of variance explained, p, p_holm)}.
+    """
     terms, y = quadratic(parameters, product), np.log(np.asarray(values, dtype=float))
 
     def fit(without=""):
@@ -477,7 +460,6 @@ def f_tests(parameters, values, product=("latent_dim", "w_v")):
 
 
 # ------------------------------------------------------------------------------------------------------------- the page
-
 # Okabe and Ito's palette without black and yellow: told apart by colour-blind readers, on white and on near-black
 COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6bb1", "#8a8a8a"]
 MARKERS = "osD^vPX"  # one fewer than the colours: 56 arms look different
@@ -499,11 +481,6 @@ def num(value, form=".3g"):
 def percent(ratio):
     """A ratio minus 1 as a change in percent: −12.3 %."""
     return "–" if math.isnan(ratio) else f"{num(100 * ratio, '+.1f')} %"
-
-
-def p_text(p):
-    """A p-value for people."""
-    return "< 0.001" if p < 0.001 else num(p, ".2g")
 
 
 def panel(title):
@@ -554,11 +531,13 @@ class Page:
     def table(self, name, columns, rows, caption, shown=None):
         """A table, folded away where it is long; also as CSV (values as they are) and Markdown.
 
-        rows: lists, or a frame. shown: column -> a function that makes text of its cells; else num."""
+        rows: lists, or a frame. shown: column -> a function that makes text of its cells; else num.
+        """
         path, frame = self.folder / "tables" / slug(name), pd.DataFrame(rows, columns=columns)
         path.parent.mkdir(parents=True, exist_ok=True)
         text = frame.astype(object).map(lambda v: v if isinstance(v, str) else num(v))
-        for key, how in (dict.fromkeys(("p", "p after Holm"), p_text) | (shown or {})).items():
+        ps = dict.fromkeys(("p", "p after Holm"), lambda p: "< 0.001" if p < 0.001 else num(p, ".2g"))
+        for key, how in (ps | (shown or {})).items():
             if key in text:
                 text[key] = frame[key].map(how)
         cells = list(text.itertuples(index=False))
@@ -567,7 +546,6 @@ class Page:
         self.parts.append(dict(kind="table", columns=columns, rows=cells, caption=caption))
 
     def write(self):
-        """Write the page into its folder and return its path."""
         loader = jinja2.FileSystemLoader(Path(__file__).parent)
         page = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True).get_template("report.j2")
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -576,7 +554,6 @@ class Page:
 
 
 # ------------------------------------------------------------------------------------------------- what answers share
-
 MEASURES = {  # of a run -> what it is
     "val_rec": "mean squared error a pixel on the validation designs, of the weights that are kept",
     "active_dims": "latent dimensions left at the end",
@@ -647,8 +624,6 @@ def edge(page, what, key, value, low, high):
 
 
 # --------------------------------------------------------------------------------------------------- the seven answers
-
-
 def strategies(found, page):
     """01: which strategy reconstructs best, and with how few dims."""
     named, arms = "plummet", dict.fromkeys([*found.arms, *levels(found.spec, "strategy")])
@@ -829,7 +804,6 @@ def heat(arm, cells, best):
 
 
 # -------------------------------------------------------------------------------------------------- from runs to a page
-
 ANSWERS = {"01": strategies, "01b": strategy_levels, "02": safeguards, "03": hyperparameters}
 ANSWERS |= dict.fromkeys(DEEP_DIVES, deepdive)
 
@@ -906,14 +880,13 @@ def make(args):
 
 
 def main(argv=None):
-    parser = Parser(__doc__)
+    parser = record.Parser(__doc__)
     parser.add_argument("--sweep", choices=[*SWEEPS], help="(all of them, and a page that leads to them)")
     parser.add_argument("--runs", default="runs", help="folder with run folders below it, or results/NN.csv (runs)")
-    told = "read this W&B sweep instead of --runs; may be repeated"
-    parser.add_argument("--wandb", metavar="ENTITY/PROJECT/ID", action="append", help=told)
+    parser.add_argument("--wandb", metavar="ENTITY/PROJECT/ID", action="append", help="or a W&B sweep; repeatable")
     parser.add_argument("--out", default="report", help="folder for the pages (report)")
     args = parser.parse_args(argv)
-    return guarded("report.py", make, args, cannot=f"--out {args.out}: cannot write")
+    return record.guarded("report.py", make, args, cannot=f"--out {args.out}: cannot write")
 
 
 if __name__ == "__main__":

@@ -41,10 +41,10 @@ from optuna.trial import TrialState, create_trial
 
 import data
 import record
-from lvae import InputError, first_line
+from lvae import InputError, first_line, need
 from record import FREE_FLAGS, SEARCHED, Parser, cores, is_locked, read_csv, read_json, slug, write_atomically
 from sweeps import queue as engine
-from sweeps.queue import STATE, Queue, ask_wandb, bands, corners, distributions, levels, need, queue_of, redacted, say
+from sweeps.queue import STATE, Queue, ask_wandb, bands, corners, distributions, levels, queue_of, redacted, say
 
 FILES = Path(__file__).parent / "sweeps"
 NOW = "%Y-%m-%d %H:%M:%S"
@@ -54,16 +54,13 @@ AGGRESSIVE = {"plummet": ("plummet_threshold", 0.1), "pca_cdf": ("cdf_threshold"
 AGGRESSIVE |= {"lognorm": ("percentile", 0.4), "probabilistic": ("temperature", 1.0)}
 # Points that differ only in these are one point: where it is computed, what is kept, and what is compared otherwise
 NOT_COMPARED = {*FREE_FLAGS, "threads", "arm", "safeguards", "data"}
-PATIENCE = 300  # seconds for a stopped run to finish its epoch and write its checkpoint, before it is killed
 LONGEST = 900  # seconds that agents wait for a database that is away
-MOST = 100_000  # points of a grid
 DESIGNS = {"problem": None, "data": "auto", "toy_dims": 3, "n_train": 0}  # the flags that choose them
 OVER = ("finished", "stopped early", "diverged", "failed")
 NUMBER, SCALAR = int | float, str | int | float | None
 
+
 # ------------------------------------------------------------------------------------------------------ a sweep's file
-
-
 class Loader(yaml.SafeLoader):
     """YAML in which a key given twice is an error, not its last value, and so are aliases: nested, they never end."""
 
@@ -84,37 +81,33 @@ def read_yaml(name):
     path = files.get(name, Path(name))
     try:
         config = {"name": path.stem} | yaml.load(record.read_text(path), Loader)
-        check_config(config)
+        kinds = {"method": str, "metric": dict, "parameters": dict, "program": str, "name": str}
+        bad = ", ".join(k for k, kind in kinds.items() if not isinstance(config.get(k), kind))
+        need(not bad, f"needs {bad}")
+        named = slug(config["name"]) == config["name"]
+        need(named, f"name {config['name']!r}: allowed: letters, digits, . _ - inside it")
+        cap, search = config.get("run_cap", 1), config["method"] in ("bayes", "random") and "run_cap" in config
+        need(search or config["method"] == "grid", "method must be grid, or bayes or random with a run_cap")
+        need(isinstance(cap, int) and cap > 0, f"run_cap {cap}: must be a number of runs, at least 1")
+        for key, p in config["parameters"].items():
+            found, listed = levels(p), bool({"value", "values"} & set(p))
+            plain = isinstance(found, list) and all(isinstance(v, SCALAR if listed else NUMBER) for v in found)
+            fits = plain and (0 < len(found) == len(set(map(str, found))) if listed else search and len(found) == 2)
+            need(fits, f"parameter {key} needs value or values, each once; a search also min, max (1.0e-4, not 1e-4)")
+        named = "problem" in config["parameters"] and isinstance(config["metric"].get("name"), str)
+        need(named, "needs a parameter problem, and a metric with a name")
+        rule = config.get("early_terminate") or {"min_iter": 1}
+        need(rule["min_iter"] >= 1 and rule.get("eta", 3) >= 1.1, "early_terminate needs min_iter >= 1 and eta >= 1.1")
     except (OSError, ValueError, yaml.YAMLError, AttributeError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{path}: {' '.join(str(error).split())[:200]}") from None
     return path, config
-
-
-def check_config(config):
-    """Refuse a sweep's file that lacks something, or has what we and W&B would take otherwise than it is meant."""
-    kinds = {"method": str, "metric": dict, "parameters": dict, "program": str, "name": str}
-    bad = ", ".join(k for k, kind in kinds.items() if not isinstance(config.get(k), kind))
-    need(not bad, f"needs {bad}")
-    need(slug(config["name"]) == config["name"], f"name {config['name']!r}: allowed: letters, digits, . _ - inside it")
-    cap, search = config.get("run_cap", 1), config["method"] in ("bayes", "random") and "run_cap" in config
-    need(search or config["method"] == "grid", "method must be grid, or bayes or random with a run_cap")
-    need(isinstance(cap, int) and cap > 0, f"run_cap {cap}: must be a number of runs, at least 1")
-    for key, p in config["parameters"].items():
-        found, listed = levels(p), bool({"value", "values"} & set(p))
-        plain = isinstance(found, list) and all(isinstance(v, SCALAR if listed else NUMBER) for v in found)
-        fits = plain and (0 < len(found) == len(set(map(str, found))) if listed else search and len(found) == 2)
-        need(fits, f"parameter {key} needs value or values, each once; a search also min and max (1.0e-4, not 1e-4)")
-    named = "problem" in config["parameters"] and isinstance(config["metric"].get("name"), str)
-    need(named, "needs a parameter problem, and a metric with a name")
-    rule = config.get("early_terminate") or {"min_iter": 1}
-    need(rule["min_iter"] >= 1 and rule.get("eta", 3) >= 1.1, "early_terminate needs min_iter >= 1 and eta >= 1.1")
 
 
 def expand(config):
     """The points of a grid, a dict of flags each, the first parameter of the file varying slowest."""
     lists = [levels(p) for p in config["parameters"].values()]
     n = math.prod(map(len, lists))
-    need(n <= MOST, f"the grid has {n:,} points; allowed: at most {MOST:,}")
+    need(n <= 100_000, f"the grid has {n:,} points; allowed: at most 100,000")
     return [dict(zip(config["parameters"], point, strict=True)) for point in itertools.product(*lists)]
 
 
@@ -128,13 +121,6 @@ def load_program(path):
     need(path.endswith(".py") and Path(path).exists(), f"program {path}: no such file")
     sys.path.insert(0, str(Path(path).resolve().parent))
     return importlib.import_module(Path(path).stem)
-
-
-def number(text):
-    for kind in (int, float):
-        with contextlib.suppress(ValueError):
-            return kind(text)
-    return text
 
 
 def narrow(config, args, program):
@@ -165,7 +151,7 @@ def narrow(config, args, program):
     for item in (args.set or "").split():
         key, _, text = item.partition("=")
         need(key != "problem" or not search, f"SET {item}: a search is made for each problem; say PROBLEM={text}")
-        values = list(dict.fromkeys(map(number, [text] if key == "arm" else text.split(","))))  # an arm has commas
+        values = list(dict.fromkeys(map(record.plain, [text] if key == "arm" else text.split(","))))  # arms have commas
         parameters[key] = {"value": values[0]} if len(values) == 1 else {"values": values}
     free = {*FREE_FLAGS, "threads", "precision"} - {"arm"}
     return any(not set(levels(p)) <= set(file.get(k, [])) for k, p in parameters.items() if k not in free)
@@ -186,29 +172,24 @@ def choose_strategy(parameters, strategy, defaults):
 
 
 # -------------------------------------------------------------------------------------------------------- creating it
-
-
 def resolve(points, program):
-    """The flags of each point as the program resolves them: every point must be a command line that it takes."""
+    """Each point's flags, a Namespace, as the program resolves them: it must take every point's command line."""
     try:
-        return [vars(program.parse(command_line(point))) for point in points]
+        return [program.parse(command_line(point)) for point in points]
     except ValueError as error:  # the program may be another than train.py, with an error of its own
         raise InputError(str(error)) from None
 
 
-def n_train(*which):
-    return len(data.load(*which).train)
+n_train = functools.cache(lambda *which: len(data.load(*which).train))
 
 
-def settled(points, program, count):
+def settled(points, program):
     """The flags of each point as its row has them: with those, too, that follow the number of designs, n_train()."""
     found = resolve(points, program)
-    for flags in found if hasattr(program, "schedule") else ():
+    for args in found if hasattr(program, "schedule") else ():
         with contextlib.redirect_stderr(io.StringIO()):  # each run gives its own warnings
-            args = argparse.Namespace(**flags)
-            program.schedule(args, count(*(flags[k] for k in DESIGNS)))
-            flags |= vars(args)
-    return found
+            program.schedule(args, n_train(*(getattr(args, k) for k in DESIGNS)))
+    return [vars(args) for args in found]
 
 
 def check_pruning(args, flags):
@@ -281,12 +262,12 @@ def plan(path, config, args, program, backend):
     name = re.sub("(_|$)", rf"{edition}\1", config["name"], count=1)
     config["name"] = f"{name}-{args.problem}" if args.problem and not grid else name
     parameters, points = config["parameters"], expand(config) if grid else []
-    flags = resolve(points or corners(config), program)
+    first, *_ = found = resolve(points or corners(config), program)
+    flags = [vars(args) for args in found]
     check_pruning(args, flags)
     if config["metric"]["name"] == "dims_within":
         lack = sorted({f["problem"] for f in flags if "bound" not in data.PROBLEMS.get(f["problem"], {})})
         need(not lack, f"PROBLEM {', '.join(lack)}: has no bound, so no dims_within")
-    first = argparse.Namespace(**flags[0])
     if getattr(first, "precision", None) == "auto":  # as this machine would, for all: bf16 and fp32 are not comparable
         program.settle(first)
         parameters["precision"] = {"value": first.precision}
@@ -382,8 +363,6 @@ def save(sweep):
 
 
 # -------------------------------------------------------------------------------------------- its rows: results/NN.csv
-
-
 def is_of(row, flags, sweep, program):
     """Whether a row is of the point with these resolved flags, on the sweep's designs.
 
@@ -398,7 +377,7 @@ def skip_done(sweep, points, program):
     """The points without those that are in results/NN.csv already, finished or diverged."""
     rows = read_csv(Path(sweep["results"])).to_dict("records") if points else []
     have = [row for row in rows if row["status"] in ("finished", "diverged")]
-    flags = settled(points, program, functools.cache(n_train)) if have else points
+    flags = settled(points, program) if have else points
     return [point for point, f in zip(points, flags, strict=True) if not any(is_of(r, f, sweep, program) for r in have)]
 
 
@@ -406,10 +385,9 @@ def known_trials(sweep, program):
     """The rows that a search has made already, as Optuna's trials: its model and hyperband go on from them."""
     states = {"finished": TrialState.COMPLETE, "stopped early": TrialState.PRUNED, "diverged": TrialState.FAIL}
     space, point, found = distributions(sweep["config"]["parameters"]), corners(sweep["config"])[0], []
-    count = functools.cache(n_train)
     for row in read_csv(Path(sweep["results"])).to_dict("records"):
         with contextlib.suppress(KeyError, ValueError):  # out of range, or damaged
-            (flags,) = settled([{**point, **{k: row[k] for k in space}}], program, count)
+            (flags,) = settled([{**point, **{k: row[k] for k in space}}], program)
             same = (row.get("metric") or SEARCHED[1]) == sweep["config"]["metric"]["name"]
             if same and is_of(row, flags, sweep, program) and row["sweep"].rpartition("-")[0] == sweep["name"]:
                 reports = {int(k): float(v) for k, v in (pair.split(":") for pair in row["reports"].split())}
@@ -438,7 +416,7 @@ def record_result(sweep, folder, status):
     One of a search gets what a new search needs to go on from it (known_trials), too: `objective`, and `reports`, the
     metric at hyperband's bands and at the end, step:value.
     """
-    from report import RESULT_METRICS, read_run
+    from report import BOOKKEEPING, RESULT_METRICS, read_run
 
     config, summary = (read_json(folder / name) or {} for name in ("config.json", "summary.json"))
     metrics, search, path = read_csv(folder / "metrics.csv"), sweep.get("config", {}), Path(sweep["results"])
@@ -450,10 +428,9 @@ def record_result(sweep, folder, status):
         steps = dict.fromkeys([*bands(search.get("early_terminate"), len(values)), len(values)])
         reports = " ".join(f"{step}:{values[step - 1]!r}" for step in steps)
         row |= {"objective": repr(objective(search, values)), "reports": reports, "metric": search["metric"]["name"]}
-    row |= {f"data_{key}": config.get("data", {}).get(key) for key in ("source", "sha256")}
-    row |= {"metrics_sha256": summary.get("metrics_sha256"), "git": record.made_by(config)}
-    row |= {key: config.get("machine", {}).get(key) for key in ("host", "cpu")}
-    row |= {"recorded": time.strftime("%Y-%m-%dT%H:%M:%S")}
+    found |= {f"data_{key}": value for key, value in config.get("data", {}).items()} | config.get("machine", {})
+    found |= {"git": record.made_by(config), "recorded": time.strftime("%Y-%m-%dT%H:%M:%S")}
+    row |= {key: found.get(key) for key in BOOKKEEPING[-7:]}
     table = pandas.DataFrame([{k: "" if v is None else str(v) for k, v in row.items()}])
     path.parent.mkdir(parents=True, exist_ok=True)
     STATE.mkdir(exist_ok=True)
@@ -464,7 +441,6 @@ def record_result(sweep, folder, status):
 
 
 # ---------------------------------------------------------------- agents: claim a run, start it, watch it, settle it
-
 stops = []  # the signals received so far; the handlers only take note, so that nothing is interrupted halfway
 
 
@@ -478,24 +454,14 @@ def folder_of(run):
     return Path(run["point"].get("out", "runs")) / run["id"]
 
 
-class Agent:
-    """One of the `n` agents of this process: what it knows of itself, and of the run that it works on."""
-
-    crashed = None  # of all: run id -> how it crashed before its first epoch
-
-    def __init__(self, sweeps, slot, n, count):
-        self.name, self.env, self.left, self.exit = f"agent {slot + 1}", surroundings(slot, n), count, 0
-        self.queues, self.trial = [queue_of(sweep) for sweep in sweeps], None
-        # since when its queue does not answer, when to ask it again, whether it may have runs yet
-        self.away, self.again, self.busy = 0, 0, True
-
-    def say(self, text):
-        say(f"{self.name}: run {self.id} {text}")
-
-
 def work(sweeps, n, count, patience, leave):
     """Let n agents work through the sweeps in order until nothing is left in any. Returns the exit code."""
-    agents, Agent.crashed = [Agent(sweeps, slot, n, count) for slot in range(n)], {}
+    # away: since when its queue does not answer, again: when to ask it again, busy: whether it may have runs yet;
+    # crashed, of all agents: run id -> how it crashed before its first epoch
+    new = {"left": count, "exit": 0, "trial": None, "away": 0, "again": 0, "busy": True, "crashed": {}}
+    agents = [argparse.Namespace(name=f"agent {k + 1}", env=surroundings(k, n), **new) for k in range(n)]
+    for a in agents:
+        a.queues = [queue_of(sweep) for sweep in sweeps]
     while True:
         worked = any(a.trial for a in agents)
         for a in agents:
@@ -535,7 +501,7 @@ def fail(a, error):
         say(f"{a.name}: stops, and nothing is lost: cannot write, or read ({said})")
         a.exit = 4
     elif a.trial:  # a damaged file of one run
-        a.say(f"cannot go on: {said}")
+        say(f"{a.name}: run {a.id} cannot go on: {said}")
         try:
             a.queue.end(a.trial, TrialState.WAITING, crashed=said)
         except Exception as worse:  # of the queue itself: other agents, and their programs, go on
@@ -548,7 +514,8 @@ def fail(a, error):
     if a.exit:  # others may take what it holds: this process lives on, and its locks with it
         a.trial = None
         for queue in a.queues:
-            queue.let_go()
+            if queue.hold:
+                queue.hold.release()
 
 
 def claim(a):
@@ -585,7 +552,7 @@ def start(a):
         group = {"process_group": 0, "preexec_fn": lambda: die_with(parent)}
         a.child, a.started = subprocess.Popen(command, env=env, **streams, **group), time.time()
     varied = [k for k, p in a.queue.config["parameters"].items() if len(levels(p)) > 1 and k in a.point]
-    a.say(f"{verb}: {' '.join(f'{k}={a.point[k]}' for k in varied)} (log: {a.log})")
+    say(f"{a.name}: run {a.id} {verb}: {' '.join(f'{k}={a.point[k]}' for k in varied)} (log: {a.log})")
     return True
 
 
@@ -610,7 +577,7 @@ def tend(a):
         a.killed = True
     elif a.deadline == math.inf and (a.stopped_early or stop_level() == 2):
         a.child.terminate()
-        a.deadline = time.monotonic() + PATIENCE
+        a.deadline = time.monotonic() + 300  # to finish its epoch and write its checkpoint
     return False
 
 
@@ -683,7 +650,7 @@ def settle(a):
         if not values and any(c == cause and run != a.id for run, c in a.crashed.items()):  # it is not the point
             a.exit, outcome = 2, f"{outcome}; two points have crashed alike before their first epoch: this agent stops"
         a.crashed.update({} if values else {a.id: cause})
-    a.say(outcome)
+    say(f"{a.name}: run {a.id} {outcome}")
 
 
 def surroundings(slot, agents):
@@ -705,8 +672,6 @@ def list_gpus():
 
 
 # -------------------------------------------------------------------------------------------------------- the commands
-
-
 def known_sweeps():
     """The sweeps of this folder, oldest first. One whose sweep.json is damaged, or of an older version, is named."""
     needed = {"id", "backend", "config", "data", "results", "runs", "created"}
@@ -723,11 +688,9 @@ def load_sweep(name, storage=None):
     found = [s for s in known if name in (s["id"], s.get("path"))] or [s for s in known if s["id"].startswith(name)]
     need(len(found) < 2, f"SWEEP {name}: begins several sweeps: {', '.join(sorted(s['id'] for s in found))}")
     if not found:
-        on_wandb = name.count("/") == 2
+        on_wandb, what = name.count("/") == 2, f"SWEEP {name}: unknown here, or its sweep.json is damaged or old"
         allowed = "an id of `make list`, entity/project/id of W&B, or an id with its STORAGE"
-        need(
-            on_wandb or storage, f"SWEEP {name}: unknown here, or its sweep.json is damaged or old; allowed: {allowed}"
-        )
+        need(on_wandb or storage, f"{what}; allowed: {allowed}")
         found = [join_wandb(name) if on_wandb else Queue({"id": name, "storage": storage}).sweep]
         save(found[0])
     return found[0]
@@ -747,7 +710,6 @@ def join_wandb(path):
 
 
 def current_names():
-    """The ids in .sweeps/current."""
     return (STATE / "current").read_text(errors="replace").split() if (STATE / "current").exists() else []
 
 
@@ -891,19 +853,15 @@ def sync(args):
 
 
 def missing_epochs(folder):
-    """How many epochs of a run folder W&B does not have. What it has all of is marked, and not asked for again."""
+    """How many epochs of a run folder W&B does not have."""
     import wandb
 
-    flags, mark = (read_json(folder / "config.json") or {}).get("flags", {}), folder / "wandb" / "complete"
+    flags = (read_json(folder / "config.json") or {}).get("flags", {})
     logged, held = {int(cell) for cell in read_csv(folder / "metrics.csv").get("epoch", [])}, set()
-    if mark.exists() and mark.read_text() == str(len(logged)):
-        return 0
     with contextlib.suppress(Exception):  # wandb raises a dozen types for a run that is not there
         api = wandb.Api()
         where = f"{flags.get('wandb_entity') or api.default_entity}/{flags.get('wandb_project')}/{folder.name}"
         held = {row.get("epoch") for row in api.run(where).scan_history() if "val_rec" in row}
-    if logged <= held:
-        mark.write_text(str(len(logged)))
     return len(logged - held)
 
 

@@ -26,7 +26,7 @@ from optuna.trial import TrialState, create_trial
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
-from lvae import InputError, first_line
+from lvae import InputError, first_line, need
 from record import bounded, is_locked, lock
 
 STATE = Path(".sweeps")
@@ -38,11 +38,6 @@ BOOT = Path("/proc/sys/kernel/random/boot_id")
 KERNEL = BOOT.read_text().strip() if BOOT.exists() else platform.node()
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
-
-
-def need(holds, message):
-    if not holds:
-        raise InputError(message)
 
 
 def say(text):
@@ -245,11 +240,6 @@ class Queue:
         if trial.state == TrialState.WAITING:
             self.storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING)
         return self.get(trial)
-
-    def let_go(self):
-        """Drop the lock by which others see that this agent lives."""
-        if self.hold:
-            self.hold.release()
 
     def _beat(self, trial):
         held = {"pid": os.getpid(), "kernel": KERNEL, "token": self.token, "beat": time.time()}

@@ -32,14 +32,13 @@ import data
 import train
 from record import Parser, cores, cpu_model, write_atomically
 from report import markdown
-from sweep import expand, levels, read_yaml
+from sweep import FILES, expand, levels, read_yaml
+from sweep import STUDY as PROBLEMS
 
-PROBLEMS = ("beams2d", "heatconduction2d", "photonics2d")
 LATENT, BATCH = 100, 128
 # The run of the first edition that the README once showed: beams, seed 1, 26 dimensions at val_rec .00173
 FORMER = dict(volume="geometric", w_v=0.01, rotate_every=0, trim_share=0, keep="last", mirror=False, n_train=716)
 FORMER |= dict(batch_size=64, n_epochs=500, pruning_epoch=100, polynomial_schedule_n=100)
-ROOT = Path(__file__).parent.parent
 
 
 class Published(nn.Module):
@@ -217,52 +216,9 @@ COLUMNS = ("measure", "problem", "setting", "published", "ours", "ratio")
 
 
 def machine(device):
-    """What it ran on, in words."""
     if device == "cuda":
         return torch.cuda.get_device_name()
     return f"{cores()} cores of {cpu_model()}"
-
-
-def rates(add, device, problems, seconds):
-    """Images a second of the networks; and of two of ours side by side against one with half the threads."""
-    for problem in problems:
-        asked = dict(problem=problem, seconds=seconds, device=device)
-        networks = ("published, as shipped", "published", "ours")
-        shipped, plain, ours = (apart(measure_rate, network=network, **asked)[0] for network in networks)
-        add("training images/s", problem, "fp32, published logs each step", shipped, ours, ours / shipped)
-        add("training images/s", problem, "fp32", plain, ours, ours / plain)
-    if device == "cpu" and (half := cores() // 2):
-        asked = dict(problem="beams2d", network="ours", seconds=2 * seconds, device=device, threads=half)
-        (one,), both = apart(measure_rate, **asked), sum(apart(measure_rate, copies=2, **asked))
-        setting = f"{half} thread(s) each; ratio to one such run"
-        add("two runs at once, images/s", "beams2d", setting, "", both, both / one)
-
-
-def quality(add, device, seeds, seconds, epochs):
-    """Time to quality on the beams, with all threads, seed after seed; published as shipped."""
-    asked = dict(problem="beams2d", device=device)
-    theirs = [apart(measure_published_quality, seconds=seconds, seed=seed, **asked)[0] for seed in seeds]
-    best, first = [run["best_val_rec"] for run in theirs], theirs[0]
-    setting = f"val_rec {spread(best)}, its best in {first['budget']:.0f} s or {first['epochs']} epochs"
-    setting += f"; the mean design's: {first['mean_design']:.3g}"
-    pairs = zip(best, seeds, strict=True)
-    ours = [apart(measure_our_quality, epochs=epochs, quality=q, seed=seed, **asked)[0] for q, seed in pairs]
-    spent = [run["seconds"] for run in theirs]
-    ratio = spread([a / b for a, b in zip(spent, ours, strict=True)])
-    if max(best) >= first["mean_design"]:
-        ratio = "none: published is above the mean design"
-    elif math.inf in ours:
-        ratio = f"none: not reached in {epochs} epochs by every seed"
-    add("seconds to quality", "beams2d", setting, spread(spent), spread(ours), ratio)
-
-
-def sooner(add, device, seconds):
-    """Time until ours has reached the run of the first edition in both numbers, against the time of that run."""
-    asked = dict(problem="beams2d", device=device, seed=1)
-    (epoch,) = apart(measure_epoch, seconds=seconds, **asked, **FORMER)
-    (ours,) = apart(measure_our_quality, epochs=60, quality=0.00173, dims=26, **asked)
-    former = epoch * FORMER["n_epochs"]
-    add("seconds to 26 dims at val_rec .00173", "beams2d", "against the first edition", former, ours, former / ours)
 
 
 def bench(device, quick):
@@ -270,19 +226,44 @@ def bench(device, quick):
     rate_s, budget_s, epochs, seeds = (3, 60, 20, [1001]) if quick else (8, 300, 40, [1001, 1002, 1003])
     problems, rows = PROBLEMS[:1] if quick else PROBLEMS, []
     command = f"make bench{' QUICK=1' * quick}{' DEVICE=cuda' * (device == 'cuda')}"
-    about = (
-        f"`{command}` on {machine(device)}, torch {torch.__version__}, {datetime.date.today()}; latent_dim {LATENT}, "
-    )
-    about += "bundled designs, fp32. Batch 128, no pruning; to quality: ours at its defaults, published with Adam at "
-    about += "4e-4, 4 times its default. Ratio: in our favour."
+    about = f"`{command}` on {machine(device)}, torch {torch.__version__}, {datetime.date.today()}; latent_dim "
+    about += f"{LATENT}, bundled designs, fp32. Batch 128, no pruning; to quality: ours at its defaults, published "
+    about += "with Adam at 4e-4, 4 times its default. Ratio: in our favour."
 
     def add(*row):
         rows.append([f"{cell:.3g}" if isinstance(cell, float) else cell for cell in row])
         print(" | ".join(rows[-1]), flush=True)
 
-    rates(add, device, problems, rate_s)
-    quality(add, device, seeds, budget_s, epochs)
-    sooner(add, device, rate_s)
+    for problem in problems:
+        asked = dict(problem=problem, seconds=rate_s, device=device)
+        networks = ("published, as shipped", "published", "ours")
+        shipped, plain, ours = (apart(measure_rate, network=network, **asked)[0] for network in networks)
+        add("training images/s", problem, "fp32, published logs each step", shipped, ours, ours / shipped)
+        add("training images/s", problem, "fp32", plain, ours, ours / plain)
+    beams = dict(problem="beams2d", device=device)
+    if device == "cpu" and (half := cores() // 2):  # two of ours side by side, against one with half the threads
+        asked = beams | dict(network="ours", seconds=2 * rate_s, threads=half)
+        (one,), both = apart(measure_rate, **asked), sum(apart(measure_rate, copies=2, **asked))
+        setting = f"{half} thread(s) each; ratio to one such run"
+        add("two runs at once, images/s", "beams2d", setting, "", both, both / one)
+    # Time to quality, with all threads, seed after seed; published as shipped
+    theirs = [apart(measure_published_quality, seconds=budget_s, seed=seed, **beams)[0] for seed in seeds]
+    best, first = [run["best_val_rec"] for run in theirs], theirs[0]
+    setting = f"val_rec {spread(best)}, its best in {first['budget']:.0f} s or {first['epochs']} epochs"
+    setting += f"; the mean design's: {first['mean_design']:.3g}"
+    pairs = zip(best, seeds, strict=True)
+    ours = [apart(measure_our_quality, epochs=epochs, quality=q, seed=seed, **beams)[0] for q, seed in pairs]
+    spent = [run["seconds"] for run in theirs]
+    ratio = spread([a / b for a, b in zip(spent, ours, strict=True)])
+    if max(best) >= first["mean_design"]:
+        ratio = "none: published is above the mean design"
+    elif math.inf in ours:
+        ratio = f"none: not reached in {epochs} epochs by every seed"
+    add("seconds to quality", "beams2d", setting, spread(spent), spread(ours), ratio)
+    # Until ours has reached the run of the first edition in both numbers, against the time of that run
+    former = apart(measure_epoch, seconds=rate_s, seed=1, **beams, **FORMER)[0] * FORMER["n_epochs"]
+    (ours,) = apart(measure_our_quality, epochs=60, quality=0.00173, dims=26, seed=1, **beams)
+    add("seconds to 26 dims at val_rec .00173", "beams2d", "against the first edition", former, ours, former / ours)
     for problem in problems:
         (share,) = apart(measure_outside, problem=problem, epochs=20 if quick else 60, device=device)
         add("share of the loop outside the steps", problem, "W&B offline", "", share, "")
@@ -298,11 +279,8 @@ def budget(device):
     agents, rows, total = cores() if device == "cpu" else 1, [], 0.0
     how = dict(threads=1, copies=agents, device=device, seconds=15)
     epoch_s = {problem: statistics.mean(apart(measure_epoch, problem=problem, **how)) for problem in PROBLEMS}
-    usual = {p: train.parse([f"--problem={p}"]) for p in PROBLEMS}  # of a run that gives no n_epochs
-    for problem, args in usual.items():
-        train.schedule(args, len(data.load(problem, "sample").train))
-    usual = {problem: args.n_epochs for problem, args in usual.items()}
-    for path in sorted((ROOT / "sweeps").glob("*.yaml")):
+    usual = {problem: trainer(problem, "cpu").args.n_epochs for problem in PROBLEMS}  # where none are given
+    for path in sorted(FILES.glob("*.yaml")):
         _, config = read_yaml(str(path))
         parameters = config["parameters"]
         runs, problems = config.get("run_cap", 0) * len(PROBLEMS), PROBLEMS  # a sweep a problem

@@ -20,16 +20,13 @@ CONDITIONS = "volfrac=0.3 rmin=2 forcedist=0.4"
 
 
 def run(folder):
-    """Write the page into a folder, and print where it is."""
     at = Path(__file__).parent.parent / "models" / "beams2d"
     model, flags = load(at), read_json(at / "config.json")["flags"]
     problem, k = flags["problem"], len(model.dims)
     designs = data.load(problem, "sample")
     page = Page(folder, f"{k} numbers for a beam")
-    told = (
-        f"This model began with {flags['latent_dim']} numbers for a beam and gave up all but {k}. Below: how well they "
-    )
-    told += "describe beams that it has not seen, a beam for conditions that nobody optimised, what each number does."
+    told = f"This model began with {flags['latent_dim']} numbers for a beam and gave up all but {k}. Below: how well "
+    told += "they describe beams that it has not seen, a beam for conditions that nobody optimised, what each does."
     page.section(text=told)
     with torch.no_grad():
         error = (model(designs.val) - designs.val).square().mean().item()

@@ -18,12 +18,10 @@ import numpy as np
 import torch
 
 import data
-from lvae import InputError, load, principal_axes
+from lvae import InputError, load, need, principal_axes
 from record import Parser, guarded, slug
 from tools.designs import objective, optimise
 
-SUBSET = 300  # training designs on which the regression's hyperparameters are found
-BANDWIDTHS = (0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
 SMOOTH = (0.5, 1.5, 2.5)  # Matern's nu: continuous, once, twice differentiable
 
 
@@ -44,7 +42,7 @@ def regression(conditions, y):
     low, high = (np.array([f(values) for values in columns.values()]) for f in (np.min, np.max))
     x, y = (np.stack(list(columns.values()), 1) - low) / (high - low), np.asarray(y, float)
     mean, scale = y.mean(0), y.std(0).max() or 1.0
-    some = np.random.default_rng(0).permutation(len(x))[:SUBSET]
+    some = np.random.default_rng(0).permutation(len(x))[:300]  # on which the hyperparameters are found
     few = y.var(0).argsort()[::-1][:8]  # the widest latents
     part = ((y[some] - mean) / scale)[:, few]
     with warnings.catch_warnings():
@@ -74,7 +72,7 @@ def bandwidth(z, held):
         distance = torch.cdist(held, math.sqrt(1 - h * h) * z) / h
         return float((distance.square() / -2).logsumexp(1).mean() - z.shape[1] * math.log(h))
 
-    return max(BANDWIDTHS, key=likelihood)
+    return max((0.05, 0.1, 0.2, 0.3, 0.5, 1.0), key=likelihood)
 
 
 def shift(design, volume):
@@ -130,20 +128,6 @@ def read(text):
         raise InputError(f'CONDITIONS "{text}": must be name=number, with blanks between them') from None
 
 
-def draw(path, pictures):
-    """A PNG of named designs, dark is material."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(3 * len(pictures), 2.4), layout="constrained")
-    for axis, (name, picture) in zip(
-        figure.subplots(1, len(pictures), squeeze=False)[0], pictures.items(), strict=True
-    ):
-        axis.imshow(picture, cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
-        axis.set(xticks=[], yticks=[])
-        axis.set_title(name, fontsize=9)
-    figure.savefig(path, dpi=150)
-
-
 def make(model, designs, conditions, polish, force):
     """{name: design (H, W)} for conditions: the model's, the nearest training design's, and both polished."""
     problem = model.flags["problem"]
@@ -151,10 +135,8 @@ def make(model, designs, conditions, polish, force):
     if designs:
         found["nearest training design"] = nearest(designs, conditions)
     found = {name: fitted(problem, conditions, x) for name, x in found.items()}
-    polished = found if polish else {}
-    return found | {
-        f"{k}, {polish} iterations": optimise(problem, conditions, x, polish) / 255 for k, x in polished.items()
-    }
+    polished = {k: optimise(problem, conditions, x, polish) / 255 for k, x in found.items()} if polish else {}
+    return found | {f"{k}, {polish} iterations": x for k, x in polished.items()}
 
 
 def main(argv=None):
@@ -169,14 +151,13 @@ def main(argv=None):
 
 
 def run(args):
-    """Make the designs that the command line asks for, write them, and print what they score."""
+    from tools.gallery import images
+
     model, conditions = load(args.model), read(args.conditions)
     problem = model.flags["problem"]
     simulated = "hub" in data.PROBLEMS[problem]  # one of EngiBench's
-    if args.polish < 0:
-        raise InputError("POLISH: below 0")
-    if args.polish and not simulated:
-        raise InputError(f"POLISH {args.polish}: {problem} has no optimiser here")
+    need(args.polish >= 0, "POLISH: below 0")
+    need(simulated or not args.polish, f"POLISH {args.polish}: {problem} has no optimiser here")
     conditions, moved = settled(problem, conditions)
     designs = None
     try:
@@ -187,7 +168,7 @@ def run(args):
     folder = Path(args.out or f"report/design-{slug(args.conditions)}")
     folder.mkdir(parents=True, exist_ok=True)
     np.save(folder / "design.npy", next(x for k, x in reversed(found.items()) if k.startswith("from the latents")))
-    draw(folder / "design.png", found)
+    images([[x] for x in found.values()], list(found)).savefig(folder / "design.png", dpi=300, bbox_inches="tight")
     if moved:
         print(moved)
     for name, x in found.items():

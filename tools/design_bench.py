@@ -28,32 +28,20 @@ from threadpoolctl import threadpool_limits
 import data
 from lvae import load, predict
 from record import Parser, cores, guarded, read_csv, write_atomically
-from report import markdown
+from report import markdown, paired
 from tools.design import fitted, nearest, regression
 from tools.designs import conditions_of, objective, optimise
 
 SEED = 4711
 STEPS = {"beams2d": (0, 1, 2, 5, 10), "heatconduction2d": (0, 1, 2, 5, 10), "photonics2d": (0,)}
-KNOWN = {
-    "conditions": "from the conditions",
-    "latents": "from the latents",
-    "both": "from conditions and latents",
-    "PCA": "from as many of PCA",
-    "pixels": "from the pixels",
-}
+KNOWN = dict(conditions="the conditions", latents="the latents", both="conditions and latents", PCA="as many of PCA")
+KNOWN["pixels"] = "the pixels"
 STARTS = ("latents", "PCA", "pixels", "nearest", "cold")
 RESULTS = Path(__file__).parent.parent / "results"
 
 
-def training(problem, model):
-    """The bundled designs, the training designs' pixels (N, H * W), and their PCA of as many dimensions."""
-    designs = data.load(problem, "sample")
-    pixels = designs.train.flatten(1).double().numpy()
-    return designs, pixels, PCA(len(model.dims), random_state=0).fit(pixels)
-
-
 def predictors(problem, model, designs, x, pca):
-    """{name: function of conditions -> design (H, W)}: what each start knows. The last three are training()'s."""
+    """{name: function of conditions -> design (H, W)}: what each start knows. x: the pixels, pca: theirs."""
     conditions, shape = designs.conditions["train"], designs.train.shape[2:]
     known = {"PCA": regression(conditions, pca.transform(x)), "pixels": regression(conditions, x)}
     return {
@@ -69,7 +57,7 @@ def surrogates(problem, model, designs, pixels, pca):
     """A function of (design (H, W), conditions) -> {what is known of the design: its objective, predicted}.
 
     Kernel ridge, fitted to the training designs, its hyperparameters by cross-validation on a subset. Where all
-    objectives are positive, it predicts their logarithm. The last three are training()'s.
+    objectives are positive, it predicts their logarithm.
     """
     names = list(designs.conditions["train"])
     theirs = np.stack([designs.conditions["train"][k] for k in names], 1).astype(float)
@@ -122,9 +110,8 @@ def measure(job):
 def table(rows):
     """Gap to the optimum by problem, start and iterations, and how much worse than the latents each other start is.
 
-    That is the geometric mean of the ratio of objectives, with Student's 95 % interval, where all are positive."""
-    from scipy.stats import t
-
+    That is the geometric mean of the ratio of objectives, with Student's 95 % interval, where all are positive.
+    """
     cells = []
     for (problem, n), group in rows.groupby(["problem", "iterations"]):
         gaps, objectives = (group.pivot(index="condition", columns="start", values=v) for v in ("gap", "objective"))
@@ -133,8 +120,7 @@ def table(rows):
             numbers = [gap.median(), gap.quantile(0.9), (gap < 0.05).mean(), gap.max()]
             if start != "latents" and objectives.min().min() > 0 and len(gap) > 1:
                 ratio = np.log(objectives[start] / objectives["latents"]).dropna()
-                half = t.ppf(0.975, len(ratio) - 1) * ratio.sem()
-                mean, low, high = np.expm1([ratio.mean(), ratio.mean() - half, ratio.mean() + half])
+                mean, low, high = np.expm1(paired(ratio)[:3])
                 more = f"{mean:+.1%} [{low:+.1%}, {high:+.1%}]"
             cells.append([problem, str(n), start, str(len(gap)), *(f"{v:.1%}" for v in numbers), more])
     header = ["problem", "iterations", "start", "conditions", "median gap", "90th percentile", "within 5 %", "worst"]
@@ -158,12 +144,7 @@ def explained(rows):
         form = np.log if group["objective"].min() > 0 else np.asarray
         y, n = form(group["objective"]), str(len(group))
         cells.append([problem, n, *(f"{1 - ((form(group[k]) - y) ** 2).mean() / y.var(ddof=0):.4f}" for k in KNOWN)])
-    return markdown(["problem", "designs", *KNOWN.values()], cells)
-
-
-def numeric(rows):
-    """Rows of a CSV with their numbers as numbers."""
-    return rows.apply(lambda column: column if column.name in ("problem", "start") else pd.to_numeric(column))
+    return markdown(["problem", "designs", *(f"from {what}" for what in KNOWN.values())], cells)
 
 
 def run(args):
@@ -179,8 +160,10 @@ def run(args):
             if not todo:
                 continue
             model = load(args.models / problem)
-            known = training(problem, model)
-            starts, predicted = predictors(problem, model, *known), surrogates(problem, model, *known)
+            designs = data.load(problem, "sample")
+            pixels = designs.train.flatten(1).double().numpy()  # (N, H * W)
+            about = problem, model, designs, pixels, PCA(len(model.dims), random_state=0).fit(pixels)
+            starts, predicted = predictors(*about), surrogates(*about)
             jobs = ((problem, i, c, {k: fitted(problem, c, f(c)) for k, f in starts.items()}) for i, c in todo)
             for best, conditions, found in pool.map(measure, jobs):
                 row = dict(problem=problem, condition=found[0]["condition"], objective=found[0]["optimum"])
@@ -189,13 +172,14 @@ def run(args):
                     tables[name] = pd.concat([tables[name], pd.DataFrame(new).astype(str)])
                     write_atomically(RESULTS / f"{name}.csv", tables[name].to_csv(index=False, lineterminator="\n"))
                 print(f"{problem} {row['condition']}", flush=True)
-    rows = numeric(tables["design"]).drop_duplicates(["problem", "condition", "start", "iterations"], keep="last")
+    rows, known = (pd.read_csv(RESULTS / f"{name}.csv") for name in tables)
+    rows = rows.drop_duplicates(["problem", "condition", "start", "iterations"], keep="last")
     sign = rows["problem"].map({"photonics2d": -1}).fillna(1)  # its objective is to be maximised
     rows = rows.assign(gap=sign * (rows["objective"] - rows["optimum"]) / rows["optimum"].abs())
     made = "`make design-bench` writes this page from [design.csv](design.csv) and [surrogates.csv](surrogates.csv)."
     made += "\nphotonics2d is scored as it is: a grey design cannot be built, and may score above the optimum."
     parts = [table(rows), saved(rows), "## How well the objective of fresh optima is predicted (R2)"]
-    text = "\n\n".join([*parts, explained(numeric(tables["surrogates"]))])
+    text = "\n\n".join([*parts, explained(known)])
     write_atomically(RESULTS / "design.md", f"# Designs for new conditions\n\n{made}\n\n{text}\n")
     print(text)
 

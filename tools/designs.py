@@ -7,20 +7,22 @@ python -m tools.designs --check samples/beams2d.npz                       # rang
 import contextlib
 import importlib
 import io
+import multiprocessing
 import os
 import sys
 import threading
 import warnings
+from concurrent import futures
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from data import CONDITIONS, PROBLEMS, _from_file, _split
-from lvae import InputError, first_line
+from lvae import InputError, first_line, need
 from record import Parser, cores, guarded
 
 VOLUME_TOLERANCE = 0.01  # engibench: volume_fraction_bound of beams2d and of heatconduction2d
-CLASSES = {"beams2d": "Beams2D", "photonics2d": "Photonics2D"}
 
 
 @contextlib.contextmanager
@@ -31,7 +33,7 @@ def _engibench(problem, conditions):
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(), fast_engibench():
         warnings.simplefilter("ignore")
         module = importlib.import_module(f"engibench.problems.{problem}")
-        yield getattr(module, CLASSES[problem])(config=conditions)
+        yield getattr(module, problem.title())(config=conditions)
 
 
 def conditions_of(problem, seed, n):
@@ -91,7 +93,6 @@ def objective(problem, conditions, design, version=1):
 
 
 def _make(job):
-    """Make one design and store it."""
     problem, conditions, path = job
     design = optimise(problem, conditions)
     _store(path, design=design, objective=objective(problem, conditions, design / 255, version=0))
@@ -107,9 +108,7 @@ def _store(path, **arrays):
 
 def _die_with_parent():
     """In a worker: end when the process that started it ends, however it does."""
-    from multiprocessing import parent_process
-
-    threading.Thread(target=lambda: (parent_process().join(), os._exit(1)), daemon=True).start()
+    threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True).start()
 
 
 def generate(problem, n, seed, out, jobs):
@@ -117,11 +116,6 @@ def generate(problem, n, seed, out, jobs):
 
     What is packed keeps its place and split. What is added to a packed file is training data. Raises InputError.
     """
-    from concurrent.futures import ProcessPoolExecutor, as_completed
-    from multiprocessing import get_context
-
-    from tqdm import tqdm
-
     folder, table = Path("data") / f"{problem}-s{seed}", conditions_of(problem, seed, n)
     paths = [folder / f"{i:06d}.npz" for i in range(n)]
     packed, old = [], _split(n, seed)
@@ -133,22 +127,18 @@ def generate(problem, n, seed, out, jobs):
         except Exception as error:  # as in data.py's _from_file
             what = f"is there, and not of this program ({first_line(error)}); give another"
             raise InputError(f"--out {out}: {what}") from None
-        if theirs != seed or len(packed) > n:
-            what = f"holds {len(packed)} designs of seed {theirs}; give that seed and at least as many"
-            raise InputError(f"--out {out}: {what}")
+        what = f"holds {len(packed)} designs of seed {theirs}; give that seed and at least as many"
+        need(theirs == seed and len(packed) <= n, f"--out {out}: {what}")
     folder.mkdir(parents=True, exist_ok=True)
     for i, design, value in packed:
         if not paths[i].exists():
             _store(paths[i], design=design, objective=value)
-    work = [
-        (problem, {key: values[i].item() for key, values in table.items()}, path)
-        for i, path in enumerate(paths)
-        if not path.exists()
-    ]
+    rows = [{key: values[i].item() for key, values in table.items()} for i in range(n)]
+    work = [(problem, row, path) for row, path in zip(rows, paths, strict=True) if not path.exists()]
     os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")  # the workers read it at their start
-    pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_die_with_parent)
+    pool = futures.ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _die_with_parent)
     try:
-        made = as_completed([pool.submit(_make, job) for job in work])
+        made = futures.as_completed([pool.submit(_make, job) for job in work])
         for future in tqdm(made, total=n, initial=n - len(work), desc=problem):
             future.result()
     except KeyboardInterrupt:
@@ -176,19 +166,15 @@ def check(path, problem):
 
 
 def run(args):
-    """Make or check designs as the command line asks; the exit code."""
     if args.check:
         problem = args.problem or args.check.stem
-        if problem not in PROBLEMS:
-            raise InputError(f"--check {args.check}: say its --problem, one of {', '.join(PROBLEMS)}")
+        need(problem in PROBLEMS, f"--check {args.check}: say its --problem, one of {', '.join(PROBLEMS)}")
         found = check(args.check, problem)
         print("\n".join(found) or f"{args.check}: every design in range, at its volume, and no duplicates")
         return bool(found)
-    if not args.problem:
-        raise InputError(f"--problem: say which; allowed: {', '.join(CONDITIONS)}")
+    need(args.problem, f"--problem: say which; allowed: {', '.join(CONDITIONS)}")
     for flag, least in dict(n=1, seed=0, jobs=1).items():
-        if getattr(args, flag) < least:
-            raise InputError(f"--{flag} {getattr(args, flag)}: must be at least {least}")
+        need(getattr(args, flag) >= least, f"--{flag} {getattr(args, flag)}: must be at least {least}")
     out = args.out or Path(f"data/{args.problem}-s{args.seed}.npz")
     generate(args.problem, args.n, args.seed, out, args.jobs)
     print(f"{args.n} designs in {out}")

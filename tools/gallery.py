@@ -12,10 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from matplotlib.figure import Figure
 
 import data
-from lvae import InputError, load
+from lvae import InputError, load, need
 from record import Parser, guarded, read_json
 from report import COLOURS, Page, num, panel
 from tools.designs import objective
@@ -46,23 +47,14 @@ def open_run(folder):
     """(config, model, designs) of a finished run. Raises InputError."""
     config = read_json(folder / "config.json")
     try:
-        flags, wanted, sha256 = config["flags"], config["flags"]["data"], config["data"]["sha256"]
-        problem, about = flags["problem"], (config["id"], config["name"], config["data"]["source"])
+        flags, (sha256, source) = config["flags"], (config["data"][key] for key in ("sha256", "source"))
+        problem, wanted, _ = flags["problem"], flags["data"], (config["id"], config["name"])
     except (KeyError, TypeError):
         raise InputError(f"--run {folder}: its config.json cannot be read; allowed: a run folder") from None
-    if not (folder / "model.pt").exists():
-        advice = "train with --save_model=True, or run the record again with it"
-        raise InputError(f"--run {folder}: no model.pt; {advice}")
+    need((folder / "model.pt").exists(), f"--run {folder}: no model.pt; train with --save_model=True")
     designs = data.load(problem, wanted, flags.get("toy_dims", 3), flags.get("n_train", 0))
-    if designs.fingerprint["sha256"] != sha256:
-        other = f"other designs ({about[2]}) than --data {wanted} gives here"
-        raise InputError(f"--run {folder}: it was trained on {other}")
+    need(designs.fingerprint["sha256"] == sha256, f"--run {folder}: it was trained on other designs ({source})")
     return config, load(folder / "model.pt"), designs
-
-
-def square(a, b):
-    """Mean squared error of each design, (N,)."""
-    return ((a - b) ** 2).mean((1, 2, 3))
 
 
 @torch.no_grad()
@@ -71,7 +63,7 @@ def draw(page, problem, model, designs, count, simulations):
     x = designs.val  # (N, 1, H, W)
     z = model.encode(x)  # (N, k)
     y = model.decode(z)
-    error = square(y, x)
+    error = (y - x).square().mean((1, 2, 3))
     order = error.argsort()
     picked = order[torch.linspace(0, len(order) - 1, min(count, len(order))).round().long()]
     about = "Validation designs at equal steps of the rank of their error. In all pictures dark is material."
@@ -92,14 +84,13 @@ def traversals(page, model, x, z):
     k, mean = z.shape[1], z.mean(0)
     low, high = torch.quantile(z, 0.01, dim=0), torch.quantile(z, 0.99, dim=0)
     held = [torch.where(torch.arange(k) == i, mean, z) for i in range(k)]
-    cost = torch.stack([square(model.decode(point), x).mean() for point in held]) - square(model.decode(z), x).mean()
+    errors = [F.mse_loss(model.decode(point), x) for point in (*held, z)]
+    cost = torch.stack(errors[:-1]) - errors[-1]
     order = cost.argsort(descending=True).tolist()
-    page.section(
-        "Latent traversals",
-        f"Each of the {k} kept dimensions swept from the 1st to the 99th percentile of the validation designs, the "
-        "others at their mean. First the dimension that matters most. The number is what the error grows by where it "
-        "is held at its mean. A row in which nothing moves is a dimension that could still go.",
-    )
+    told = f"Each of the {k} kept dimensions swept from the 1st to the 99th percentile of the validation designs, the "
+    told += "others at their mean. First the dimension that matters most. The number is what the error grows by where "
+    told += "it is held at its mean. A row in which nothing moves is a dimension that could still go."
+    page.section("Latent traversals", told)
     for first in range(0, k, ROWS):
         rows, chosen = [], order[first : first + ROWS]
         for i in chosen:
@@ -127,13 +118,10 @@ def physics(page, problem, designs, y, model, count):
     chosen = np.random.default_rng(0).permutation(len(x))[:count].tolist()
     rows = [row("reconstruction", i, y[i]) for i in chosen]
     # A sample has no conditions: it is scored under those of the validation design that looks most like it
-    rows += [row("sample", int(square(x, drawn).argmin()), drawn) for drawn in model.sample(count, seed=0)]
-    page.section(
-        "Physics",
-        f"The objective of EngiBench's {problem}, simulated, beside the originals': {name}, dimensionless, {better} is "
-        "better. A sample is scored under the conditions of the validation design nearest to it in pixels, and "
-        "compared with that design.",
-    )
+    rows += [row("sample", int((x - d).square().sum((1, 2, 3)).argmin()), d) for d in model.sample(count, seed=0)]
+    told = f"The objective of EngiBench's {problem}, simulated, beside the originals': {name}, dimensionless, {better} "
+    told += "is better. A sample is scored under the conditions of the validation design nearest to it in pixels, and "
+    page.section("Physics", f"{told}compared with that design.")
     items = []
     for kind in ("reconstruction", "sample"):
         own, other = np.array([r[2:4] for r in rows if r[0] == kind]).T
@@ -151,18 +139,14 @@ def physics(page, problem, designs, y, model, count):
 
 
 def run(args):
-    """Write the gallery that the command line asks for, and print where it is."""
-    if args.designs < 2 or args.physics < 0:
-        raise InputError("--designs, --physics: allowed: at least 2, and at least 0")
+    need(args.designs >= 2 and args.physics >= 0, "--designs, --physics: allowed: at least 2, and at least 0")
     config, model, designs = open_run(args.run)
     flags, val_rec = config["flags"], (read_json(args.run / "summary.json") or {}).get("val_rec")
     page = Page(args.out / f"gallery-{config['id']}", f"Gallery of {config['name']}")
     source, n = designs.fingerprint["source"], len(designs.val)
-    page.terms += [
-        ("Run", f"{config['name']}, {flags['n_epochs']} epochs, {flags['strategy']}"),
-        ("Result", f"val_rec {num(val_rec)}, {len(model.dims)} of {flags['latent_dim']} dims kept"),
-        ("Data", f"{source}, {n} validation designs; the test designs are not touched"),
-    ]
+    page.terms.append(("Run", f"{config['name']}, {flags['n_epochs']} epochs, {flags['strategy']}"))
+    page.terms.append(("Result", f"val_rec {num(val_rec)}, {len(model.dims)} of {flags['latent_dim']} dims kept"))
+    page.terms.append(("Data", f"{source}, {n} validation designs; the test designs are not touched"))
     draw(page, flags["problem"], model.eval(), designs, args.designs, args.physics)
     print(page.write())
 

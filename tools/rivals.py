@@ -28,7 +28,6 @@ import train
 from lvae import principal_axes
 from record import Parser, guarded, read_csv, write_atomically
 
-PROBLEMS = ("beams2d", "heatconduction2d", "photonics2d")
 FRONT = (4, 6, 8, 10, 13, 16, 20, 24, 32)  # k
 # Each method, with its weight decay
 METHODS = {"PCA of latents": 0.0, "nested dropout": 0.0, "IRMAE-WD 1e-6": 1e-6, "IRMAE-WD 1e-1": 1e-1}
@@ -82,7 +81,6 @@ class Rival(train.Trainer):
 
 
 def rows_of(problem, method, seed):
-    """The rows of results/rivals.csv of one method."""
     common = dict(problem=problem, method=method, seed=seed)
     args = train.parse([f"--{key}={value}" for key, value in (FIXED | dict(problem=problem, seed=seed)).items()])
     designs = data.load(problem, args.data)
@@ -103,7 +101,7 @@ def rows_of(problem, method, seed):
 
 def run(args):
     path = Path("results/rivals.csv")
-    for seed, method, problem in ((s, m, p) for s in args.seeds for m in (*FREE, *METHODS) for p in PROBLEMS):
+    for seed, method, problem in ((s, m, p) for s in args.seeds for m in (*FREE, *METHODS) for p in data.CONDITIONS):
         rows = read_csv(path)
         seeds = {*rows[(rows["problem"] == problem) & (rows["method"] == method)]["seed"]} if len(rows) else set()
         if str(seed) not in seeds and not (method in FREE and seeds):

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 
 import data
-from lvae import InputError, load
+from lvae import load, need
 from record import Parser, guarded, read_json, to_json, write_atomically
 from tools.verify import finished_rows
 
@@ -42,8 +42,7 @@ def best(path, arm=None):
     """The finished row with the least val_rec of each problem in a results CSV, of one arm if given: a DataFrame."""
     rows = finished_rows(path)
     rows = rows[rows["arm"] == arm] if arm and len(rows) else rows
-    if rows.empty:
-        raise InputError(f"--runs {path}: no finished rows" + (f" of --arm {arm}" if arm else ""))
+    need(len(rows), f"--runs {path}: no finished rows" + (f" of --arm {arm}" if arm else ""))
     return rows.loc[rows["val_rec"].astype(float).groupby(rows["problem"]).idxmin()]
 
 
@@ -58,9 +57,8 @@ def ship(row, runs, out):
     with torch.no_grad():
         val_rec, test_rec = (F.mse_loss(model(x), x).item() for x in (designs.val, designs.test))
     recorded = float(row["val_rec"])
-    if abs(val_rec / recorded - 1) > LOSS:
-        wrong = f"val_rec {val_rec:.4g} in 8 bits, {recorded:.4g} in its row; allowed: {LOSS:.0%} apart"
-        raise InputError(f"{source / 'model.pt'}: {wrong}")
+    wrong = f"val_rec {val_rec:.4g} in 8 bits, {recorded:.4g} in its row; allowed: {LOSS:.0%} apart"
+    need(abs(val_rec / recorded - 1) <= LOSS, f"{source / 'model.pt'}: {wrong}")
     target.mkdir(parents=True, exist_ok=True)
     write_atomically(target / "model.pt", buffer.getvalue())
     shutil.copyfile(source / "config.json", target / "config.json")

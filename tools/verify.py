@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from lvae import InputError
+from lvae import need
 from record import FREE_FLAGS, Parser, cores, cpu_model, guarded, read_csv, read_json
 from report import BOOKKEEPING, RESULT_METRICS
 from train import DEFAULTS
@@ -86,14 +86,11 @@ def compare(row, rows):
 
 
 def run(args):
-    """Run the rows again that the command line asks for; 0 if all came out again, else 1."""
     rows = finished_rows(args.runs)
-    if rows.empty:
-        raise InputError(f"--runs {args.runs}: no finished rows")
-    if unknown := set(args.ids or ()) - {*rows["id"]}:
-        raise InputError(f"--ids {' '.join(sorted(unknown))}: not finished rows of {args.runs}")
-    if not 0 < args.share <= 1:
-        raise InputError(f"--share {args.share}: allowed: 0 < share <= 1")
+    need(len(rows), f"--runs {args.runs}: no finished rows")
+    unknown = set(args.ids or ()) - {*rows["id"]}
+    need(not unknown, f"--ids {' '.join(sorted(unknown))}: not finished rows of {args.runs}")
+    need(0 < args.share <= 1, f"--share {args.share}: allowed: 0 < share <= 1")
     chosen = rows[rows["id"].isin(args.ids)] if args.ids else rows.sample(max(1, round(args.share * len(rows))))
     tables = {args.runs, *args.runs.parent.glob("[0-9]*.csv")}
     beside = pd.concat([finished_rows(path) for path in tables])
