@@ -1,22 +1,15 @@
 """A loopback Hugging Face hub for the unmodified `datasets` client: it publishes one dataset, or fails as hubs do."""
 
 import contextlib
-import io
 import json
 import threading
 import time
+import zlib
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-import pyarrow
-import pyarrow.parquet
+import pandas as pd
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
-
-
-def parquet(columns):
-    buffer = io.BytesIO()
-    pyarrow.parquet.write_table(pyarrow.table(columns), buffer)
-    return buffer.getvalue()
 
 
 @contextlib.contextmanager
@@ -25,20 +18,14 @@ def serve(name, splits, fault=None):
 
     splits: {split: {column: values}}; fault(path) -> None, or (status, content type, body), or seconds to hang.
     """
-    files = {f"data/{split}-00000-of-00001.parquet": parquet(columns) for split, columns in splits.items()}
-    info = {
-        "id": name,
-        "sha": SHA,
-        "private": False,
-        "gated": False,
-        "disabled": False,
-        "tags": [],
-        "downloads": 0,
-        "likes": 0,
-    }
-    info["siblings"] = [{"rfilename": path, "size": len(body)} for path, body in files.items()]
-    tree = [{"type": "file", "oid": SHA, "size": len(body), "path": path} for path, body in files.items()]
-    tree += [{"type": "directory", "oid": SHA, "size": 0, "path": "data"}]
+    files = {f"data/{split}-00000-of-00001.parquet": pd.DataFrame(c).to_parquet() for split, c in splits.items()}
+    page, tree = f"/api/datasets/{name}", [{"type": "directory", "oid": SHA, "size": 0, "path": "data"}]
+    about = {"id": name, "sha": SHA, "siblings": [{"rfilename": path} for path in files]}
+    answers = {page: about, f"{page}/revision/{SHA}": about, f"{page}/tree/{SHA}": tree}
+    answers[f"{page}/tree/{SHA}/data"] = [tree[0] | dict(type="file", size=len(b), path=p) for p, b in files.items()]
+    answers = {path: (200, "application/json", json.dumps(found).encode()) for path, found in answers.items()}
+    for path, body in files.items():
+        answers[f"/datasets/{name}/resolve/{SHA}/{path}"] = 200, "application/octet-stream", body
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -46,46 +33,23 @@ def serve(name, splits, fault=None):
         def log_message(self, *args):
             pass
 
-        def reply(self, status, kind, body, **headers):
+        def do_GET(self):
+            path = self.path.partition("?")[0]
+            server.asked.append(path)
+            failed = fault and fault(path)
+            time.sleep(failed if failed and not isinstance(failed, tuple) else 0)
+            known = answers.get(path, (404, "application/json", b'{"error": "not found"}'))
+            status, kind, body = failed if isinstance(failed, tuple) else known
+            headers = {"Content-Type": kind, "Content-Length": len(body), "ETag": f'"{zlib.crc32(path.encode()):x}"'}
+            headers |= {"X-Error-Code": "EntryNotFound"} if status == 404 else {"X-Repo-Commit": SHA}
             self.send_response(status)
-            for key, value in {"Content-Type": kind, "Content-Length": len(body), **headers}.items():
-                self.send_header(key.replace("_", "-"), str(value))
+            for key, value in headers.items():
+                self.send_header(key, str(value))
             self.end_headers()
             if self.command != "HEAD":
                 self.wfile.write(body)
 
-        def do_GET(self):
-            path = self.path.partition("?")[0]
-            server.asked.append(path)
-            if failed := fault and fault(path):
-                if isinstance(failed, tuple):
-                    return self.reply(*failed)
-                time.sleep(failed)
-            if path.startswith(f"/datasets/{name}/resolve/"):
-                body = files.get(path.split("/resolve/")[1].partition("/")[2])
-                if body is not None:
-                    return self.reply(
-                        200, "application/octet-stream", body, ETag=f'"{hash(path) & 0xFFFFFF:x}"', X_Repo_Commit=SHA
-                    )
-            elif path.startswith(f"/api/datasets/{name}/tree/"):
-                folder = path.split("/tree/")[1].partition("/")[2]
-                found = [e for e in tree if e["path"].rpartition("/")[0] == folder or "recursive=True" in self.path]
-                return self.reply(200, "application/json", json.dumps(found).encode())
-            elif path in (
-                f"/api/datasets/{name}",
-                f"/api/datasets/{name}/revision/{SHA}",
-                f"/api/datasets/{name}/revision/main",
-            ):
-                return self.reply(200, "application/json", json.dumps(info).encode())
-            elif path == f"/api/datasets/{name}/paths-info/{SHA}":
-                return self.reply(200, "application/json", b"[]")
-            self.reply(404, "application/json", b'{"error": "not found"}', X_Error_Code="EntryNotFound")
-
         do_HEAD = do_GET
-
-        def do_POST(self):
-            self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            self.do_GET()
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True

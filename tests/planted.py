@@ -13,9 +13,8 @@ from report import RESULT_METRICS, SWEEPS
 
 BASE = {"beams2d": 0.012, "heatconduction2d": 0.02, "photonics2d": 0.05, "toy": 0.001}
 EPOCHS = 40
-PROPOSALS = (
-    "epoch,proposed,k_consecutive,recon_tol,cooldown,cap,floor,pruned\n12,30,10,0,5,5,0,10\n15,30,10,0,5,5,0,10\n"
-)
+PROPOSALS = "epoch,proposed,k_consecutive,recon_tol,cooldown,cap,floor,pruned\n"
+PROPOSALS += "12,30,10,0,5,5,0,10\n15,30,10,0,5,5,0,10\n"
 
 
 def points(name):

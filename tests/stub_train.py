@@ -17,9 +17,8 @@ from pathlib import Path
 
 FLAGS = {"problem": "toy", "data": "auto", "toy_dims": 3, "strategy": "plummet", "safeguards": "moderate", "arm": None}
 FLAGS |= {"seed": 1, "n_epochs": 20, "pruning_epoch": 4, "polynomial_schedule_n": 2, "latent_dim": 20, "lr": 0.001}
-FLAGS |= {"w_v": 0.01, "plummet_threshold": 0.05, "percentile": 0.2, "precision": "fp32", "min_active_dims": 5}
-FLAGS |= {"max_prune_per_epoch": 20.0, "cooldown_epochs": 0, "k_consecutive": 1, "out": "runs", "resume": None}
-FLAGS |= {"threads": 1, "wandb": "auto", "wandb_project": "stub", "wandb_entity": None}
+FLAGS |= {"w_v": 0.01, "plummet_threshold": 0.05, "percentile": 0.2, "precision": "fp32"}
+FLAGS |= {"out": "runs", "resume": None, "threads": 1, "wandb": "auto", "wandb_project": "stub", "wandb_entity": None}
 # finish | crash: unless a file `mended` exists | diverge | refuse | full | hang: until a file `go` exists
 FLAGS |= {"nap": 0.0, "end": "finish", "end_epoch": 3}
 

@@ -2,7 +2,6 @@
 
 import concurrent.futures
 import functools
-import json
 import shutil
 from pathlib import Path
 
@@ -13,7 +12,6 @@ from conftest import ROOT
 import data
 from record import read_csv
 from tools import designs as designs_tool
-from tools import hub
 from tools.solvers import Heat, fast_engibench
 
 BUNDLED = list(data.CONDITIONS)
@@ -60,30 +58,19 @@ def test_check_finds_what_is_wrong(tmp_path):
     assert "design 7: a duplicate" in found
 
 
-def test_a_beam_is_made_again_to_the_byte():
-    arrays = bundled("beams2d")
-    i = int(np.argmin(np.abs(arrays["rmin"] - 1.6) + np.abs(arrays["volfrac"] - 0.4)))
-    design = designs_tool.optimise("beams2d", conditions_of("beams2d", i))
-    # Another processor may round another way, and an optimiser may amplify that; the one that made the sample does not
-    assert np.abs(design.astype(int) - arrays["designs"][i]).mean() < 2
-    found = designs_tool.objective("beams2d", conditions_of("beams2d", i), design / 255)
-    assert found == pytest.approx(arrays["objective"][i], rel=0.01)
-
-
-def test_a_heat_sink_is_made_again():
-    pytest.importorskip("nlopt", reason="nlopt is not installed; `make data` and `make test` install it")
-    design = designs_tool.optimise("heatconduction2d", conditions_of("heatconduction2d", 0))
-    # MMA is chaotic: a rounding difference in one evaluation moves branches. The objective is what is reproduced.
-    found = designs_tool.objective("heatconduction2d", conditions_of("heatconduction2d", 0), design / 255)
-    assert found == pytest.approx(bundled("heatconduction2d")["objective"][0], rel=0.01)
-
-
 @pytest.mark.parametrize("problem", ["beams2d", "heatconduction2d"])
-def test_the_stored_objective_is_that_of_the_design(problem):
+def test_a_design_is_made_again_and_the_stored_objective_is_its_own(problem):
+    if problem == "heatconduction2d":
+        pytest.importorskip("nlopt", reason="nlopt is not installed; `make data` and `make test` install it")
     arrays = bundled(problem)
-    i = len(arrays["designs"]) - 1
-    found = designs_tool.objective(problem, conditions_of(problem, i), arrays["designs"][i] / 255, version=0)
-    assert found == pytest.approx(arrays["objective"][i], rel=1e-6)
+    i = int(np.argmin(np.abs(arrays["rmin"] - 1.6) + np.abs(arrays["volfrac"] - 0.4))) if "rmin" in arrays else 0
+    conditions, stored = conditions_of(problem, i), arrays["designs"][i]
+    design = designs_tool.optimise(problem, conditions)
+    # Another processor may round another way, and an optimiser may amplify that: MMA does. The objective stays
+    assert problem != "beams2d" or np.abs(design.astype(int) - stored).mean() < 2
+    for x, off in ((design, 0.01), (stored, 1e-6)):
+        found = designs_tool.objective(problem, conditions, x / 255, version=0)
+        assert found == pytest.approx(arrays["objective"][i], rel=off)
 
 
 def test_photonic_designs_are_scored_as_they_are():
@@ -131,83 +118,23 @@ def test_heat_gradient_and_a_known_solution():
         assert heat.objective(np.ones(n**2)) == pytest.approx(1e-4 * 0.035144, rel=0.01)
 
 
-def test_toy_has_exactly_its_factors():
-    for k in (1, 3, 6):
-        designs = data.load("toy", toy_dims=k)
-        assert designs.train.shape[1:] == (1, 32, 32)
-    one, again, two = (data.load("toy", toy_dims=k).fingerprint["sha256"] for k in (1, 1, 2))
-    assert one == again != two
-
-
 def test_splits_do_not_move_when_designs_are_added():
     assert (data._split(100, 3) == data._split(1000, 3)[:100]).all()
     first, more = designs_tool.conditions_of("photonics2d", 0, 10), designs_tool.conditions_of("photonics2d", 0, 99)
     assert all((first[key] == more[key][:10]).all() for key in first)
 
 
-def test_auto_falls_back_to_the_sample_and_says_so(monkeypatch, capsys):
-    def unreachable(*_):
-        raise ConnectionError("no route")
-
-    monkeypatch.setattr(hub, "load", unreachable)
-    assert data.load("beams2d", "auto").fingerprint["source"] == "sample"
-    assert "the bundled sample" in capsys.readouterr().out
-    with pytest.raises(data.InputError, match="--data hub: cannot load beams2d"):
-        data.load("beams2d", "hub")
-
-
-def test_an_unreachable_server_is_noticed_fast():
-    assert hub.ask("http://127.0.0.1:9", 1).startswith("no answer")
-    assert hub.ask("not a url", 1).startswith("no answer")
-
-
-GOOD = np.random.default_rng(0).random((40, 16, 24), dtype=np.float32)
-
-
-def test_own_files(tmp_path):
-    np.save(tmp_path / "a.npy", GOOD)
-    np.savez(tmp_path / "a.npz", designs=GOOD[:, None], split=np.repeat(["train", "val", "test"], [30, 6, 4]))
-    np.savez(tmp_path / "b.npz", designs=(GOOD * 255).astype(np.uint8))
-    assert data.load("custom", str(tmp_path / "a.npy")).train.shape == (28, 1, 16, 24)
-    assert data.load("custom", str(tmp_path / "a.npz")).test.shape == (4, 1, 16, 24)
-    assert data.load("custom", str(tmp_path / "b.npz")).val.max() <= 1
-
-
-BAD_FILES = {
-    "NaN or infinite": dict(designs=np.where(GOOD > 0.99, np.nan, GOOD)),
-    "values from": dict(designs=GOOD * 1.5),
-    "has shape": dict(designs=GOOD[:, 0]),
-    "no array named": dict(images=GOOD, masks=GOOD),
-    "is of type": dict(designs=GOOD.astype(str)),
-    "0 designs in the val split, of 3; at least 2 are needed, and 17 in all": dict(designs=GOOD[:3]),
-    "designs in the val": dict(designs=GOOD, split=np.repeat("train", 40)),
-    "`split` must name": dict(designs=GOOD, split=np.repeat("other", 40)),
-}
-
-
-@pytest.mark.parametrize("message", BAD_FILES)
-def test_a_bad_file_is_named(message, tmp_path):
-    np.savez(tmp_path / "bad.npz", **BAD_FILES[message])
-    with pytest.raises(data.InputError, match=message) as error:
-        data.load("custom", str(tmp_path / "bad.npz"))
-    assert "bad.npz" in str(error.value)
-    assert "\n" not in str(error.value)
-
-
-def test_files_of_another_problem_pickles_and_broken_archives_are_refused(tmp_path):
-    np.save(tmp_path / "small.npy", GOOD)
-    with pytest.raises(data.InputError, match=r"beams2d needs \(N, 50, 100\)"):
-        data.load("beams2d", str(tmp_path / "small.npy"))
-    np.save(tmp_path / "pickle.npy", np.array([{"a": 1}], dtype=object))
+def test_files_of_another_problem_and_broken_archives_are_refused(tmp_path):
     whole = (data.SAMPLES / "beams2d.npz").read_bytes()
-    (tmp_path / "cut.npz").write_bytes(whole[: len(whole) // 2])
     middle = len(whole) // 3
     (tmp_path / "flipped.npz").write_bytes(whole[:middle] + bytes([whole[middle] ^ 4]) + whole[middle + 1 :])
     np.savez(tmp_path / "bytes.npz", designs=np.zeros((9, 50, 100)), split=np.array([b"\xe9"] * 9))
-    with pytest.raises(data.InputError, match="must name train, val or test"):
-        data.load("beams2d", str(tmp_path / "bytes.npz"))
-    for name in ("pickle.npy", "cut.npz", "flipped.npz", "missing.npz"):
-        with pytest.raises(data.InputError, match="cannot be read"):
+    np.save(tmp_path / "small.npy", np.zeros((40, 16, 24)))
+    np.save(tmp_path / "turned.npy", np.zeros((50, 100, 60)))
+    said = {"small.npy": r"beams2d needs \(N, 50, 100\)", "bytes.npz": "must name train, val or test"}
+    said |= {"flipped.npz": "cannot be read", "turned.npy": r"give numpy.moveaxis\(x, -1, 0\)"}
+    for name, message in said.items():
+        with pytest.raises(data.InputError, match=message):
             data.load("beams2d", str(tmp_path / name))
 
 
@@ -219,17 +146,10 @@ def test_making_designs_from_the_command_line(tmp_path, monkeypatch, capsys):
         made.append(conditions)
         return np.full((50, 100), 60, np.uint8)
 
-    class InProcess:  # the pool's workers would not see the stand-ins
-        def __init__(self, *args, **kwargs): ...
-
-        def submit(self, function, job):
-            future = concurrent.futures.Future()
-            future.set_result(function(job))
-            return future
-
     monkeypatch.setattr(designs_tool, "optimise", optimise)
     monkeypatch.setattr(designs_tool, "objective", lambda problem, conditions, design, version: 1.0)
-    monkeypatch.setattr("concurrent.futures.ProcessPoolExecutor", InProcess)
+    threads = lambda *_, **__: concurrent.futures.ThreadPoolExecutor(1)  # noqa: E731  processes see no stand-ins
+    monkeypatch.setattr("concurrent.futures.ProcessPoolExecutor", threads)
 
     def make(n, *flags):
         return designs_tool.main([f"--n={n}", "--problem=beams2d", *flags])
@@ -258,7 +178,3 @@ def test_making_designs_from_the_command_line(tmp_path, monkeypatch, capsys):
             capsys.readouterr()  # the progress bars
             assert make(*flags) == 2 and said in capsys.readouterr().err
     assert not Path("data/beams2d-s0").exists()  # what was refused left nothing
-
-
-def test_fingerprints_are_json():
-    json.dumps(data.load("toy").fingerprint)

@@ -1,6 +1,8 @@
-"""tools/design.py: designs for new conditions, from the regression that a run stores in its model."""
+"""What is made of a model: designs for new conditions, the demo, and the gallery of a run."""
 
+import csv
 import itertools
+import json
 import math
 import re
 
@@ -8,11 +10,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import ROOT
 
 import data
 import lvae
 import train
-from tools import demo, design, design_bench
+from tools import demo, design, design_bench, gallery
+from tools.designs import objective, optimise
 
 
 def own_designs(path, n=60):
@@ -55,9 +59,8 @@ def test_a_gaussian_process_is_that_of_scikit_learn():
     for nu in design.SMOOTH:
         kernel = Matern([0.5, 2.0], nu=nu) + WhiteKernel(0.01)
         theirs = GaussianProcessRegressor(kernel, optimizer=None).fit((x - low) / (high - low), y)
-        numbers = dict(
-            low=low, high=high, length=[0.5, 2.0], points=theirs.X_train_, weights=theirs.alpha_, offset=[0, 0]
-        )
+        numbers = dict(low=low, high=high, length=[0.5, 2.0], offset=[0, 0])
+        numbers |= dict(points=theirs.X_train_, weights=theirs.alpha_)
         given = {k: torch.tensor(np.array(v), dtype=torch.float64) for k, v in numbers.items()} | dict(nu=nu)
         assert np.allclose(lvae.matern(given, torch.tensor(new)), theirs.predict((new - low) / (high - low)), atol=1e-9)
     assert design.regression({"constant": np.ones(80)}, y) is None and design.regression({}, y) is None
@@ -112,8 +115,6 @@ def test_volume_and_load():
 
 @pytest.mark.parametrize("problem", ["beams2d", "heatconduction2d"])
 def test_polishing_starts_from_the_design_and_makes_it_better(problem):
-    from tools.designs import objective, optimise
-
     designs = data.load(problem, "sample")
     conditions = {k: v[0].item() for k, v in designs.conditions["val"].items()}
     start = design.fitted(problem, conditions, design.nearest(designs, conditions))
@@ -175,3 +176,49 @@ def test_samples_are_drawn_like_the_latents():
     assert (lvae.draw(circle, 0.1, 1000, generator).norm(dim=1) - 1).abs().max() < 0.4  # a Gaussian's reach the centre
     assert design.bandwidth(circle[:800], circle[800:]) <= 0.1
     assert design.bandwidth(ball[:800], ball[800:]) >= 0.5
+
+
+def test_gallery_of_a_run_and_what_cannot_be_drawn(tmp_path, capsys, monkeypatch):
+    """A run as it was shipped: models/heatconduction2d is a run's folder, too."""
+    folder, drawn, pictures = ROOT / "models/heatconduction2d", [], gallery.images
+    model, designs = lvae.load(folder), data.load("heatconduction2d", "sample")
+    config, k = json.loads((folder / "config.json").read_text()), len(model.dims)
+    monkeypatch.setattr(gallery, "images", lambda *args: (drawn.append(args), pictures(*args))[1])
+    assert gallery.main(["--run", str(folder), "--out", str(tmp_path), "--designs", "3", "--physics", "1"]) == 0
+    page = tmp_path / f"gallery-{config['id']}"
+    assert str(page / "index.html") in capsys.readouterr().out
+    text = (page / "index.html").read_text()
+    assert re.findall("<h2>(.*?)</h2>", text) == ["Reconstructions, best to worst", "Physics", "Latent traversals"]
+    assert f"Each of the {k} kept dimensions" in text and f"{k} of 100 dims kept" in text
+    assert text.count("<figcaption>") == 3 + math.ceil(k / 8) and 'alt=""' not in text
+    assert f"Dimensions 1 to 8 of {k}" in text and f"Dimensions {(k - 1) // 8 * 8 + 1} to {k} of {k}" in text
+    # each reconstruction carries its error, the smallest first
+    found = [float(title.removeprefix("error ")) for title in drawn[0][2][1]]
+    error = (model(designs.val) - designs.val).square().mean((1, 2, 3)).detach()
+    assert found == sorted(found) and found[0] == pytest.approx(error.min().item(), rel=0.05)
+    grows = [float(label.split("\n")[1].replace("−", "-")) for rows in drawn[1:] for label in rows[1]]
+    assert len(grows) == k and grows == sorted(grows, reverse=True)
+    with open(page / "tables" / "physics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["what"] for row in rows] == ["reconstruction", "sample"]
+    for row in rows:  # the original's objective is that of its own conditions
+        i = int(row["validation design"])
+        conditions = {name: values[i].item() for name, values in designs.conditions["val"].items()}
+        expected = objective("heatconduction2d", conditions, designs.val[i, 0].numpy().astype(float))
+        assert float(row["objective of the original"]) == pytest.approx(expected, rel=1e-9)
+        assert float(row["volume of the original"]) == pytest.approx(float(designs.val[i].mean()))
+
+    for name in ("bare", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps(config))
+        config["data"]["sha256"] = "0"
+    (tmp_path / "other/model.pt").touch()
+    cases = {"no model.pt; train with --save_model=True": ["--run", str(tmp_path / "bare")]}
+    cases |= {"it was trained on other designs": ["--run", str(tmp_path / "other")]}
+    cases |= {"--run nowhere: its config.json": ["--run", "nowhere"]}
+    cases |= {"at least 2, and at least 0": ["--run", str(folder), "--designs", "1"]}
+    for said, argv in cases.items():
+        assert gallery.main([*argv, "--out", str(tmp_path / "none")]) == 2
+        error = capsys.readouterr().err
+        assert said in error and error.count("\n") == 1
+    assert not (tmp_path / "none").exists()

@@ -9,12 +9,9 @@ import csv
 import json
 import os
 import random
-import select
 import signal
-import socket
 import subprocess
 import sys
-import threading
 import time
 from datetime import date
 from pathlib import Path
@@ -42,7 +39,7 @@ Written by `make soak` (tests/test_faults.py), a row by each kind of fault; it i
 for real into `train.py`, as a process of its own, training toy designs for 24 epochs. Each run was then continued to
 its end and compared with an undisturbed run of the same flags: every column of metrics.csv but `epoch_seconds`,
 pruning.csv, every number of summary.json, every weight of model.pt, and the names of the files, bit for bit; with W&B,
-every epoch's val_rec on the server, too. Rows of sweeps are of 2026-11-26; tests/test_sweep_faults.py has these faults.
+every epoch's val_rec on the server, too. Rows of sweeps are of 2026-11-26; tests/test_sweep_queue.py has these faults.
 
 | fault | times | the process ended with | lost | day | seed |
 | --- | --- | --- | --- | --- | --- |
@@ -176,53 +173,6 @@ def full_disks(times):
     return gone
 
 
-class Proxy:
-    """Stands between W&B's client and its server: hang() answers nothing, die() refuses connections, heal() mends.
-
-    Bytes wait where they are while it hangs, and are lost, with their connections, when it dies: as with a real server.
-    """
-
-    def __init__(self, target):
-        self.target, self.passing, self.pairs = target, threading.Event(), []
-        self.address, self.listener = ("127.0.0.1", 0), None
-        self.heal()
-
-    def heal(self):
-        self.passing.set()
-        if not self.listener:
-            self.listener = socket.create_server(self.address)
-            self.address = self.listener.getsockname()
-            threading.Thread(target=self._accept, args=[self.listener], daemon=True).start()
-
-    def hang(self):
-        self.passing.clear()
-
-    def die(self):
-        listener, self.listener = self.listener, None
-        for end in (listener, *(end for pair in self.pairs for end in pair)):
-            with contextlib.suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
-        listener.close()
-        self.pairs = []
-        self.passing.set()
-
-    def _accept(self, listener):
-        with contextlib.suppress(OSError):
-            while True:
-                threading.Thread(target=self._pump, args=[listener.accept()[0]], daemon=True).start()
-
-    def _pump(self, client):
-        with contextlib.suppress(OSError), client, socket.create_connection(self.target) as server:
-            self.pairs.append((client, server))
-            while True:
-                for ready in select.select([client, server], [], [])[0]:
-                    self.passing.wait()
-                    data = ready.recv(1 << 16)
-                    if not data:
-                        return
-                    (server if ready is client else client).sendall(data)
-
-
 def lost_on_wandb(name, server):
     """Epochs of run `name` that the server does not have, after `wandb sync` of what stayed behind if it lacks any."""
     folder = Path("runs", name)
@@ -246,19 +196,16 @@ def server_trouble(times, trouble, then=None, seconds=0, early=False):
     gone = []
     for i in range(times):
         with serve() as server:
-            proxy = Proxy(("127.0.0.1", int(server.url.rsplit(":", 1)[1])))
-            server.url = f"http://127.0.0.1:{proxy.address[1]}"
             name = f"server-{trouble}-{then}-{early}-{i}"
             process = training(name, -1 if early else 4, "--wandb=online", env={**CLEAN, **server.env})
-            wait_for(lambda proxy=proxy: not early or len(proxy.pairs) > 1, process)
-            getattr(proxy, trouble)()
+            wait_for(lambda server=server: not early or len(server.connections) > 1, process)
+            getattr(server, trouble)()
             if then:
                 time.sleep(seconds)
-                getattr(proxy, then)()
+                getattr(server, then)()
             end(process, 0)
-            proxy.heal()
+            server.heal()
             gone += lost(name) + lost_on_wandb(name, server)
-            proxy.die()
     return gone
 
 

@@ -87,17 +87,19 @@ def saved(save, *args, **kwargs):
     return buffer.getvalue()
 
 
-def check_damaged(path, whole, read):
-    """However a file is damaged, read() gives an InputError of one line, or what `read` itself finds good."""
+def check_damaged(files, *reads):
+    """However files {path: bytes} are damaged, a read gives an InputError of one line, or what it itself finds good."""
 
     @MANY
     @given(*DAMAGE)
     def check(where, how):
-        path.write_bytes(damaged(whole, where, how))
-        try:
-            read()
-        except data.InputError as error:
-            one_line(error)
+        for path, whole in files.items():
+            path.write_bytes(damaged(whole, where, how))
+        for read in reads:
+            try:
+                read()
+            except data.InputError as error:
+                one_line(error)
 
     check()
 
@@ -111,7 +113,7 @@ def test_any_damaged_design_file(name, tmp_path):
         designs = data.load("custom", str(tmp_path / name))
         assert torch.isfinite(designs.train).all() and designs.train.min() >= 0 and designs.train.max() <= 1
 
-    check_damaged(tmp_path / name, whole, read)
+    check_damaged({tmp_path / name: whole}, read)
 
 
 def test_any_damaged_model(tmp_path):
@@ -120,40 +122,29 @@ def test_any_damaged_model(tmp_path):
     class Pruner:
         active, mean = torch.tensor([True, False, True]), torch.zeros(3)
 
-    saved_model = train.compact(model, Pruner(), torch.randn(20, 3), torch.randn(5, 3), {"lipschitz": 10.0})
-    buffer = io.BytesIO()
-    torch.save(saved_model, buffer)
-    check_damaged(tmp_path / "model.pt", buffer.getvalue(), lambda: lvae.load(tmp_path / "model.pt"))
+    compact = train.compact(model, Pruner(), torch.randn(20, 3), torch.randn(5, 3), {"lipschitz": 10.0})
+    whole = saved(lambda file: torch.save(compact, file))
+    check_damaged({tmp_path / "model.pt": whole}, lambda: lvae.load(tmp_path / "model.pt"))
 
 
 def test_any_damaged_checkpoint_or_config(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("WANDB_RUN_ID", raising=False)
     run = record.Run(tmp_path / "a")
-    fingerprint = {"sha256": "0", "source": "x"}
-    config = dict(id="a", name="n", flags=json.loads(record.to_json(vars(train.parse([])))), data=fingerprint)
-    run.config = config
-    run.start(config)
+    fingerprint, n_epochs, device = {"sha256": "0", "source": "x"}, "--n_epochs=9", torch.device("cpu")
+    flags = json.loads(record.to_json(vars(train.parse([n_epochs]))))
+    run.config = dict(id="a", name="n", flags=flags, data=fingerprint)
+    run.start(run.config)
     run.checkpoint({"epoch": 1, "weights": torch.randn(100)})
-    checkpoint, text = (tmp_path / "a/checkpoint.pt").read_bytes(), (tmp_path / "a/config.json").read_bytes()
-
-    @MANY
-    @given(*DAMAGE)
-    def check(where, how):
-        (tmp_path / "a/checkpoint.pt").write_bytes(damaged(checkpoint, where, how))
-        (tmp_path / "a/config.json").write_bytes(damaged(text, where, how))
-        for attempt in (
-            lambda: run.restore("cpu"),
-            lambda: record.locate(train.parse(["--resume=a"]), fingerprint),
-            lambda: record.locate(train.parse(["--config=a/config.json"]), fingerprint),
-            lambda: record.locate(train.parse(["--resume=auto", "--out=."]), fingerprint),
-        ):
-            try:
-                attempt()
-            except data.InputError as error:
-                one_line(error)
-
-    check()
+    files = {path: path.read_bytes() for path in (tmp_path / "a/checkpoint.pt", tmp_path / "a/config.json")}
+    assert run.restore(device)["epoch"] == 1  # undamaged
+    check_damaged(
+        files,
+        lambda: run.restore(device),
+        lambda: record.locate(train.parse(["--resume=a", n_epochs]), fingerprint),
+        lambda: record.locate(train.parse(["--config=a/config.json", n_epochs]), fingerprint),
+        lambda: record.locate(train.parse(["--resume=auto", "--out=.", n_epochs]), fingerprint),
+    )
 
 
 @pytest.mark.parametrize("number", ["02", "03"])
@@ -170,7 +161,7 @@ def test_any_damaged_sweep_file(number, tmp_path, monkeypatch):
         record, points, _ = create.plan(path, config, asked, train, "local")
         assert not points or len(points) == record["runs"] > 0
 
-    check_damaged(tmp_path / "own.yaml", whole, read)
+    check_damaged({tmp_path / "own.yaml": whole}, read)
 
 
 NUMBERS = st.one_of(st.floats(), st.integers(), st.lists(st.floats(), max_size=3), st.none())

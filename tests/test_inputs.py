@@ -1,40 +1,35 @@
-"""What users bring: designs of every layout and type, files of other tools, broken hubs, and W&B that cannot start."""
+"""What users bring: designs and flags of every kind, broken hubs, full disks: one line, and no half a file."""
 
 import contextlib
 import errno
 import functools
+import importlib
+import math
 import os
 import re
 import resource
 import shutil
-import signal
 import ssl
 import subprocess
 import sys
-import time
 import tracemalloc
-import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hub_server import serve
 from sweep_kit import write
-from test_train import FAST, ROOT, in_an_empty_folder, run, summary  # noqa: F401  a fixture
+from test_train import FAST, ROOT, in_an_empty_folder, own_designs, rows, run, summary  # noqa: F401  a fixture
 
 import data
+import record
 import sweep
 import train
+from pruning import PROFILES
 from tools.hub import ask
 
-PATHED = {**os.environ, "PYTHONPATH": str(ROOT)}
 BLOBS = data._toy(3, n=60, size=24)["designs"]  # (60, 24, 24) in [0, 1], smooth
 MASK = BLOBS > 0.3
-
-
-def start(path, *flags):
-    """Load a file as train.py would; returns its designs."""
-    return data.load("custom", str(path), *flags)
 
 
 MADE = {  # what is saved: (what the line says of it, the designs that it means)
@@ -57,20 +52,13 @@ MADE = {  # what is saved: (what the line says of it, the designs that it means)
 def test_what_is_made_of_the_values_is_said(kind, tmp_path):
     saved, said, meant = MADE[kind]
     np.save(tmp_path / "own.npy", saved)
-    np.savez(tmp_path / "own.npz", anything=saved)
+    np.savez(tmp_path / "own.npz", anything=saved, labels=np.arange(60))  # the one array that can be designs
     for name in ("own.npy", "own.npz"):
-        designs = start(tmp_path / name)
+        designs = data.load("custom", str(tmp_path / name))
         assert said in designs.about and name in designs.about
         found = np.concatenate([getattr(designs, split)[:, 0].numpy() for split in data.SPLITS])
         order = np.concatenate([np.flatnonzero(data._split(60, 0) == split) for split in data.SPLITS])
         np.testing.assert_allclose(found, np.float32(meant)[order], atol=1e-6)
-
-
-def test_the_line_stands_at_the_start_of_a_run(tmp_path, capsys):
-    np.savez(tmp_path / "own.npz", images=MASK, labels=np.arange(60))  # the one array that can be designs
-    run("--problem=custom", f"--data={tmp_path / 'own.npz'}", "--n_epochs=1", name="a")
-    first = capsys.readouterr().out.splitlines()[0]
-    assert first.startswith("data: 60 designs of 24 x 24 (42 train, 9 val, 9 test) from ") and "a mask" in first
 
 
 REFUSED = {  # what is saved: what the one line says
@@ -89,6 +77,10 @@ REFUSED = {  # what is saved: what the one line says
     "uint16": ((BLOBS * 65535).astype(np.uint16), "has values from 0 to"),
     "complex": (BLOBS + 0j, "is of type complex64"),
     "objects": (np.array([{"a": 1}, None]), "numpy.save('designs.npy', numpy.stack(DESIGNS))"),
+    "NaN": (np.where(BLOBS > 0.5, np.nan, BLOBS), "has NaN or infinite values; allowed: [0, 1]"),
+    "two arrays": (dict(images=BLOBS, masks=MASK), "no array named `designs`"),
+    "a split without val": (dict(designs=BLOBS, split=["train"] * 60), "0 designs in the val split, of 60"),
+    "a split of others": (dict(designs=BLOBS, split=["other"] * 60), "`split` must name train, val or test"),
 }
 
 
@@ -103,13 +95,9 @@ def refusal(capsys, path, problem="custom"):
 
 @pytest.mark.parametrize("kind", REFUSED)
 def test_what_is_refused_says_what_to_do(kind, tmp_path, capsys):
-    np.save(tmp_path / "own.npy", REFUSED[kind][0])
-    assert REFUSED[kind][1] in refusal(capsys, tmp_path / "own.npy")
-
-
-def test_a_turned_file_of_a_known_problem_is_named(tmp_path, capsys):
-    np.save(tmp_path / "own.npy", np.zeros((50, 100, 60)))
-    assert "give numpy.moveaxis(x, -1, 0)" in refusal(capsys, tmp_path / "own.npy", "beams2d")
+    (saved, said), path = REFUSED[kind], tmp_path / "own.npz"
+    np.savez(path, **saved if isinstance(saved, dict) else dict(designs=saved))
+    assert said in refusal(capsys, path)
 
 
 def test_other_formats_are_refused_with_code_that_converts_them(capsys):
@@ -136,20 +124,8 @@ def test_other_formats_are_refused_with_code_that_converts_them(capsys):
     assert "it is no file" in refusal(capsys, "own.npy")
 
 
-def bomb(path, shape, name="designs", **others):
-    """A small .npz whose array `name` unpacks to zeros of this shape; it is written in pieces."""
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
-        with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
-            np.lib.format.write_array_header_1_0(file, dict(descr="|u1", fortran_order=False, shape=shape))
-            for _ in range(int(np.prod(shape)) // 2**20):
-                file.write(bytes(2**20))
-        for key, array in others.items():
-            with archive.open(f"{key}.npy", "w") as file:
-                np.save(file, array)
-
-
 def test_an_array_that_does_not_fit_is_refused_before_it_is_read(tmp_path, capsys, monkeypatch):
-    bomb(tmp_path / "bomb.npz", (64, 1024, 1024))
+    np.savez_compressed(tmp_path / "bomb.npz", designs=np.zeros((64, 1024, 1024), np.uint8))
     assert (tmp_path / "bomb.npz").stat().st_size < 1e6
     monkeypatch.setattr(data, "free_memory", lambda: 800e6)
     said = "(64, 1024, 1024) of uint8, needs 0.872 GB of memory, and 0.8 GB are free; give fewer designs"
@@ -157,9 +133,9 @@ def test_an_array_that_does_not_fit_is_refused_before_it_is_read(tmp_path, capsy
 
 
 def test_an_array_that_is_not_needed_is_not_read(tmp_path):
-    bomb(tmp_path / "bomb.npz", (64, 2**20), name="other", designs=BLOBS)
+    np.savez_compressed(tmp_path / "bomb.npz", other=np.zeros((64, 2**20), np.uint8), designs=BLOBS)
     tracemalloc.start()
-    assert "60 designs of 24 x 24" in start(tmp_path / "bomb.npz").about
+    assert "60 designs of 24 x 24" in data.load("custom", str(tmp_path / "bomb.npz")).about
     assert tracemalloc.get_traced_memory()[1] < 2**25
     tracemalloc.stop()
 
@@ -254,9 +230,7 @@ def test_a_cache_that_cannot_be_written_is_refused(hub, monkeypatch, tmp_path, c
 
 
 @pytest.mark.skipif(not shutil.which("openssl"), reason="needs openssl")
-def test_a_certificate_that_nobody_knows_is_named(monkeypatch, tmp_path):
-    from huggingface_hub import constants
-
+def test_a_certificate_that_nobody_knows_is_left_to_the_client(tmp_path):
     from tools import hub
 
     pem, cert = tmp_path / "server.pem", tmp_path / "cert.pem"
@@ -269,60 +243,6 @@ def test_a_certificate_that_nobody_knows_is_named(monkeypatch, tmp_path):
         server.socket = context.wrap_socket(server.socket, server_side=True)
         url = server.url.replace("http:", "https:")
         assert hub.ask(url) is None  # the client may know it
-        monkeypatch.setattr(constants, "ENDPOINT", url)
-        assert "CERTIFICATE_VERIFY_FAILED" in hub.asked_again(HEAT)
-
-
-# ---- W&B that cannot start -------------------------------------------------------------------------------------------
-
-TINY = ["--problem=toy", "--n_epochs=1", "--latent_dim=4", "--batch_size=512", "--threads=1"]
-START = "import record, sys, time, train, tools.figures; tools.figures.draw = lambda *_: None; "
-HANG = START + "record.Wandb = lambda *_: (print('hangs', flush=True), time.sleep(99)); "
-MAIN = f"record.leave(train.main({TINY}))"
-
-
-def process(code, **env):
-    """Code as a process, not logged in: (exit code, stdout, stderr)."""
-    clean = {k: v for k, v in PATHED.items() if not k.startswith("WANDB_")} | {"NETRC": os.devnull}
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, env=clean | env, capture_output=True, text=True, timeout=120)
-    return done.returncode, done.stdout, done.stderr
-
-
-def test_a_wandb_service_that_cannot_start_costs_no_run(monkeypatch, capsys):
-    code, out, error = process(START + MAIN, WANDB_X_SERVICE_WAIT="0.001")
-    assert (code, error.count("\n")) == (0, 1) and "going on without it" in error and "run      runs/" in out
-    write(seed=[1])
-    monkeypatch.setenv("WANDB_X_SERVICE_WAIT", "0.001")
-    monkeypatch.setenv("NETRC", os.devnull)
-    assert sweep.main(["create", "quick.yaml"]) == 0
-    assert "backend: local" in capsys.readouterr().out
-
-
-def test_a_wandb_that_hangs_is_left_behind():
-    short = "record.bounded.__defaults__ = (1,); old = record.bounded; record.bounded = lambda f, s=1: old(f, 1); "
-    code, _, error = process(HANG + short + MAIN)
-    assert code == 0 and "W&B: cannot start (no answer within 1 s); going on without it" in error
-    assert len(list(Path("runs").glob("*/summary.json"))) == 1
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_stop_before_the_first_epoch_ends_at_once(number):
-    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    child = subprocess.Popen([sys.executable, "-c", HANG + MAIN], **pipes, env=PATHED)
-    assert "hangs" in [child.stdout.readline().strip() for _ in range(2)]
-    start = time.monotonic()
-    child.send_signal(number)
-    assert child.wait(30) == 128 + number and time.monotonic() - start < 3
-    assert child.stderr.read() == "stopped before the first epoch\n"
-    (folder,) = Path("runs").iterdir()
-    assert train.main([f"--resume={folder}", "--wandb=disabled"]) == 0
-
-
-def test_a_run_that_is_logged_offline_says_where():
-    code, out, error = process(START + MAIN)
-    (folder,) = Path("runs").iterdir()
-    assert (code, error) == (0, "") and f"W&B: logged offline, in {folder}/wandb; " in out
 
 
 # ---- what the end of a run says --------------------------------------------------------------------------------------
@@ -349,6 +269,7 @@ def test_a_ratio_to_no_error_is_none(capsys, tmp_path):
     np.save(tmp_path / "own.npy", np.repeat(np.rint(BLOBS[:1] * 255) / 255, 60, axis=0))
     folder = run("--problem=custom", f"--data={tmp_path / 'own.npy'}", "--n_epochs=1", name="a")
     said = capsys.readouterr()
+    assert said.out.startswith(f"data: 60 designs of 24 x 24 (42 train, 9 val, 9 test) from {tmp_path}/own.npy; values")
     assert "(ratio n/a: PCA's error is 0 to rounding)" in said.out and summary(folder)["pca_ratio"] is None
     assert "--batch_size 256 is above the 42 training designs: each step takes all of them" in said.err
 
@@ -356,15 +277,19 @@ def test_a_ratio_to_no_error_is_none(capsys, tmp_path):
 # ---- machines --------------------------------------------------------------------------------------------------------
 
 
-def test_a_queue_without_locks_names_the_file(monkeypatch, capsys):
+CREATE = ["create", "quick.yaml", "--backend", "local"]
+
+
+@pytest.mark.parametrize("main, argv, file", [(train.main, FAST, "/lock'"), (sweep.main, CREATE, "journal.lock'")])
+def test_a_disk_without_locks_cannot_be_written_and_the_file_is_named(main, argv, file, monkeypatch, capsys):
     def no_locks(*_):
-        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     write(seed=[1])
-    monkeypatch.setattr(sweep.record.fcntl, "flock", no_locks)
-    assert sweep.main(["create", "quick.yaml", "--backend", "local"]) == 4
+    monkeypatch.setattr(record.fcntl, "flock", no_locks)
+    assert main(argv) == 4
     said = capsys.readouterr().err
-    assert said.count("\n") == 1 and "journal.lock" in said and "no locks on this file system" in said
+    assert "no locks on this file system" in said and file in said and said.count("\n") == 1
 
 
 def test_threads_are_those_of_the_quota(monkeypatch):
@@ -378,7 +303,7 @@ def test_threads_are_those_of_the_quota(monkeypatch):
     assert told == [1, 3]
 
 
-# ---- pip install, and sweeps -----------------------------------------------------------------------------------------
+# ---- pip install -----------------------------------------------------------------------------------------------------
 
 
 def test_pip_installs_lvae_alone(tmp_path):
@@ -396,23 +321,128 @@ def test_pip_installs_lvae_alone(tmp_path):
     assert done.stdout == "torch.Size([2, 1, 50, 100])\n", done.stderr
 
 
-def created(capsys, *flags, code=0):
-    assert sweep.main(["create", "quick.yaml", "--backend", "local", *flags]) == code
-    return "".join(capsys.readouterr())
+# ---- flags, full disks, odd designs ----------------------------------------------------------------------------------
 
 
-def test_create_prints_its_plan_and_holds_run_cap(capsys):
-    write(seed=[1, 2], lr=[0.1, 0.2, 0.3], program=str(ROOT / "train.py"))
-    assert ": 6 runs = 2 seed x 3 lr; toy from sample" in created(capsys)
-    write("quick", run_cap=4, seed=[3, 4], lr=[0.1, 0.2, 0.3], program=str(ROOT / "train.py"))
-    assert ": 4 runs; toy from sample" in created(capsys)
-    write("quick", run_cap=0, seed=[3])
-    assert "run_cap 0: must be a number of runs, at least 1" in created(capsys, code=2)
+def test_divergence_is_recorded(capsys):
+    folder = run("--volume=geometric", "--w_v=1e308", "--polynomial_schedule_n=4", name="a", code=3)
+    assert summary(folder)["status"] == "diverged" and "epoch 1" in summary(folder)["cause"]
+    assert "diverged: epoch 1" in capsys.readouterr().err and len(rows(folder / "metrics.csv")) == 1
 
 
-def test_a_search_of_ones_own_keeps_its_problem(capsys):
-    write(method="random", run_cap=3, lr={"min": 1e-4, "max": 1e-2}, program=str(ROOT / "train.py"))
-    said = created(capsys)
-    assert said.count("created quick-") == 1 and ": 3 runs; toy from sample" in said
-    Path("quick.yaml").write_text(Path("quick.yaml").read_text().replace("min: 0.0001", "min: 1e-4"))
-    assert "parameter lr needs" in (said := created(capsys, code=2)) and "not 1e-4" in said
+def test_a_full_disk_exits_with_4_and_leaves_no_part(capsys, monkeypatch):
+    def full(number, fsync=os.fsync):
+        if list(Path("runs").glob("*/checkpoint*.tmp")):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fsync(number)
+
+    monkeypatch.setattr(os, "fsync", full)
+    folder = run("--checkpoint_every=1", name="a", code=4)
+    said = "cannot write (runs/a: [Errno 28] No space left on device; what was written is kept)"
+    assert said in capsys.readouterr().err
+    assert {path.name for path in folder.iterdir()} == {"lock", "config.json", "metrics.csv", "pruning.csv"}
+    Path("file").write_text("")
+    assert train.main([*FAST, "--out=file/runs"]) == 4
+
+
+BAD = [
+    (["--problem=beam"], "--problem: 'beam' is unknown; did you mean 'beams2d'?; allowed: beams2d"),
+    (["--lr=nan"], "--lr: nan is out of range; allowed: 0 < value < inf"),
+    (["--latent_dim=0"], "--latent_dim: 0 is out of range; allowed: 1 <= value"),
+    (["--latent_dim=2.5"], "--latent_dim: '2.5' is not an integer"),
+    (["--toy_dims=7"], "--toy_dims: 7 is out of range; allowed: 1 <= value <= 6"),
+    (["--save_model=perhaps"], "--save_model: 'perhaps' is not a boolean"),
+    (["--min_active_dims=300", "--latent_dim=250"], "--min_active_dims 300: must not exceed --latent_dim 250"),
+    (["--arm=colour=3"], "--arm colour=3: 'colour' is not flag=value"),
+    (["--arm=lr=0.1", "--lr=0.1"], "--lr: given as a flag and in --arm"),
+    (["--device=tpu"], "--device tpu: not usable here; allowed: auto, cpu"),
+    (["--nosuchflag=1"], "unrecognized arguments: --nosuchflag=1"),
+    (["--latentdim=1"], "unrecognized arguments: --latentdim=1; did you mean --latent_dim?"),
+    (["--data=nosuch.npz", "--problem=beams2d"], "--data nosuch.npz: cannot be read"),
+    (["--resume=nosuch"], "--resume nosuch"),
+    (["--config=nosuch"], "--config nosuch"),
+    (["--problem=custom"], "--problem custom: needs your own designs"),
+    (["--problem=toy", "--data=own.npz"], "--data own.npz: toy designs are made, not read"),
+    (["--batch_size=1"], "--batch_size: 1 is out of range; allowed: 2 <= value"),  # one design has no std
+    (["--resume=a", "--config=b"], "--config b: not together with --resume a"),
+]
+
+
+def test_bad_input_gets_one_line_and_nothing_is_written(capsys):
+    for flags, message in BAD:
+        assert train.main([*flags, "--wandb=disabled"]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"train.py: {message}") and error.count("\n") == 1
+        assert list(Path().iterdir()) == []
+
+
+def test_a_record_is_a_file_and_a_run_id_is_a_plain_name(capsys, monkeypatch):
+    os.mkfifo("pipe")
+    Path("deep").write_text("[" * 100_000)
+    for path in ("pipe", "/dev/zero", "deep"):  # the first two never end
+        assert train.main([f"--config={path}", "--wandb=disabled"]) == 2
+        assert f"--config {path}: not the config.json of a run" in capsys.readouterr().err
+    np.savez("own.npz", designs=np.zeros((9, 16, 24), np.uint8), split=["train"] * 6 + ["val"] * 3)
+    assert train.main(["--problem=custom", "--data=own.npz", "--test", "--wandb=disabled"]) == 2
+    assert "--test: 0 designs in the test split" in capsys.readouterr().err
+    monkeypatch.setenv("WANDB_RUN_ID", "../elsewhere")
+    assert train.main([*FAST, "--wandb=disabled"]) == 2
+    assert "WANDB_RUN_ID ../elsewhere: allowed: letters, digits" in capsys.readouterr().err
+    assert not Path("runs").exists() and not Path("../elsewhere").exists()
+
+
+def test_the_command_line_shows_what_the_terminal_cannot():
+    """A path may hold letters that the terminal's encoding lacks."""
+    command, env = [sys.executable, str(ROOT / "train.py")], {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([*command, *FAST, "--n_epochs=1", "--out=é"], env=env, capture_output=True, text=True)
+    assert (done.returncode, done.stderr.count("Traceback")) == (0, 0), done.stderr
+    assert "run      \\xe9/" in done.stdout
+
+
+def test_precedence_flag_over_arm_over_profile_over_default():
+    argv = ["--safeguards=conservative", "--arm=cooldown_epochs=7,k_consecutive=2", "--recon_tol=inf", "--lr=None"]
+    args = train.parse(argv)
+    expected = {**PROFILES["conservative"], "cooldown_epochs": 7, "k_consecutive": 2, "recon_tol": math.inf}
+    assert {key: getattr(args, key) for key in expected} == expected
+    assert args.lr == train.DEFAULTS["lr"]
+    assert {key: getattr(train.parse([]), key) for key in expected} == PROFILES["moderate"]
+    assert train.parse(["--arm=safeguards=conservative"]).min_active_dims == 10
+    assert train.parse(["--save_model=True"]).save_model and not train.parse(["--save_model=False"]).save_model
+
+
+def test_a_schedule_that_cannot_work_is_a_warning(capsys):
+    for flag, said in (("pruning_epoch=6", "never prunes"), ("polynomial_schedule_n=5", "before w_v is reached")):
+        train.schedule(train.parse([*FAST, f"--{flag}"]), 1792)
+        assert said in capsys.readouterr().err
+
+
+CORNERS = {  # the value of each pixel, and flags
+    "two designs a batch": (None, ["--batch_size=2"]),
+    "constant designs": (0.3, []),
+    "latent_dim 1": (None, ["--latent_dim=1"]),
+    "all pruned but one": (None, ["--strategy=probabilistic", "--midpoint=0.999999", "--temperature=1e-9"]),
+    "batch larger than the data": (None, ["--batch_size=100000"]),
+}
+
+
+@pytest.mark.parametrize("corner", CORNERS)
+def test_corners_stay_finite(corner):
+    value, flags = CORNERS[corner]
+    folder = run("--problem=custom", f"--data={own_designs(value=value)}", *flags, name="a")
+    assert all(math.isfinite(float(row[key])) for row in rows(folder / "metrics.csv") for key in record.COLUMNS[:8])
+    assert all(math.isfinite(value) for value in summary(folder).values() if isinstance(value, float))
+    assert not list(folder.glob("*.tmp"))
+    active = summary(folder)["active_dims"]
+    assert active == int(rows(folder / "metrics.csv")[-1]["active_dims"]) >= 1
+    assert active == 1 or corner != "all pruned but one"
+    if value is not None:  # all latents alike: their std is 0, to rounding
+        dims, vol = (float(rows(folder / "metrics.csv")[-1][key]) for key in ("active_dims", "val_vol_loss"))
+        assert vol == pytest.approx(dims * math.log(1e-4), rel=0.02)
+
+
+@pytest.mark.parametrize("name", ["report", "sweep", "tools.bench", "tools.design", "tools.gallery", "tools.verify"])
+def test_a_wrong_flag_of_a_tool_is_one_line(name, capsys):
+    with pytest.raises(SystemExit) as end:
+        importlib.import_module(name).main(["--no_such_flag"])
+    said = capsys.readouterr().err
+    assert end.value.code == 2 and said.count("\n") == 1

@@ -42,7 +42,7 @@ COMMANDS = {  # variables and target: the command (`make -n`)
     "train": "train.py --problem beams2d --strategy plummet --data sample",
     "train PROBLEM=toy ARGS=--seed=2": "train.py --problem toy --strategy plummet --data sample --seed=2",
     "test": "pytest -q -n auto --dist worksteal tests",
-    "soak": "pytest -q tests/soak_sweep.py tests/test_faults.py",
+    "soak": "pytest -q tests/test_sweep_queue.py tests/test_faults.py",
     "lint": "ruff format --check .",
     "data N=2 SEED=3 PROBLEM=photonics2d": "--problem photonics2d --n 2 --seed 3",
     "ground-truth": "tools.comparison ground-truth",

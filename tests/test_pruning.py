@@ -1,4 +1,4 @@
-"""The strategies against spectra worked out by hand, the safeguards to the epoch, and what holds on any spectrum."""
+"""The strategies and safeguards against spectra worked out by hand, what holds on any spectrum, and the volume."""
 
 import io
 import itertools
@@ -7,10 +7,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from pruning import PROFILES, STRATEGIES, Pruner, lognorm, none, pca_cdf, plummet, probabilistic
+from train import volume
 
 # An overflow or a NaN that only warns is a failure, too; not what the garbage collector finds of other tests here
 pytestmark = pytest.mark.filterwarnings("error", "ignore::ResourceWarning")
@@ -21,17 +22,9 @@ RULES = [name for name in STRATEGIES if name != "none"]
 
 def make_flags(**given):
     """Aggressive strategies, so that random spectra are pruned, and no safeguard."""
-    rules = dict(plummet_threshold=0.5, cdf_threshold=0.9, percentile=0.45, alpha=0.0, temperature=1.0, midpoint=0.5)
-    off = dict(trim_share=0.0, trim_rec=None, n_epochs=10)
-    return SimpleNamespace(
-        **(
-            dict(strategy="plummet", pruning_epoch=0, beta=0.0, eta=ETA, seed=1)
-            | off
-            | rules
-            | PROFILES["none"]
-            | given
-        )
-    )
+    flags = dict(plummet_threshold=0.5, cdf_threshold=0.9, percentile=0.45, alpha=0.0, temperature=1.0, midpoint=0.5)
+    flags |= dict(strategy="plummet", pruning_epoch=0, n_epochs=10, beta=0.0, eta=ETA, seed=1)
+    return SimpleNamespace(**flags | dict(trim_share=0.0, trim_rec=None) | PROFILES["none"] | given)
 
 
 def batch(std, mean=0.0):
@@ -55,15 +48,10 @@ def events(rows):
     return {epoch: row["dims"] for epoch, row in rows.items() if row["dims"]}
 
 
-def propose(name, std, active, reference, flags, draws):
-    own = {
-        "plummet": (flags.plummet_threshold,),
-        "pca_cdf": (flags.cdf_threshold,),
-        "lognorm": (flags.percentile, flags.alpha),
-        "probabilistic": (flags.temperature, flags.midpoint, draws),
-        "none": (),
-    }[name]
-    return STRATEGIES[name](std, active, reference, *own, flags.eta)
+def propose(name, std, active, reference, f, draws):
+    own = dict(plummet=[f.plummet_threshold], pca_cdf=[f.cdf_threshold], lognorm=[f.percentile, f.alpha])
+    own |= dict(probabilistic=[f.temperature, f.midpoint, draws])
+    return STRATEGIES[name](std, active, reference, *own[name], f.eta)
 
 
 def chosen(rule, std, *own, reference=None, eta=1e-12):
@@ -80,10 +68,7 @@ def test_plummet_by_hand():
     # sorted 1, .5, .4, .02, .01, .002; ratios of neighbours 2, 1.25, 20, 2, 5: the plummet is .4 -> .02, so ref = .4
     std = [1.0, 0.5, 0.01, 0.4, 0.002, 0.02]
     assert chosen(plummet, std, 0.1) == [2, 4, 5]  # below .04
-    assert chosen(plummet, std, 0.04) == [
-        2,
-        4,
-    ]  # below .016; with ref = max it were .04, and 5 too; with ref = .02 none
+    assert chosen(plummet, std, 0.04) == [2, 4]  # below .016; with ref = max it were .04, and 5 too; with .02 none
     assert chosen(plummet, std, 0.02) == [4]  # below .008
     assert chosen(plummet, std, 0.004) == []  # below .0016
     # eta = 1 flattens the small ones: log of 2, 1.5, 1.4, 1.02: the largest ratio is 1.4 / 1.02 = 1.37, not 2 / 1.5.
@@ -130,37 +115,32 @@ def test_none_proposes_nothing():
     assert play(Pruner(2, make_flags(strategy="none")), [[1.0, 0.0]] * 3) == {}
 
 
-CLIFF = [1.7 * 0.15 ** (i / 44) for i in range(45)] + [
-    0.023 * (1.2 - 0.4 * i / 54) for i in range(55)
-]  # 45 real dimensions of 100
+# 45 real dimensions of 100
+CLIFF = [1.7 * 0.15 ** (i / 44) for i in range(45)] + [0.023 * (1.2 - 0.4 * i / 54) for i in range(55)]
+LEVELS = {  # from the mildest to the most aggressive; the last on flat dimensions: on real ones the other way round
+    "plummet": ("plummet_threshold", [0.01, 0.02, 0.05, 0.1]),
+    "pca_cdf": ("cdf_threshold", [0.9999, 0.999, 0.99, 0.95]),
+    "lognorm": ("percentile", [0.1, 0.2, 0.3, 0.4]),
+    "probabilistic": ("temperature", [1.0, 0.5, 0.25, 0.1]),
+}
 
 
-@pytest.mark.parametrize(
-    "rule, levels",  # from the mildest to the most aggressive
-    [
-        ("plummet", [{"plummet_threshold": v} for v in (0.01, 0.02, 0.05, 0.1)]),
-        ("pca_cdf", [{"cdf_threshold": v} for v in (0.9999, 0.999, 0.99, 0.95)]),
-        ("lognorm", [{"percentile": v} for v in (0.1, 0.2, 0.3, 0.4)]),
-        (
-            "probabilistic",
-            [{"temperature": v} for v in (1.0, 0.5, 0.25, 0.1)],
-        ),  # on flat ones; real ones the other way round
-    ],
-)
-def test_levels_of_the_study(rule, levels):
-    pruned = []
+@pytest.mark.parametrize("rule", RULES)
+def test_levels_of_the_study(rule):
+    (flag, levels), pruned = LEVELS[rule], []
     for level in levels:
-        pruner = Pruner(100, make_flags(strategy=rule, midpoint=0.02, **level))
+        pruner = Pruner(100, make_flags(strategy=rule, midpoint=0.02, **{flag: level}))
         play(pruner, [CLIFF])
         pruned.append(set((~pruner.active[45:]).nonzero().flatten().tolist()))
     assert all(milder <= bolder for milder, bolder in itertools.pairwise(pruned))
     assert len(pruned[-1]) > len(pruned[0])
 
 
+ODD = [[0.5], [0.0], [0.0] * 5, [0.3] * 7, [1e-30, 0.0, 0.0], [1e30, 1.0, 0.0], [1e-42, 1e-3, 3e38]]
+
+
 @pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize(
-    "std", [[0.5], [0.0], [0.0] * 5, [0.3] * 7, [1e-30, 0.0, 0.0], [1e30, 1.0, 0.0], [1e-42, 1e-3, 3e38]]
-)
+@pytest.mark.parametrize("std", ODD)
 def test_odd_spectra(rule, std):
     flags = make_flags(strategy=rule, temperature=1e-9, midpoint=0.02)
     std = torch.tensor(std)
@@ -168,18 +148,15 @@ def test_odd_spectra(rule, std):
         proposed = propose(rule, std, active, std, flags, torch.full((len(std),), 0.5))
         assert proposed.dtype == torch.bool and proposed.shape == std.shape
         assert not (proposed & ~active).any()
-        alike = (std == std[0]).all() and (
-            rule != "pca_cdf" or not std.any() or len(std) == 1
-        )  # pca_cdf: fewer may reach the share
-        assert not alike or not proposed.any()
+        fewer = rule == "pca_cdf" and std.any() and len(std) > 1  # of equal ones, too, fewer may reach its share
+        assert fewer or (std != std[0]).any() or not proposed.any()
     pruner = Pruner(len(std), flags)
     play(pruner, [std.tolist()] * 2)
     assert pruner.active.any()
 
 
-spectra = st.lists(
-    st.sampled_from([0.0, 1e-30, 1e-5, 1e-3, 0.01, 0.02, 0.1, 0.5, 0.6, 1.0, 2.0, 2e3]), min_size=1, max_size=9
-)
+WIDTHS = st.sampled_from([0.0, 1e-30, 1e-5, 1e-3, 0.01, 0.02, 0.1, 0.5, 0.6, 1.0, 2.0, 2e3])
+spectra = st.lists(WIDTHS, min_size=1, max_size=9)
 
 
 @quick
@@ -197,80 +174,44 @@ def test_a_strategy_is_pure_and_idempotent(rule, std, data):
     assert not propose(rule, std, active & ~proposed, reference, flags, draws).any()
 
 
-@quick
-@given(st.sampled_from(RULES), spectra)
-def test_an_unchanged_spectrum_is_pruned_once(rule, std):
-    pruner = Pruner(len(std), make_flags(strategy=rule, alpha=0.5))
-    assert set(events(play(pruner, [std] * 4))) <= {0}
-
-
 # ---- Safeguards, by hand ---------------------------------------------------------------------------------------------
 
 FLAT = [1.0, 1.0, 1.0, 0.01, 0.02, 0.03]  # the plummet at 0.5 of 1: proposes 3, 4, 5
+MISS = [FLAT, FLAT[:5] + [1.0], *[FLAT] * 6]  # dimension 5: proposed, not, then again from epoch 2 on
+FOUR, BEST = [[1.0] * 3 + [0.01, 0.02, 0.03, 0.04]] * 7, [0.5, 1.0, 1.26, 1.25, 0.9, 1.13, 1.12]
+TIES = [[1.0, 1.0, 0.03, 0.02, 0.02, 0.01]] * 3
+# of lognorm. log std at epoch 1: 0, -2, -4, cut at p = .2 by hand above: -3.374. Of epoch 0 or 2 alone it were 0 or -5
+LATER = [[1.0] * 3, [1.0, math.exp(-2), math.exp(-4)], [math.exp(-5)] * 3, [1.0, math.exp(-3.3), math.exp(-3.4)]]
+SAFEGUARDS = [  # flags, a spectrum an epoch, what is pruned at which epoch, val_rec of each epoch if not 1
+    (dict(pruning_epoch=0, k_consecutive=1), [FLAT] * 8, {0: [3, 4, 5]}),
+    (dict(pruning_epoch=0, k_consecutive=3), [FLAT] * 8, {2: [3, 4, 5]}),
+    (dict(pruning_epoch=2, k_consecutive=1), [FLAT] * 8, {2: [3, 4, 5]}),
+    (dict(pruning_epoch=2, k_consecutive=3), [FLAT] * 8, {4: [3, 4, 5]}),
+    (dict(k_consecutive=3), MISS, {2: [3, 4], 4: [5]}),
+    (dict(cooldown_epochs=0, max_prune_per_epoch=1), [FLAT] * 9, {0: [3], 1: [4], 2: [5]}),
+    (dict(cooldown_epochs=1, max_prune_per_epoch=1), [FLAT] * 9, {0: [3], 2: [4], 4: [5]}),
+    (dict(cooldown_epochs=2, max_prune_per_epoch=1), [FLAT] * 9, {0: [3], 3: [4], 6: [5]}),
+    # counts run on under cooldown, cap and recon_tol
+    (dict(k_consecutive=2, max_prune_per_epoch=1, cooldown_epochs=2), [FLAT] * 9, {1: [3], 4: [4], 7: [5]}),
+    (dict(k_consecutive=3, max_prune_per_epoch=1), [FLAT] * 9, {2: [3], 3: [4], 4: [5]}),
+    (dict(k_consecutive=2, recon_tol=0.1), [FLAT] * 3, {2: [3, 4, 5]}, [1.0, 2.0, 1.0]),
+    # the 0.5 before pruning starts is no reference. Best: 1, 1, 1, .9, .9, .9, allowed: 1.25 to 1.125
+    (dict(pruning_epoch=1, recon_tol=0.25, max_prune_per_epoch=1), FOUR, {1: [3], 3: [4], 4: [5], 6: [6]}, BEST),
+    # the smallest std first, then the lower index
+    (dict(max_prune_per_epoch=2), TIES, {0: [5, 3], 1: [4, 2]}),
+    (dict(min_active_dims=4), TIES, {0: [5, 3]}),
+    # the reference has mu = log .5 and s = 0; then all fall below it, and all are proposed: the last dimension stays
+    (dict(strategy="lognorm"), [[0.5] * 3, [0.02, 0.03, 0.01], [0.02, 0.001, 0.01]], {1: [2, 0]}),
+    # at epoch 2 a NaN holds back; at 3 dimension 2 is gone, and 1 above the cut
+    (dict(strategy="lognorm", percentile=0.2, pruning_epoch=1), LATER, {1: [2]}, [1.0, 1.0, math.nan, 1.0]),
+]
 
 
-def test_k_consecutive_counts_from_pruning_epoch():
-    for pruning_epoch, k in (0, 1), (0, 3), (2, 1), (2, 3):
-        pruner = Pruner(6, make_flags(pruning_epoch=pruning_epoch, k_consecutive=k))
-        assert events(play(pruner, [FLAT] * 8)) == {pruning_epoch + k - 1: [3, 4, 5]}
-
-
-def test_a_miss_resets_k_consecutive():
-    spectra = [FLAT] * 8
-    spectra[1] = FLAT[:5] + [1.0]  # dimension 5: proposed, not, then again from epoch 2 on
-    assert events(play(Pruner(6, make_flags(k_consecutive=3)), spectra)) == {2: [3, 4], 4: [5]}
-
-
-def test_cooldown_to_the_epoch():
-    for cooldown, expected in (0, [0, 1, 2]), (1, [0, 2, 4]), (2, [0, 3, 6]):
-        pruner = Pruner(6, make_flags(cooldown_epochs=cooldown, max_prune_per_epoch=1))
-        assert list(events(play(pruner, [FLAT] * 9))) == expected
-        assert (pruner.events, pruner.last_event) == (3, expected[-1])
-
-
-def test_counts_run_on_under_cooldown_cap_and_recon_tol():
-    assert list(
-        events(play(Pruner(6, make_flags(k_consecutive=2, max_prune_per_epoch=1, cooldown_epochs=2)), [FLAT] * 9))
-    ) == [1, 4, 7]
-    assert list(events(play(Pruner(6, make_flags(k_consecutive=3, max_prune_per_epoch=1)), [FLAT] * 9))) == [2, 3, 4]
-    assert list(events(play(Pruner(6, make_flags(k_consecutive=2, recon_tol=0.1)), [FLAT] * 3, [1.0, 2.0, 1.0]))) == [2]
-
-
-def test_recon_tol():
-    flat = [1.0] * 3 + [0.01, 0.02, 0.03, 0.04]
-    # pruning starts at epoch 1: the 0.5 before it is no reference. Best: 1, 1, 1, .9, .9, .9, allowed: 1.25 to 1.125
-    val_recs = [0.5, 1.0, 1.26, 1.25, 0.9, 1.13, 1.12]
-    rows = play(Pruner(7, make_flags(pruning_epoch=1, recon_tol=0.25, max_prune_per_epoch=1)), [flat] * 7, val_recs)
-    assert events(rows) == {1: [3], 3: [4], 4: [5], 6: [6]}
-    assert [row["recon_tol"] for row in rows.values()] == [0, 3, 0, 0, 1, 0]
-
-
-def test_cap_and_floor_take_the_smallest_std_first_then_the_lower_index():
-    std = [1.0, 1.0, 0.03, 0.02, 0.02, 0.01]
-    assert events(play(Pruner(6, make_flags(max_prune_per_epoch=2)), [std] * 3)) == {0: [5, 3], 1: [4, 2]}
-    rows = play(Pruner(6, make_flags(min_active_dims=4)), [std] * 3)
-    assert events(rows) == {0: [5, 3]}
-    assert [row["floor"] for row in rows.values()] == [2, 2, 2]
-
-
-def test_the_last_dimension_stays():
-    # the reference has mu = log .5 and s = 0; then all fall below it, and all are proposed
-    rows = play(Pruner(3, make_flags(strategy="lognorm")), [[0.5] * 3, [0.02, 0.03, 0.01], [0.02, 0.001, 0.01]])
-    assert events(rows) == {1: [2, 0]}
-    assert (rows[2]["proposed"], rows[2]["floor"]) == (1, 1)
-
-
-def test_the_reference_is_the_spectrum_at_the_end_of_pruning_epoch():
-    # log std at epoch 1: 0, -2, -4, cut at p = .2 by hand above: -3.374. Of epoch 0 or 2 alone it were 0 or -5.
-    spectra = [[1.0] * 3, [1.0, math.exp(-2), math.exp(-4)], [math.exp(-5)] * 3, [1.0, math.exp(-3.3), math.exp(-3.4)]]
-    rows = play(
-        Pruner(3, make_flags(strategy="lognorm", percentile=0.2, pruning_epoch=1)), spectra, [1.0, 1.0, math.nan, 1.0]
-    )
-    assert {epoch: row["proposed"] for epoch, row in rows.items()} == {
-        1: 1,
-        2: 2,
-    }  # at 3 dimension 2 is gone, 1 above the cut
-    assert events(rows) == {1: [2]}
+@pytest.mark.parametrize("flags, spectra, expected, val_recs", [(*case, None)[:4] for case in SAFEGUARDS])
+def test_a_safeguard_to_the_epoch(flags, spectra, expected, val_recs):
+    pruner = Pruner(len(spectra[0]), make_flags(**flags))
+    assert events(play(pruner, spectra, val_recs)) == expected
+    assert (pruner.events, pruner.last_event) == (len(expected), max(expected))
 
 
 def test_row_says_what_held_each_dimension_back():
@@ -281,31 +222,11 @@ def test_row_says_what_held_each_dimension_back():
     rows = play(Pruner(10, flags), [late, flat, flat, flat], [1.0, 1.0, 2.0, 1.0])
     keys = ("proposed", "k_consecutive", "recon_tol", "cooldown", "cap", "floor", "pruned")
     held = {epoch: [row[key] for key in keys] for epoch, row in rows.items()}
-    assert held == {
-        0: [5, 5, 0, 0, 0, 0, 0],
-        1: [6, 1, 0, 0, 1, 1, 3],
-        2: [3, 0, 3, 0, 0, 0, 0],
-        3: [3, 0, 0, 0, 0, 3, 0],
-    }
-    assert rows[1]["dims"] == [8, 7, 6]
-    assert rows[1]["std"] == pytest.approx([0.01, 0.02, 0.03])
+    first, then = {0: [5, 5, 0, 0, 0, 0, 0], 1: [6, 1, 0, 0, 1, 1, 3]}, {2: [3, 0, 3, 0, 0, 0, 0]}
+    assert held == first | then | {3: [3, 0, 0, 0, 0, 3, 0]}
+    assert rows[1]["dims"] == [8, 7, 6] and rows[1]["std"] == pytest.approx([0.01, 0.02, 0.03])
     rows = play(Pruner(6, make_flags(max_prune_per_epoch=1, cooldown_epochs=1)), [FLAT] * 2)
     assert (rows[1]["proposed"], rows[1]["cooldown"], rows[1]["cap"]) == (2, 2, 0)
-
-
-def test_profiles():
-    assert PROFILES["moderate"] == dict(
-        min_active_dims=5, max_prune_per_epoch=20, cooldown_epochs=10, k_consecutive=3, recon_tol=0.10
-    )
-    assert PROFILES["conservative"] == dict(
-        min_active_dims=10, max_prune_per_epoch=10, cooldown_epochs=20, k_consecutive=5, recon_tol=0.05
-    )
-    off = dict(min_active_dims=0, max_prune_per_epoch=INF, cooldown_epochs=0, k_consecutive=1, recon_tol=INF)
-    alone = dict(min_dims={"min_active_dims": 10}, max_prune={"max_prune_per_epoch": 20},
-                 cooldown={"cooldown_epochs": 20},
-                 consecutive={"k_consecutive": 5}, recon_tol={"recon_tol": 0.05}, none={})  # fmt: skip
-    assert {name: PROFILES[name] for name in alone} == {name: off | part for name, part in alone.items()}
-    assert len(PROFILES) == 8
 
 
 # ---- Trimming --------------------------------------------------------------------------------------------------------
@@ -361,9 +282,8 @@ def test_a_stated_error_is_kept_to_and_what_broke_it_comes_back():
     # Above it at epoch 2: nothing goes. Down at 3 in time (a tenth of 20 epochs): on it goes
     assert trim(std, [1.0, 1.0, 1.6, 1.4, 1.0], **given)[:3] == [*gone, (3, 1, [0, 1, 2])]
     assert trim(std, [1.0, 1.0, 1.6, 1.6, 1.0, 1.0], **given) == [*gone, (3, -1, [0, 1, 2, 3, 4])]
-    assert trim(std, [1.0, 1.0, math.nan, math.nan, 1.6], **given)[2:] == [
-        (4, -1, [0, 1, 2, 3, 4])
-    ]  # a NaN says nothing
+    unknown = [1.0, 1.0, math.nan, math.nan, 1.6]  # a NaN says nothing
+    assert trim(std, unknown, **given)[2:] == [(4, -1, [0, 1, 2, 3, 4])]
     assert trim(std, [1.6] * 9, **given) == []
     assert len(trim(std, [1.0] * 20, **given)) == 5  # one is always left
 
@@ -371,23 +291,17 @@ def test_a_stated_error_is_kept_to_and_what_broke_it_comes_back():
 # ---- Everything at once, on random histories -------------------------------------------------------------------------
 
 
+DRAWN = dict(strategy=st.sampled_from(RULES), alpha=st.sampled_from([0.0, 0.5]), beta=st.sampled_from([0.0, 0.5]))
+DRAWN |= dict(seed=st.integers(0, 99), pruning_epoch=st.integers(0, 2), k_consecutive=st.integers(1, 3))
+DRAWN |= dict(recon_tol=st.sampled_from([0.0, 0.1, INF]), max_prune_per_epoch=st.sampled_from([1, 2, INF]))
+DRAWN |= dict(cooldown_epochs=st.integers(0, 3), n_epochs=st.just(9))
+
+
 @st.composite
 def histories(draw):
     """Flags, a spectrum an epoch, and a val_rec an epoch."""
     size = draw(st.integers(1, 8))
-    flags = make_flags(
-        strategy=draw(st.sampled_from(RULES)),
-        alpha=draw(st.sampled_from([0.0, 0.5])),
-        beta=draw(st.sampled_from([0.0, 0.5])),
-        seed=draw(st.integers(0, 99)),
-        pruning_epoch=draw(st.integers(0, 2)),
-        k_consecutive=draw(st.integers(1, 3)),
-        recon_tol=draw(st.sampled_from([0.0, 0.1, INF])),
-        cooldown_epochs=draw(st.integers(0, 3)),
-        max_prune_per_epoch=draw(st.sampled_from([1, 2, INF])),
-        min_active_dims=draw(st.integers(0, size // 2)),
-        n_epochs=9,
-    )
+    flags = make_flags(**draw(st.fixed_dictionaries(DRAWN | dict(min_active_dims=st.integers(0, size // 2)))))
     widths = st.sampled_from([0.0, 1e-3, 0.01, 0.01, 0.02, 0.5, 1.0])
     spectra = draw(st.lists(st.lists(widths, min_size=size, max_size=size), min_size=9, max_size=9))
     if draw(st.booleans()):  # some held for a while, so that k_consecutive and cooldown are reached
@@ -416,11 +330,8 @@ def test_every_rule_on_random_histories(history):
         assert sorted(row["dims"] if row else []) == pruned
 
         # each safeguard in its own words
-        ready = [
-            i
-            for i in range(size)
-            if len(proposals) >= flags.k_consecutive and all(p[i] for p in proposals[-flags.k_consecutive :])
-        ]
+        recent = proposals[-flags.k_consecutive :] if len(proposals) >= flags.k_consecutive else []
+        ready = [i for i in range(size) if recent and all(p[i] for p in recent)]
         best = min((v for v in val_recs[flags.pruning_epoch : epoch + 1] if math.isfinite(v)), default=INF)
         allowed = val_rec <= (1 + flags.recon_tol) * best and (last is None or epoch - last > flags.cooldown_epochs)
         left = int(pruner.active.sum())
@@ -430,9 +341,8 @@ def test_every_rule_on_random_histories(history):
         kept = [(float(now[i]), i) for i in ready if i not in pruned]
         assert not pruned or not kept or max((float(now[i]), i) for i in pruned) < min(kept)
         # and nothing else holds a dimension back
-        assert (
-            not allowed or not kept or len(pruned) == flags.max_prune_per_epoch or left <= max(1, flags.min_active_dims)
-        )
+        full = len(pruned) == flags.max_prune_per_epoch or left <= max(1, flags.min_active_dims)
+        assert not allowed or not kept or full
 
         if row:
             held = sum(row[key] for key in ("k_consecutive", "recon_tol", "cooldown", "cap", "floor"))
@@ -463,3 +373,105 @@ def test_a_resumed_pruner_goes_on_bit_for_bit(history, cut):
     for name, value in whole.state_dict().items():
         other = resumed.state_dict()[name]
         assert torch.equal(value, other) if isinstance(value, torch.Tensor) else value == other, name
+
+
+# ---- The volume, the statistics of the latents, the draws of `probabilistic` -----------------------------------------
+
+
+def test_volume_by_hand():
+    std, active = torch.tensor([0.99, 0.09, 0.0], dtype=torch.float64), torch.tensor([True, True, False])
+    std.requires_grad_()
+    # geometric mean of 1, .1 and .01 (eta included) is .1
+    assert volume(std, active, "geometric", 0.01).item() == pytest.approx(0.1)
+    # log 1 + log .1, the last one pruned: it is not in it, and feels no pull
+    log = volume(std, active, "log", 0.01)
+    assert log.item() == pytest.approx(math.log(0.1))
+    assert torch.autograd.grad(log, std)[0].tolist() == pytest.approx([1, 10, 0])
+
+
+@quick
+@given(st.integers(0, 10**6), spectra)
+def test_a_pruning_event_leaves_the_volume_and_its_gradient(seed, scale):
+    z = torch.randn(16, len(scale), generator=torch.Generator().manual_seed(seed)) * torch.tensor(scale) + 1.0
+    pruner = Pruner(len(scale), make_flags())
+    pruner.update(z)  # the first batch: the EMA std is this batch's
+
+    def vol_and_gradients():
+        raw, sigma = z.clone().requires_grad_(), pruner.std.clone().requires_grad_()
+        vol = volume(pruner.batch_std(pruner.mask(raw)), pruner.active, "geometric", ETA)
+        (to_z,) = torch.autograd.grad(vol, raw)
+        mixed = torch.where(pruner.active, sigma, pruner.std)
+        (to_sigma,) = torch.autograd.grad(volume(mixed, pruner.active, "geometric", ETA), sigma)
+        return vol.detach(), to_z, to_sigma
+
+    vol, to_z, to_sigma = vol_and_gradients()
+    row = pruner.step(0, 1.0)
+    assume(row and row["pruned"])
+    active = pruner.active
+    vol_after, to_z_after, to_sigma_after = vol_and_gradients()
+    assert vol_after == vol
+    assert torch.equal(to_z_after[:, active], to_z[:, active]) and torch.equal(to_sigma_after[active], to_sigma[active])
+    assert not to_z_after[:, ~active].any() and not to_sigma_after[~active].any()
+
+
+def test_no_gradient_through_a_pruned_latent():
+    pruner = Pruner(6, make_flags())
+    play(pruner, [FLAT])
+    z = torch.randn(8, 6, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    (gradient,) = torch.autograd.grad(pruner.mask(z).sum(), z)
+    assert torch.equal(gradient, torch.tensor([1.0, 1.0, 1.0, 0.0, 0.0, 0.0]).expand(8, 6))
+
+
+def test_ema_by_hand_and_pruned_dimensions_ignored():
+    pruner = Pruner(2, make_flags(beta=0.9))
+    pruner.update(torch.tensor([[-1.0, 4.0], [1.0, 6.0]], requires_grad=True))  # std 1, 1 (correction 0), mean 0, 5
+    assert (pruner.std.tolist(), pruner.mean.tolist()) == ([1.0, 1.0], [0.0, 5.0])
+    assert not pruner.std.requires_grad
+    pruner.active[1] = False
+    pruner.update(torch.tensor([[7.0, math.nan], [13.0, 1.0]]))  # .9 * 1 + .1 * 3 = 1.2; .9 * 0 + .1 * 10 = 1
+    assert pruner.std.tolist() == pytest.approx([1.2, 1.0]) and pruner.mean.tolist() == pytest.approx([1.0, 5.0])
+    assert pruner.std[1] == 1.0 and pruner.mean[1] == 5.0
+    pruner.update(torch.full((4, 2), 2.0, dtype=torch.bfloat16))  # what autocast hands over
+    assert pruner.std.dtype == torch.float32 and pruner.mean[0] == pytest.approx(1.1)
+    assert pruner.mask(torch.ones(3, 2, dtype=torch.bfloat16)).dtype == torch.bfloat16
+
+
+def test_a_batch_is_averaged_in_without_waiting_for_the_device():
+    pruner = Pruner(4, make_flags(), device="meta")  # has no values: reading one raises
+    for _ in range(2):
+        z = torch.randn(8, 4, device="meta")
+        pruner.update(z)
+        volume(pruner.batch_std(pruner.mask(z)), pruner.active, "log", ETA)
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        pruner.step(0, 1.0)  # reads them, once an epoch
+
+
+def test_probabilistic_prunes_with_its_probabilities():
+    # midpoint * max = .5 and T = .5: p = 1 / (1 + (std / .5)**2), so .8 at 1/4, .5 at 1/2, 4/13 at 3/4. Two at the max
+    # (p = 1/65 each) keep the floor out of it.
+    p = torch.tensor([0.8, 0.5, 4 / 13])
+    seeds, observed = 1500, torch.zeros(2, 2, 2)
+    for seed in range(seeds):
+        pruner = Pruner(5, make_flags(strategy="probabilistic", temperature=0.5, midpoint=0.125, eta=1e-9, seed=seed))
+        play(pruner, [[0.25, 0.5, 0.75, 4.0, 4.0]] * 3)  # three epochs: new draws in each would prune more
+        observed[tuple((~pruner.active[:3]).int().tolist())] += 1
+    expected = torch.empty(2, 2, 2)
+    for cell in itertools.product((0, 1), repeat=3):  # independent: one draw for all would fill 4 cells of 8
+        expected[cell] = seeds * torch.where(torch.tensor(cell) == 1, p, 1 - p).prod()
+    chi_square = float(((observed - expected) ** 2 / expected).sum())
+    assert chi_square < 24.3  # 7 degrees of freedom, one in a thousand
+
+
+def test_draws_depend_on_the_seed_and_on_nothing_in_training():
+    def draws(seed, training_seed):
+        torch.manual_seed(training_seed)
+        before = torch.get_rng_state()
+        pruner = Pruner(50, make_flags(strategy="probabilistic", seed=seed))
+        play(pruner, [[1.0] * 50])
+        assert torch.equal(torch.get_rng_state(), before)
+        return pruner.draws
+
+    assert torch.equal(draws(1, 1), draws(1, 2))
+    assert not torch.equal(draws(1, 1), draws(2, 1))
+    torch.manual_seed(1)
+    assert not torch.equal(draws(1, 1), torch.rand(50, dtype=torch.float64))

@@ -138,9 +138,10 @@ def test_02_says_the_same_from_folders_and_rows():
     assert {*found.frame["sum_k_consecutive"]} == {20} and {*found.frame["sum_cap"]} == {10}
 
 
-@pytest.mark.parametrize(
-    "how, word", [(dict(), "supported"), (dict(strong="lr"), "refuted"), (dict(scale=0), "undecided")]
-)
+SEARCHES = [(dict(), "supported"), (dict(strong="lr"), "refuted"), (dict(scale=0), "undecided")]
+
+
+@pytest.mark.parametrize("how, word", SEARCHES)
 def test_03_planted(how, word):
     text, verdict, table, found = build("03", planted.search(**how))
     assert verdict == word and "81 of 99 points finished" in text
@@ -250,10 +251,8 @@ def test_doubles_other_settings_and_strangers_are_left_out(monkeypatch):
     other = [mine[1] | dict(n_epochs=50), mine[2] | dict(data_sha256="f"), mine[3] | dict(sweep="")]
     found = build("01", rows + again + other)[3]
     assert len(found.frame) == 12 and {*found.frame["recorded"]} == {"2026-11-24"}
-    assert sorted(found.left_out["why"]) == [
-        *["another run of the same point is used"] * 3,
-        *("made for no sweep", "other designs than most runs", "other n_epochs than 40"),
-    ]
+    reasons = ["made for no sweep", "other designs than most runs", "other n_epochs than 40"]
+    assert sorted(found.left_out["why"]) == ["another run of the same point is used"] * 3 + reasons
     longer = [row | dict(n_epochs=60) for row in study("01", keep=lambda f: f["problem"] == "photonics2d")]
     assert len(build("01", rows + longer)[3].frame) == 24  # what follows the designs differs between problems
     found = build("01", rows + [mine[1] | dict(sweep="02_x"), mine[2] | dict(sweep="01b_x")])[3]
@@ -294,28 +293,18 @@ def test_without_a_sweep_one_page_leads_to_all():
 
 def test_wandb_runs():
     """A fake of the public API, as wandb 0.31 shows runs; tests/test_sweep_wandb.py asks the real client."""
-    write_runs(study("01", keep=beams))
-    local = report.local_runs("runs")
-
-    def fake(run, state="finished"):
-        with open(f"{run['where']}/metrics.csv", newline="") as file:
-            history = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
-        config = report.read_json(f"{run['where']}/config.json")
-        summary = {k: run[k] for k in ("status", "val_rec", "epoch") if state == "finished"}
-        told = dict(
-            config={**config["flags"], "_data": config["data"]}, summary=summary, created_at="2026", state=state
-        )
-        return SimpleNamespace(
-            id=run["id"], path=["me", "p", run["id"]], scan_history=lambda: [{"x": {}}, *history], **told
-        )
-
-    runs = [fake(local[0], "crashed"), *map(fake, local[1:])]
-    found = SimpleNamespace(runs=runs, config=dict(name="01_pruning_strategies"))
-    found = report.Study("01", report.wandb_runs("me/p/s", SimpleNamespace(sweep=lambda path: found)))
-    assert list(found.frame["id"]) == [run["id"] for run in local[1:]]
-    for key in ("data_sha256", "lowest", "val_rec", "rise"):
-        assert found.frame[key].iloc[0] == pytest.approx(local[1][key])
-    assert list(found.broken["id"]) == [local[0]["id"]]
+    (folder,) = write_runs(study("01", keep=beams)[:1])
+    local, config = report.read_run(folder), report.read_json(folder / "config.json")
+    lines = (folder / "metrics.csv").read_text().splitlines()
+    history = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(lines)]
+    told = dict(config=config["flags"] | {"_data": config["data"]}, created_at="2026", path=["me", "p", "r"])
+    told |= dict(scan_history=lambda: [{"x": {}}, *history])
+    states = {"finished": report.read_json(folder / "summary.json"), "crashed": {}}
+    runs = [SimpleNamespace(id=state, state=state, summary=summary, **told) for state, summary in states.items()]
+    api = SimpleNamespace(sweep=lambda path: SimpleNamespace(runs=runs, config=dict(name="01_pruning_strategies")))
+    found = report.Study("01", report.wandb_runs("me/p/s", api))
+    assert [*found.frame["id"], *found.broken["id"]] == [*states]
+    assert all(found.frame[key].iloc[0] == local[key] for key in ("data_sha256", "lowest", "val_rec", "rise"))
 
 
 @pytest.mark.parametrize("argv, said", [

@@ -76,17 +76,10 @@ def test_levels_are_the_defaults_in_01_and_the_others_in_01b():
 # ------------------------------------------------------------------------------------------------------------ creating
 
 
-def refusal(capsys, *arguments, **parameters):
-    """The one line on stderr with which `create` refuses; nothing must have been written."""
-    create(*arguments, code=2, **parameters)
-    lines = capsys.readouterr().err.strip().splitlines()
-    assert len(lines) == 1 and not Path(".sweeps").exists() and not Path("runs").exists()
-    return lines[0]
-
-
 SEARCH = dict(method="bayes", run_cap=3, lr={"min": 0.1, "max": 1.0})
 NORMAL = {"min": 1, "max": 2, "distribution": "normal"}
 SIZES = dict(n_epochs=[10, 20], pruning_epoch=[2])
+PRUNED = dict(n_epochs={"value": 100}, pruning_epoch={"value": 20}, polynomial_schedule_n={"value": 10}, seed=[1])
 AWAY = "postgresql+psycopg://sweep@/x?host=/nowhere"
 REFUSED = [  # flags of create, parameters of the file, and what is said
     ("", dict(learning_rate=[0.1], seed=[1]), "learning_rate"),
@@ -109,18 +102,22 @@ REFUSED = [  # flags of create, parameters of the file, and what is said
     ("--epochs 9", SIZES, "EPOCHS 9: needs a file with one value of n_epochs"),
     ("", dict(problem={}, seed=[1]), "problem needs value"),
     ("", dict(lr={"min": 0.1, "max": 1.0}), "lr needs value"),
+    ("", dict(lr=[0.1, 0.2, 0.1], seed=[1]), "lr needs value or values, each once"),
+    ("", {**SEARCH, "lr": {"min": "1e-4", "max": 1.0}}, "a search also min, max (1.0e-4, not 1e-4)"),
+    ("--set n_epochs=4", PRUNED, "SET n_epochs=4: pruning would start at epoch 20"),
+    ("--epochs 40", PRUNED, "before the schedule of w_v ends"),
 ]
 
 
 def test_create_refuses_in_one_line(here, capsys):
     for flags, parameters, said in REFUSED:
-        assert said in refusal(capsys, *flags.split(), **parameters)
-    for line, said in (
-        ("name: ../up", "name '../up'"),
-        ("a: &a [1]\nb: *a", "aliases (*name)"),
-        ("lr: " + "[" * 2000, "quick.yaml: "),
-    ):
-        Path("quick.yaml").write_text(f"{Path('quick.yaml').read_text()}\n{line}\n")
+        create(*flags.split(), code=2, **parameters)
+        assert said in (error := capsys.readouterr().err) and error.count("\n") == 1
+        assert not Path(".sweeps").exists() and not Path("runs").exists()
+    whole, more = Path("quick.yaml").read_text(), {"name: ../up": "name '../up'", "name: two words": "name 'two words'"}
+    more |= {"a: &a [1]\nb: *a": "aliases (*name)", "lr: " + "[" * 2000: "quick.yaml: ", "method: grid": "given twice"}
+    for line, said in more.items():
+        Path("quick.yaml").write_text(f"{whole}\n{line}\n")
         assert sweep.main(["create", "quick.yaml"]) == 2
         assert said in (error := capsys.readouterr().err) and error.count("\n") == 1
 
@@ -131,9 +128,8 @@ def test_epochs_scales_two_flags(here):
     found = points(create("--epochs", "100", **sizes, seed=[1]))
     assert [tuple(p[k] for k in keys) for p in found] == [(100, 20, 20), (100, 40, 20)]
     free = dict(n_epochs={"value": None}, pruning_epoch={"value": None})  # they follow the designs, or n_epochs
-    assert [(p["n_epochs"], p["pruning_epoch"]) for p in points(create("--epochs", "7", **free, seed=[1]))] == [
-        (7, None)
-    ]
+    (point,) = points(create("--epochs", "7", **free, seed=[1]))
+    assert (point["n_epochs"], point["pruning_epoch"]) == (7, None)
 
 
 def test_narrowing(here):
@@ -155,8 +151,9 @@ def test_narrowing(here):
 
 def test_bayes_without_a_problem_makes_one_sweep_for_each(here, capsys, monkeypatch):
     monkeypatch.setattr(data, "load", lambda *_: CACHED("toy"))  # the study's designs are not needed here
-    monkeypatch.setattr(sweep, "FILES", here)  # a search of the study; one of your own keeps its problem
     search = dict(method="bayes", run_cap=3, lr={"min": 0.01, "max": 0.1})
+    assert create(name="own", **search)["id"] == Path(".sweeps/current").read_text().strip()  # it keeps its problem
+    monkeypatch.setattr(sweep, "FILES", here)  # a search of the study
     create(**search)
     names = Path(".sweeps/current").read_text().split()
     made = [sweep.load_sweep(name) for name in names]
@@ -211,28 +208,6 @@ def test_what_leaves_the_file_is_an_edition_with_results_of_its_own(here, capsys
     assert found == [("20", "4", "19")] * 2 and not Path("results/quick.csv").exists()
 
 
-ARM = "arm=strategy=plummet,plummet_threshold=0.05"
-GRID = "pruning_epoch=3,5,10 w_v=5e-6,1e-5,2e-5"
-SECOND = [  # of the study's second edition
-    ("01", 36, "seed=1,2,3"),
-    ("01b", 42, "seed=1,2,3", "--problem", "beams2d"),
-    ("03", 33, "seed=1", "--problem", "beams2d"),
-    ("04", 36, f"{GRID} {ARM}", "--seeds", "4"),
-]
-
-
-@pytest.mark.parametrize("case", SECOND)
-def test_second_edition_can_be_created(here, monkeypatch, case):
-    name, runs, settings, *more = case
-    monkeypatch.setattr(data, "load", lambda *_: CACHED("toy"))
-    Path("train.py").symlink_to(ROOT / "train.py")
-    asked = ["--set", settings, "--edition", "second", *more]
-    assert sweep.main(["create", name, "--backend", "local", *asked]) == 0
-    made = current()
-    assert made["runs"] == runs and made["results"] == f"results/{name}-second.csv"
-    assert made["config"]["parameters"]["precision"]["value"] in ("fp32", "bf16")  # auto is settled, for all machines
-
-
 def test_agents_refuse_other_designs(here):
     file = here / "mine.npz"
     np.savez(file, designs=np.zeros((20, 32, 32), np.uint8))
@@ -253,6 +228,7 @@ def test_the_first_so_many_designs_have_a_fingerprint_of_their_own(here):
     frozen = [["toy", "sample", 3, n] for n in (100, 200)]
     create_it = ["create", "01", "--backend", "local", "--problem", "toy", "--set", f"{short} n_train=100,200"]
     assert sweep.main(create_it) == 0 and [d[:4] for d in current()["data"]] == frozen
+    assert current()["config"]["parameters"]["precision"]["value"] in ("fp32", "bf16")  # settled, for all machines
     assert "2/2 over (2 finished" in work()
     assert len({row["data_sha256"] for row in rows("01-trial")}) == 2
     assert sweep.main(create_it) == 0 and current()["runs"] == 2  # nothing is left: the old one is the current one

@@ -1,27 +1,65 @@
 """The local queue under crashes, signals and many agents, with stub_train.py, which takes milliseconds, for runs.
 
-soak_sweep.py has larger numbers. What is looked at is the queue, and what the stub wrote down: which runs were started,
-and how often.
+What is looked at is the queue, and what the stub wrote down: which runs were started, and how often. With SOAK=1
+(`make soak`) in larger numbers, and on PostgreSQL, too. It is started from the programs that Debian's package
+`postgresql` installs; without them, or without psycopg, its tests are skipped.
 """
 
 import collections
+import functools
 import json
 import os
+import pwd
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
+import optuna
 import pytest
+import torch
 from conftest import ROOT
-from sweep_kit import STUB, Forked, checkpoints, create, rows, says, starts, states, trials, wait_until, work
+from sweep_kit import STUB, Forked, checkpoints, create, rows, says, starts, states, trials, wait_until, work, write
 
+import record
 import sweep
 from sweep import TrialState
 
 pytestmark = pytest.mark.usefixtures("here")
+SOAK = os.environ.get("SOAK")
+
+
+@pytest.fixture
+def postgresql(here, monkeypatch):
+    """A server on a socket in a folder of its own, as it refuses to run as root."""
+    pytest.importorskip("psycopg", reason="no psycopg here; pip install 'psycopg[binary]'")
+    found = [sorted(map(str, Path("/usr/lib/postgresql").glob(f"*/bin/{name}"))) for name in ("initdb", "pg_ctl")]
+    programs = [shutil.which(name) or (found.pop(0) or [None])[-1] for name in ("initdb", "pg_ctl")]
+    if None in programs:
+        pytest.skip("no initdb and pg_ctl here; Debian: apt install postgresql")
+    (initdb, pg_ctl), folder, user = programs, Path(tempfile.mkdtemp(prefix="sweep-pg-")), {}
+    if os.getuid() == 0:
+        user = {"user": [entry.pw_name for entry in pwd.getpwall() if entry.pw_name in ("postgres", "nobody")][-1]}
+        shutil.chown(folder, user["user"])
+
+    def run(*command):
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=folder, **user)
+
+    run(initdb, "-D", folder / "data", "-U", "sweep", "-A", "trust")
+    options = ["-o", f"-c listen_addresses='' -k {folder} -c fsync=off", "-l", folder / "log"]
+
+    def control(how):
+        run(pg_ctl, "-D", folder / "data", *(options if how == "start" else ["-m", "immediate"]), "-w", how)
+
+    control("start")
+    plain, url = create, f"postgresql+psycopg://sweep@/postgres?host={folder}"
+    monkeypatch.setattr(f"{__name__}.create", lambda *flags, **more: plain("--storage", url, *flags, **more))
+    yield control
+    control("stop")
+    shutil.rmtree(folder)
 
 
 def exactly_once(agents, n):
@@ -84,16 +122,28 @@ def bayes_is_exact(agents, cap):
         assert all(trial.intermediate_values[band] == values[band - 1] for band in sweep.bands(HYPERBAND, len(values)))
 
 
-def test_each_point_is_run_exactly_once():
-    exactly_once(5, 30)
+PROOFS = [(exactly_once, (5, 30), (5, 225)), (killed_agents, (8,), (40,)), (bayes_is_exact, (3, 9), (5, 33))]
 
 
-def test_runs_of_killed_agents_are_continued_and_come_out_equal():
-    killed_agents(8)
+@pytest.mark.parametrize("storage", ["journal", "postgresql"] if SOAK else ["journal"])
+@pytest.mark.parametrize("prove, few, many", PROOFS)
+def test_each_run_is_made_once_whatever_dies(prove, few, many, storage, request):
+    if storage == "postgresql":
+        request.getfixturevalue("postgresql")
+    prove(*(many if SOAK else few))
 
 
-def test_bayes_with_hyperband_makes_exactly_run_cap_runs():
-    bayes_is_exact(3, 9)
+@pytest.mark.skipif(not SOAK, reason="needs PostgreSQL")
+def test_a_database_that_restarts_under_its_agents(postgresql):
+    made = create(nap=[0.1], seed=list(range(12)))
+    agents = Forked("agent", "--n", "3")
+    for _ in range(2):
+        wait_until(lambda: len(checkpoints()) == 3)
+        postgresql("stop")
+        time.sleep(6)
+        postgresql("start")
+    assert "no answer from its queue, asking again in" in agents.ends()
+    assert states(made) == {"COMPLETE": 12} and set(starts().values()) == {1}
 
 
 def test_a_search_goes_on_from_its_table_when_its_machine_is_lost(capsys):
@@ -139,9 +189,10 @@ def test_ends_of_a_run():
     said = says("resume", "--failed")
     assert "1 failed runs are tried again" in said and said.count(" continued: ") == 1 and len(rows()) == 3
     before = {row["id"]: row | {"recorded": ""} for row in rows()}
-    Path("results/quick.csv").unlink()
-    assert "3 rows were not there" in says("rebuild")
-    assert {row["id"]: row | {"recorded": ""} for row in rows()} == before
+    for again in (functools.partial(says, "rebuild"), work):  # by itself, and by agents
+        Path("results/quick.csv").write_text("")
+        assert "3 rows were not there" in again() and "has all rows" in says("rebuild")
+        assert {row["id"]: row | {"recorded": ""} for row in rows()} == before
 
 
 def test_agent_stops_where_no_run_could_work():
@@ -149,6 +200,9 @@ def test_agent_stops_where_no_run_could_work():
     for kind, code, said in (("refuse", 2, "stub: --end refuse: as asked"), ("full", 4, "cannot write, and this")):
         made = create(end=[kind], seed=[1, 2])
         assert said in work(code=code) and states(made) == {"WAITING": 2}
+    made = create(end=["refuse", "finish"], seed=[1, 2])  # and a run that cannot start blocks no other
+    work("--n", "3", code=2)
+    assert states(made) == {"COMPLETE": 2, "WAITING": 2}
 
 
 def test_a_run_that_hangs_is_ended_where_asked():
@@ -251,13 +305,21 @@ def test_a_change_of_the_code_is_refused_unless_told_otherwise():
     assert states(made) == {"COMPLETE": 3}
 
 
-def test_a_damaged_run_ends_its_own_try_and_no_agent():
+DAMAGED = [  # metrics.csv and summary.json of a run, and what its agent says
+    ("epoch,val_rec\n77\n", '{"status": "finished"}', "metrics.csv: line 2 "),
+    ("epoch,val_rec\n0,x\n", '{"status": "finished"}', "cannot go on: could not convert"),
+    ("", "", "summary.json is damaged; delete it"),
+]
+
+
+@pytest.mark.parametrize("metrics, summary, said", DAMAGED)
+def test_a_damaged_run_ends_its_own_try_and_no_agent(metrics, summary, said):
     made = create(seed=[1, 2])
     folder = Path("runs") / trials(made)[0].user_attrs["run"]["id"]
     folder.mkdir(parents=True)
-    (folder / "summary.json").write_text('{"status": "finished"}')
-    (folder / "metrics.csv").write_text("epoch,val_rec\n77\n")
-    assert "metrics.csv: line 2 " in work(code=1) and states(made) == {"COMPLETE": 1, "FAIL": 1}
+    (folder / "summary.json").write_text(summary)
+    (folder / "metrics.csv").write_text(metrics)
+    assert said in work(code=1) and states(made) == {"COMPLETE": 1, "FAIL": 1}
 
 
 def test_damaged_state_is_named_and_in_nobodys_way():
@@ -302,3 +364,100 @@ def test_disks_pipes_and_early_signals_end_in_one_line():
     assert early.communicate()[1] == "" and early.returncode in (-signal.SIGINT, 130)
     Path("results").write_text("a file where a folder should be")
     assert "cannot" in work(code=4) and os.listdir("runs")
+
+
+def test_a_run_on_other_designs_is_not_recorded(monkeypatch):
+    """They are replaced while agents work: one run fails, which says so, and can be tried again from nothing."""
+    made, sha256 = create(seed=[1, 2]), os.environ["STUB_SHA"]
+    monkeypatch.setenv("STUB_SHA", "b" * 64)
+    assert "its designs (bbbbbbbbbbbb) are not the sweep's" in work(code=2)
+    assert states(made) == {"FAIL": 1, "WAITING": 1} and not Path("results").exists() and not os.listdir("runs")
+    assert "failed: " in (said := says("status")) and "(bbbbbbbbbbbb)" in said
+    monkeypatch.setenv("STUB_SHA", sha256)
+    says("resume", "--failed")
+    assert {row["data_sha256"] for row in rows()} == {sha256} and states(made) == {"COMPLETE": 2}
+
+
+def test_what_breaks_every_run_burns_no_point():
+    made = create(end=["crash"], end_epoch=[0], seed=[1, 2, 3, 4])
+    assert "two points have crashed alike" in work(code=2) and states(made) == {"WAITING": 4}
+    Path("mended").touch()
+    assert work().count(" finished, val_rec") == 4 and max(starts().values()) == 2
+
+
+def test_status_shows_what_hangs_and_the_best_and_the_time_to_go():
+    create(nap=[0.02], end=["finish", "hang"], seed=[1])
+    agent = Forked("agent")
+    wait_until(lambda: Path("results/quick.csv").exists() and "does it hang?" in says("status"))
+    (best,) = rows()
+    said = says("status")
+    assert f"best val_rec {float(best['val_rec']):.6g} on toy (run {best['id']})" in said and " min to go" in said
+    Path("go").touch()
+    agent.ends()
+
+
+def test_an_agent_that_cannot_write_stops_and_the_others_end():
+    made = create(seed=[1, 2])
+    (Path(".sweeps") / made["id"] / f"{trials(made)[0].user_attrs['run']['id']}.log").mkdir()
+    assert "stops, and nothing is lost: cannot write" in work("--n", "2", code=4)
+    assert states(made)["COMPLETE"] == 1
+
+
+def test_a_grid_is_counted_first_and_its_journal_grows_linearly():
+    write(**{key: [float(k) for k in range(1, 101)] for key in ("lr", "w_v", "plummet_threshold", "percentile")})
+    assert "the grid has 100,000,000 points; allowed: at most 100,000" in says("create", "quick.yaml", code=2)
+    sizes = []
+    for n in (150, 300):
+        made = create(lr=[k / 1000 for k in range(1, n + 1)])
+        sizes.append(Path(f".sweeps/{made['id']}/journal.log").stat().st_size)
+        assert len(trials(made)) == n
+    assert sizes[1] < 2.2 * sizes[0]
+
+
+def test_create_prints_its_plan_and_the_hours_and_knows_the_same_sweep(monkeypatch):
+    Path("results").mkdir()
+    known = ["toy,finished,10,3600", "toy,finished,10,7200", "toy,failed,10,9", "toy,finished,10,10800"]
+    Path("results/a.csv").write_text("\n".join(["problem,status,n_epochs,seconds", *known, ""]))
+    Path("results/b.csv").write_text("measure,problem\nother,toy\n")
+    write(seed=[1, 2], lr=[0.1, 0.2, 0.3], n_epochs=[20])
+    said = says("create", "quick.yaml", "--backend", "local")
+    assert ": 6 runs = 2 seed x 3 lr, about 24.0 h for one agent by the rows in results/; toy from" in said
+    monkeypatch.setenv("NETRC", os.devnull)  # not logged in; and W&B's service, if one were started, is too slow
+    monkeypatch.setenv("WANDB_X_SERVICE_WAIT", "0.001")
+    again = says("create", "quick.yaml")
+    assert "is the same sweep" not in said and "is the same sweep" in again and "backend: local" in again
+    write(seed=[1, 2], lr=[0.1, 0.2, 0.3], n_epochs=[20], run_cap=4)
+    assert ": 4 runs, about 16.0 h" in says("create", "quick.yaml", "--backend", "local")
+
+
+def test_a_database_that_is_away_is_waited_for_and_nothing_is_lost(monkeypatch):
+    """For some tries at each place where agents ask it; then for good."""
+    made, away = create(seed=[1, 2]), {"claim": 2, "report": 1, "end": 2, "is_busy": 1}
+
+    def flaky(name, method):
+        def asked(*args, **how):
+            away[name] -= 1
+            if away[name] >= 0:
+                raise optuna.exceptions.StorageInternalError("gone: postgresql://me:secret@host/db")
+            return method(*args, **how)
+
+        return asked
+
+    for name in away:
+        monkeypatch.setattr(sweep.Queue, name, flaky(name, getattr(sweep.Queue, name)))
+    said = work("--n", "2")
+    assert said.count("no answer from its queue, asking again in ") == 6 and "secret" not in said
+    assert states(made) == {"COMPLETE": 2} and set(starts().values()) == {1}
+    made, away["end"] = create(seed=[3]), 10**6
+    monkeypatch.setattr(sweep, "LONGEST", 2)
+    assert "nothing is lost" in work(code=4)
+    away["end"] = 0
+    work()
+    assert states(made) == {"COMPLETE": 1} and set(starts().values()) == {1} and len(rows()) == 3
+
+
+def test_a_signal_is_named(monkeypatch):
+    """And which job of a cluster a run was."""
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    assert record.describe_machine(torch.device("cpu"))["machine"]["slurm_job_id"] == "77"
+    assert sweep.ending(-9) == "killed (signal 9; out of memory?)" and sweep.ending(1) == "exit code 1"

@@ -119,9 +119,7 @@ def test_epochs_that_the_server_did_not_take_are_found_and_uploaded(wandb_server
 def test_wandb_sweep_by_hand_takes_every_file_and_wandb_agent_runs_it(wandb_server):
     write(seed=[1], name="hand")
     files, env = sorted((ROOT / "sweeps").glob("*.yaml")), {**os.environ, **wandb_server.env, "WANDB_SILENT": "false"}
-    code = (
-        "import sys, wandb, yaml\nfor path in sys.argv[1:]: print(wandb.sweep(yaml.safe_load(open(path)), project='p'))"
-    )
+    code = "import sys, wandb, yaml; [print(wandb.sweep(yaml.safe_load(open(f)), project='p')) for f in sys.argv[1:]]"
     wandb = {"env": env, "check": True, "capture_output": True, "text": True, "timeout": 300}
     done = subprocess.run([sys.executable, "-c", code, *files, "hand.yaml"], **wandb)
     assert len(wandb_server.sweeps) == 8

@@ -12,8 +12,9 @@ import contextlib
 import gzip
 import itertools
 import json
-import random
 import re
+import secrets
+import socket
 import sys
 import threading
 import traceback
@@ -40,11 +41,7 @@ def points(config):
 
 
 class Refused(Exception):
-    """What the server answers to a bad request."""
-
-    def __init__(self, message, status=400):
-        super().__init__(message)
-        self.status = status
+    """What the server answers to a bad request: an HTTP status and a message."""
 
 
 def b64(text):
@@ -52,12 +49,36 @@ def b64(text):
 
 
 class Server:
-    """What the server knows: sweeps, agents and runs by name, and how many runs it handed out."""
+    """What the server knows: sweeps, agents and runs by name, and how many runs it handed out.
+
+    hang(): it answers nothing; die(): it refuses connections, and breaks those that there are; heal() mends both.
+    """
 
     def __init__(self):
-        self.lock, self.rng = threading.RLock(), random.Random(0)
+        self.lock, self.passing = threading.RLock(), threading.Event()
+        self.listener, self.address, self.connections = None, ("127.0.0.1", 0), []
         self.sweeps, self.agents, self.runs, self.handed_out, self.unknown = {}, {}, {}, 0, []
         self.refuses = False  # answers 403 to what runs log
+
+    def heal(self):
+        self.passing.set()
+        if not self.listener:
+            self.listener = Listener(self.address, Handler)
+            self.listener.state, self.address = self, self.listener.server_address
+            self.url = f"http://127.0.0.1:{self.address[1]}"
+            threading.Thread(target=self.listener.serve_forever, daemon=True).start()
+
+    def hang(self):
+        self.passing.clear()
+
+    def die(self):
+        listener, self.listener = self.listener, None
+        listener.shutdown()
+        listener.server_close()
+        for connection in self.connections:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+        self.connections = []
 
     @property
     def env(self):
@@ -65,16 +86,10 @@ class Server:
         env = {"WANDB_BASE_URL": self.url, "WANDB_API_KEY": "0123456789" * 4, "WANDB_ERROR_REPORTING": "false"}
         return env | {"WANDB_MODE": "online"}
 
-    def name(self):
-        return "".join(self.rng.choice("abcdefghijklmnopqrstuvwxyz0123456789") for _ in range(8))
-
     def run(self, name):
-        if name not in self.runs:
-            run = dict(id=b64("Run:v1:" + name), name=name, displayName=name, entity=ENTITY, project="uncategorized")
-            run |= dict(sweep=None, agent=None, state="pending", config={}, exitcode=None, summary={}, history=[])
-            run["stop"] = False
-            self.runs[name] = run
-        return self.runs[name]
+        run = dict(id=b64("Run:v1:" + name), name=name, displayName=name, entity=ENTITY, project="uncategorized")
+        run |= dict(sweep=None, state="pending", config={}, exitcode=None, summary={}, history=[], stop=False)
+        return self.runs.setdefault(name, run)
 
     def project(self, project, entity):
         owner = {"id": b64(f"Entity:{entity}"), "name": entity}
@@ -92,25 +107,20 @@ class Server:
     def op_UpsertSweep(self, v):
         sweep = next((s for s in self.sweeps.values() if v.get("id") in (s["id"], s["name"])), None)
         config = yaml.safe_load(v["config"]) if v.get("config") is not None else None
-        if config is not None:
-            if config.get("method") not in ("grid", "random", "bayes") or not config.get("parameters"):
-                raise Refused("invalid sweep config: method or parameters")
-            grid = config["method"] == "grid"
-            if grid and any("value" not in p and "values" not in p for p in config["parameters"].values()):
-                raise Refused("invalid sweep config: a grid needs values")
-            known = ["name", "description", "program", "command", "method", "metric", "parameters", "early_terminate"]
-            unknown = set(config) - {*known, "run_cap"}
-            if unknown - {"project", "entity"}:  # the schema of W&B's package sweeps 0.3.0 refuses other keys, too
-                raise Refused(f"invalid sweep config: additional properties {unknown}")
+        known = {"name", "description", "program", "command", "method", "metric", "parameters", "early_terminate"}
+        if unknown := set(config or {}) - known - {"run_cap", "project", "entity"}:  # as the schema of sweeps 0.3.0
+            raise Refused(400, f"invalid sweep config: additional properties {unknown}")
         if sweep is None:
             if v.get("id"):
-                raise Refused("sweep not found", 404)
-            project, entity, name = v.get("projectName") or "uncategorized", v.get("entityName") or ENTITY, self.name()
+                raise Refused(404, "sweep not found")
+            project, entity = v.get("projectName") or "uncategorized", v.get("entityName") or ENTITY
+            name = secrets.token_hex(4)
             sweep = dict(id=b64(f"Sweep:v1:{name}:{project}:{entity}"), name=name, project=project, entity=entity)
             sweep |= dict(state="RUNNING", next=0)
             self.sweeps[name] = sweep
         if config is not None:
-            sweep |= {"text": v["config"], "config": config, "size": len(points(config)) if grid else None}
+            size = len(points(config)) if config["method"] == "grid" else None
+            sweep |= {"text": v["config"], "config": config, "size": size}
         sweep["state"] = v.get("state") or sweep["state"]
         named = {"name": sweep["name"], "project": self.project(sweep["project"], sweep["entity"])}
         return {"upsertSweep": {"sweep": named, "configValidationWarnings": []}}
@@ -121,27 +131,24 @@ class Server:
         sweep = self.sweeps.get(v.get("sweep") or v.get("name"))
         if sweep is None:
             return {"project": {"sweep": None}}
-        empty = ["description", "heartbeatAt", "bestLoss", "createdAt", "updatedAt", "controller", "scheduler"]
-        node = {**dict.fromkeys([*empty, "controllerRunName"]), "id": sweep["id"], "name": sweep["name"]}
-        node |= {"method": sweep["config"]["method"], "state": sweep["state"], "config": sweep["text"]}
-        node |= {"earlyStopJobRunning": False, "displayName": sweep["config"].get("name"), "priorRuns": {"edges": []}}
-        runs = [r for r in self.runs.values() if r["sweep"] == sweep["name"]]
-        node |= {"runCount": len(runs), "runCountExpected": sweep["size"]}
-        edges, last = [{"node": self.run_node(r)} for r in runs], {"hasNextPage": False, "endCursor": None}
-        node["runs"] = {"pageInfo": last, "edges": edges}
+        node = dict.fromkeys(("description", "bestLoss", "createdAt", "updatedAt", "controllerRunName"))
+        node |= {key: sweep[key] for key in ("id", "name", "state")} | {"displayName": sweep["config"].get("name")}
+        node |= {"method": sweep["config"]["method"], "config": sweep["text"], "runs": {"edges": []}}
+        node |= {"runCount": sum(r["sweep"] == sweep["name"] for r in self.runs.values())}
+        node |= {"runCountExpected": sweep["size"]}
         return {"project": {**self.project(sweep["project"], sweep["entity"]), "sweep": node}}
 
     op_SweepWithRuns = op_GetSweep = op_GetSweepLegacy = op_GetSweepState = op_SweepConfig = op_Sweep
 
     def op_CreateAgent(self, v):
-        agent = {"id": b64("Agent:v1:" + self.name()), "sweep": v["sweep"], "running": []}
+        agent = {"id": b64("Agent:v1:" + secrets.token_hex(4)), "sweep": v["sweep"], "running": []}
         self.agents[agent["id"]] = agent
         return {"createAgent": {"agent": {"id": agent["id"]}}}
 
     def op_Heartbeat(self, v):
         agent = self.agents.get(v["id"])
         if agent is None or agent["sweep"] not in self.sweeps:
-            raise Refused("agent not found", 404)
+            raise Refused(404, "agent not found")
         sweep, commands = self.sweeps[agent["sweep"]], []
         running = [name for name, on in json.loads(v.get("runState") or "{}").items() if on]
         for name in set(agent["running"]) - set(running):  # it ended, or never started
@@ -155,10 +162,10 @@ class Server:
                     sweep["state"] = "FINISHED"
                 commands.append({"type": "exit"})
             else:
-                name, point = self.name(), points(sweep["config"])[sweep["next"]]
+                name, point = secrets.token_hex(4), points(sweep["config"])[sweep["next"]]
                 args, sweep["next"] = {k: {"value": x} for k, x in point.items()}, sweep["next"] + 1
-                run = dict(sweep=sweep["name"], agent=agent["id"], config=dict(args))
-                self.run(name).update(run, project=sweep["project"], entity=sweep["entity"])
+                run = dict(sweep=sweep["name"], config=dict(args), project=sweep["project"], entity=sweep["entity"])
+                self.run(name).update(run)
                 agent["running"] = [name]
                 command = {"type": "run", "run_id": name, "id": name, "program": sweep["config"].get("program")}
                 commands.append(command | {"args": args})
@@ -169,7 +176,7 @@ class Server:
 
     def op_UpsertBucket(self, v):
         known = next((r["name"] for r in self.runs.values() if r["id"] == v.get("id")), None)
-        name = v.get("name") or known or self.name()
+        name = v.get("name") or known or secrets.token_hex(4)
         inserted, run = name not in self.runs, self.run(name)
         keys = ("project", "entity", "sweep", "displayName", "groupName", "notes", "tags")
         run |= {k: v[k] for k in keys if v.get(k) is not None}
@@ -179,8 +186,7 @@ class Server:
         run["state"] = "running"
         bucket = {key: run[key] for key in ("id", "name", "displayName")} | {"description": None}
         bucket |= {"config": json.dumps(run["config"]), "sweepName": run["sweep"]}
-        bucket["historyLineCount"] = len(run["history"])
-        bucket["project"] = self.project(run["project"], run["entity"])
+        bucket |= {"historyLineCount": len(run["history"]), "project": self.project(run["project"], run["entity"])}
         return {"upsertBucket": {"bucket": bucket, "inserted": inserted}}
 
     def op_RunResumeStatus(self, v):
@@ -194,10 +200,6 @@ class Server:
         entity = {"id": "e", "name": v.get("entity") or ENTITY}
         return {"model": {"id": "m", "name": v.get("project"), "entity": entity, "bucket": bucket}}
 
-    def op_RunStoppedStatus(self, v):
-        stop = self.told_to_stop(self.runs.get(v.get("runId") or v.get("runName") or v.get("run")))
-        return {"project": {"run": {"stopped": stop, "shouldStop": stop}}}
-
     def told_to_stop(self, run):
         return bool(run and (run["stop"] or self.sweeps.get(run["sweep"], {}).get("state") == "CANCELED"))
 
@@ -208,33 +210,26 @@ class Server:
 
     # ---- what wandb.Api() reads back
     def run_node(self, run):
-        keys = {"group": "groupName", "notes": "notes", "tags": "tags"}
-        node = {key: run[key] for key in ("id", "name", "displayName", "state", "exitcode")}
-        node |= {key: run.get(name) for key, name in keys.items()} | {"sweepName": run["sweep"], "jobType": None}
-        node |= {"tags": node["tags"] or [], "config": json.dumps(run["config"]), "commit": None, "readOnly": False}
-        node |= {"createdAt": "2026-01-01T00:00:00", "heartbeatAt": "2026-01-01T00:00:00", "description": None}
-        node |= {"systemMetrics": "{}", "summaryMetrics": json.dumps(run["summary"]), "projectId": 1}
-        node |= {"historyLineCount": len(run["history"]), "historyKeys": None}
-        return node | {"history": [json.dumps(h) for h in run["history"]], "user": {"name": "stub", "username": "stub"}}
+        node = dict.fromkeys(("jobType", "commit", "description", "historyKeys")) | {"readOnly": False, "projectId": 1}
+        node |= {key: run[key] for key in ("id", "name", "displayName", "state")} | {"sweepName": run["sweep"]}
+        node |= {"group": run.get("groupName"), "notes": run.get("notes"), "tags": run.get("tags") or []}
+        node |= {"config": json.dumps(run["config"]), "summaryMetrics": json.dumps(run["summary"])}
+        node |= {"createdAt": "2026-01-01T00:00:00", "heartbeatAt": "2026-01-01T00:00:00", "systemMetrics": "{}"}
+        return node | {"historyLineCount": len(run["history"]), "user": {"name": "stub", "username": "stub"}}
 
     def op_Runs(self, v):
-        want = None
-        for condition in (json.loads(v.get("filters") or "{}") or {}).get("$and", []):
-            want = condition.get("sweep", want)
-        rows = [r for r in self.runs.values() if r["project"] == v["project"] and want in (None, r["sweep"])]
-        start = int(v.get("cursor") or 0)
-        page = rows[start : start + int(v.get("perPage") or 50)]
-        end = start + len(page)
-        edges = [{"node": self.run_node(r), "cursor": str(end)} for r in page]
-        info = {"endCursor": str(end), "hasNextPage": end < len(rows)}
-        found = {"runs": {"edges": edges, "pageInfo": info}}
-        return {"project": {"internalId": 1, "runCount": len(rows), "readOnly": False} | found}
+        asked = [condition.get("sweep") for condition in (json.loads(v.get("filters") or "{}") or {}).get("$and", [])]
+        wanted = next(filter(None, asked), None)
+        found = [r for r in self.runs.values() if r["project"] == v["project"] and wanted in (None, r["sweep"])]
+        edges = [{"node": self.run_node(r), "cursor": "1"} for r in found]
+        runs = {"edges": edges, "pageInfo": {"endCursor": "1", "hasNextPage": False}}
+        return {"project": {"internalId": 1, "runCount": len(found), "readOnly": False, "runs": runs}}
 
     def op_Run(self, v):
         run = self.runs.get(v.get("name"))
         return {"project": {"run": self.run_node(run) if run else None}}
 
-    op_GetRun = op_RunState = op_RunFullHistory = op_Run
+    op_RunState = op_Run
 
     def op_RunHistoryKeys(self, v):
         return {"project": {"run": {"historyKeys": {"lastStep": len(self.runs[v["name"]]["history"]) - 1}}}}
@@ -252,12 +247,12 @@ class Server:
         function = getattr(self, "op_" + operation, None)
         if function is None:
             self.unknown.append(operation)
-            raise Refused(f"stub: operation {operation} is not implemented")
+            raise Refused(400, f"stub: operation {operation} is not implemented")
         return function(body.get("variables") or {})
 
     def file_stream(self, name, body):
         if self.refuses:
-            raise Refused("forbidden", 403)
+            raise Refused(403, "forbidden")
         run = self.run(name)
         for file, chunk in (body.get("files") or {}).items():
             offset, content = chunk.get("offset", 0), chunk.get("content", [])
@@ -274,6 +269,10 @@ class Server:
 class Listener(ThreadingHTTPServer):
     daemon_threads = True
 
+    def get_request(self):
+        self.state.connections.append((found := super().get_request())[0])
+        return found
+
     def handle_error(self, request, client_address):
         if not isinstance(sys.exc_info()[1], ConnectionError):  # clients hang up freely
             super().handle_error(request, client_address)
@@ -285,6 +284,10 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, *_):
         pass
 
+    def parse_request(self):
+        self.server.state.passing.wait()  # while it hangs
+        return super().parse_request()
+
     def send(self, content, status=200):
         data = json.dumps(content).encode()
         self.send_response(status)
@@ -294,32 +297,16 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(data)
 
     def body(self):
-        if self.headers.get("Transfer-Encoding", "").lower() == "chunked":
-            data = b""
-            while size := int(self.rfile.readline().split(b";")[0], 16):
-                data += self.rfile.read(size)
-                self.rfile.readline()
-            self.rfile.readline()
-        else:
-            data = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        data = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         return gzip.decompress(data) if self.headers.get("Content-Encoding") == "gzip" else data
 
-    def do_HEAD(self):  # train.py looks whether the server is there
-        self.send_response(200)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    def do_GET(self):
-        self.send({})
-
-    def do_PUT(self):
-        self.body()
+    def do_GET(self):  # train.py looks whether the server is there
         self.send({})
 
     def do_POST(self):
         state, path, data = self.server.state, urlsplit(self.path).path, self.body()
         stream = re.match(r"/files/([^/]+)/([^/]+)/([^/]+)/file_stream$", path)
-        if path != "/graphql" and not stream:  # the client's own telemetry
+        if path != "/graphql" and not stream:  # an upload, or the client's own telemetry
             return self.send({})
         if not self.headers.get("Authorization", "").startswith(("Basic ", "Bearer ")):
             return self.send({"errors": [{"message": "user is not logged in"}]}, 401)
@@ -329,20 +316,21 @@ class Handler(BaseHTTPRequestHandler):
                     return self.send(state.file_stream(unquote(stream[3]), json.loads(data)))
                 return self.send({"data": state.graphql(json.loads(data))})
             except Refused as error:
-                return self.send({"data": None, "errors": [{"message": str(error)}]}, error.status)
+                return self.send({"data": None, "errors": [{"message": error.args[1]}]}, error.args[0])
             except Exception as error:  # a bug here must not look like a flaky network
                 traceback.print_exc()
                 return self.send({"data": None, "errors": [{"message": f"stub bug: {error!r}"}]}, 400)
+
+    do_PUT = do_POST
 
 
 @contextlib.contextmanager
 def serve():
     """A running server, as a Server; its url and env tell clients where it is."""
-    listener, state = Listener(("127.0.0.1", 0), Handler), Server()
-    listener.state, state.url = state, f"http://127.0.0.1:{listener.server_address[1]}"
-    threading.Thread(target=listener.serve_forever, daemon=True).start()
+    state = Server()
+    state.heal()
     try:
         yield state
     finally:
-        listener.shutdown()
-        listener.server_close()
+        state.heal()
+        state.die()
