@@ -26,7 +26,7 @@ def run(folder):
     designs = data.load(problem, "sample")
     page = Page(folder, f"{k} numbers for a beam")
     told = f"This model began with {flags['latent_dim']} numbers for a beam and gave up all but {k}. Below: how well "
-    told += "they describe beams that it has not seen, a beam for conditions that nobody optimised, what each does."
+    told += "they describe beams that it has not seen, a beam for new conditions, and what each number does."
     page.section(text=told)
     with torch.no_grad():
         error = (model(designs.val) - designs.val).square().mean().item()
