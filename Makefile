@@ -61,7 +61,7 @@ ARGS ?=
 train: setup ## train on the bundled designs: PROBLEM=beams2d; LVAE, pruning, figures
 	@$(call gently,$(PY) train.py --problem "$(or $(PROBLEM),beams2d)" --strategy plummet --data sample $(ARGS))
 
-test: setup-data ## run the tests (7 minutes on 2 idle cores)
+test: setup-data ## run the tests (3 to 7 minutes on 2 idle cores)
 	$(PY) -m pytest -q -n auto --dist worksteal tests
 
 soak: setup-data ## the heavy counts: many agents, many kills, PostgreSQL; writes results/faults.md
