@@ -261,13 +261,14 @@ class Study:
         """Keep runs that agree in every flag not varied: the YAML's value where some run has it, else the commonest."""
         in_arms = {key for arm in levels(self.spec, "arm") for key in arm}  # what an arm sets differs on purpose
         skip = {*self.varied, *in_arms, *(LEVEL.values() if in_arms else ())}
+        by = [self.table[key] for key in ("problem", *self.varied) if key in self.table and key != "seed"]
         skip |= {"arm", "problem", "seed", "data", "save_model"}
         for key in dict.fromkeys([*self.spec["parameters"], *LEGACY]):
             if key in skip or key not in self.table:
                 continue
             wanted = levels(self.spec, key)[:1]
-            follows = wanted == ["None"]  # what the YAML leaves to the designs differs between problems
-            for _, values in self.table[key].dropna().groupby(self.table["problem"] if follows else lambda _: 0):
+            follows = wanted == ["None"]  # what the YAML leaves open follows the designs and what is varied
+            for _, values in self.table[key].dropna().groupby(by if follows else lambda _: 0):
                 counts = values.value_counts().index
                 target = wanted[0] if wanted and wanted[0] in counts else counts[0]
                 other = values.index[values.ne(target)]

@@ -255,6 +255,8 @@ def test_doubles_other_settings_and_strangers_are_left_out(monkeypatch):
     assert sorted(found.left_out["why"]) == ["another run of the same point is used"] * 3 + reasons
     longer = [row | dict(n_epochs=60) for row in study("01", keep=lambda f: f["problem"] == "photonics2d")]
     assert len(build("01", rows + longer)[3].frame) == 24  # what follows the designs differs between problems
+    follows = [row | dict(polynomial_schedule_n=row["pruning_epoch"]) for row in study("04")]
+    assert build("04", follows)[3].left_out.empty  # and what follows a varied flag differs with it
     found = build("01", rows + [mine[1] | dict(sweep="02_x"), mine[2] | dict(sweep="01b_x")])[3]
     assert len(found.frame) == 12 and found.left_out.empty  # made for other sweeps: not even considered
     # A flag that came later: old rows lack it, and mean its old value
