@@ -17,7 +17,6 @@ import importlib.metadata
 import io
 import json
 import math
-import multiprocessing.pool
 import os
 import platform
 import re
@@ -30,7 +29,7 @@ from pathlib import Path
 import torch
 
 from lvae import InputError, first_line
-from tools.hub import ask
+from tools.hub import Hung, ask, within
 
 COLUMNS = ["epoch", "rec_loss", "vol_loss", "total_loss", "val_rec", "val_vol_loss", "val_total_loss", "active_dims"]
 COLUMNS += ["w_v", "pruned", "val_rec_pruned", "dims_within", "epoch_seconds"]
@@ -374,7 +373,7 @@ def open_run(folder, old, args, fingerprint, device):
 def _git_commit():
     command = ["git", "-C", Path(__file__).parent, "status", "--porcelain=v2", "--branch", "-uno", "--", ":/"]
     with contextlib.suppress(OSError, subprocess.SubprocessError):  # agents add rows to results/
-        said = subprocess.run([*command, ":!/results"], capture_output=True, text=True, timeout=5).stdout
+        said = subprocess.run([*command, ":!/results"], capture_output=True, timeout=5).stdout.decode(errors="replace")
         commit = re.search(r"# branch.oid (\w+)", said)
         return commit and commit[1] + "+changes" * bool(re.search("^[^#]", said, re.M))
 
@@ -444,13 +443,12 @@ HUNG = []  # third parties' calls that did not return, or whose process died: th
 
 
 def bounded(function, seconds=30):
-    """function(), in a thread that is waited for so long: the start of W&B's service may never end. TimeoutError."""
+    """function(), waited for so long: the start of W&B's service may never end. TimeoutError."""
     try:
-        with multiprocessing.pool.ThreadPool(1) as pool:  # its threads are daemons
-            return pool.apply_async(function).get(seconds)
-    except multiprocessing.TimeoutError:
+        return within(function, seconds)
+    except Hung:
         HUNG.append(function)
-        raise TimeoutError(f"no answer within {seconds:g} s") from None
+        raise
 
 
 def leave(code):

@@ -188,7 +188,7 @@ def settled(points, program):
     found = resolve(points, program)
     for args in found if hasattr(program, "schedule") else ():
         with contextlib.redirect_stderr(io.StringIO()):  # each run gives its own warnings
-            program.schedule(args, n_train(*(getattr(args, k) for k in DESIGNS)))
+            program.schedule(args, n_train(*(vars(args)[k] for k in DESIGNS)))
     return [vars(args) for args in found]
 
 
@@ -853,15 +853,19 @@ def sync(args):
 
 
 def missing_epochs(folder):
-    """How many epochs of a run folder W&B does not have."""
+    """How many epochs of a run folder W&B does not have. What it has all of is marked, and not asked for again."""
     import wandb
 
-    flags = (read_json(folder / "config.json") or {}).get("flags", {})
+    flags, mark = (read_json(folder / "config.json") or {}).get("flags", {}), folder / "wandb" / "complete"
     logged, held = {int(cell) for cell in read_csv(folder / "metrics.csv").get("epoch", [])}, set()
+    if mark.exists() and mark.read_text() == str(len(logged)):
+        return 0
     with contextlib.suppress(Exception):  # wandb raises a dozen types for a run that is not there
         api = wandb.Api()
         where = f"{flags.get('wandb_entity') or api.default_entity}/{flags.get('wandb_project')}/{folder.name}"
         held = {row.get("epoch") for row in api.run(where).scan_history() if "val_rec" in row}
+    if logged <= held:
+        mark.write_text(str(len(logged)))
     return len(logged - held)
 
 

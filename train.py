@@ -611,13 +611,13 @@ def schedule(args, n_train):
 def settle(args):
     """Settle what `auto` means for device, precision and threads; returns the torch.device."""
     n = torch.cuda.device_count()
-    there = ["auto", "cpu", *["cuda"] * (n > 0), *(f"cuda:{i}" for i in range(n))]
+    there = ["auto", "cpu", "cpu:0", *["cuda"] * (n > 0), *(f"cuda:{i}" for i in range(n))]
     if args.device not in there:
         raise InputError(f"--device {args.device}: not usable here; allowed: {', '.join(there)}")
     if args.device == "auto":
         args.device = "cuda" if n else "cpu"
     if args.precision == "auto":  # bf16 where the hardware multiplies in it: emulated, it is ten times slower than fp32
-        gpu = args.device != "cpu"
+        gpu = args.device.startswith("cuda")
         fast = torch.cuda.is_bf16_supported(including_emulation=False) if gpu else torch.cpu._is_amx_tile_supported()
         args.precision = "bf16" if fast else "fp32"
     if args.threads or "OMP_NUM_THREADS" not in os.environ:  # torch does not know of a container's CPU quota

@@ -84,3 +84,10 @@ def test_the_whole_table(monkeypatch):
     theirs["best_val_rec"], made_up["measure_our_quality"] = 0.01, math.inf
     bench.bench("cpu", quick=True)
     assert "not reached in 20 epochs by every seed" in bench.Path("results/bench-quick.md").read_text()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        bench.main(["--device", "cuda"])
+    assert "no GPU" in capsys.readouterr().err

@@ -204,6 +204,7 @@ FAULTS = {  # what the hub does with a path: what is said
     "403": (lambda path: (403, "text/html", PAGE), "HTTP 403 at http"),
     "a web page": (lambda path: (200, "text/html", PAGE), "a web page at http"),
     "files refused": (lambda path: (403, "text/html", PAGE) if "resolve" in path else None, "HTTP 403"),
+    "a login page": (lambda path: (200, "text/html", PAGE) if "resolve" in path else None, "a web page"),
     "parquet refused": (lambda path: (403, "text/html", PAGE) if "parquet" in path else None, "HTTP 403"),
     "the API hangs": (lambda path: 60 if "api" in path else None, "no answer (timed out) at http"),
     "files hang": (lambda path: 60 if "parquet" in path else None, "was not there within 6 s; HUB_SECONDS=1000"),
@@ -406,6 +407,8 @@ def test_precedence_flag_over_arm_over_profile_over_default():
     assert {key: getattr(args, key) for key in expected} == expected
     assert args.lr == train.DEFAULTS["lr"]
     assert {key: getattr(train.parse([]), key) for key in expected} == PROFILES["moderate"]
+    assert [*PROFILES["moderate"].values()] == [5, 20, 10, 3, 0.10]
+    assert [*PROFILES["conservative"].values()] == [10, 10, 20, 5, 0.05]
     assert train.parse(["--arm=safeguards=conservative"]).min_active_dims == 10
     assert train.parse(["--save_model=True"]).save_model and not train.parse(["--save_model=False"]).save_model
 

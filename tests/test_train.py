@@ -523,3 +523,11 @@ def test_a_run_that_older_code_began_keeps_its_columns():
     Path("runs/a/metrics.csv").write_text("epoch,val_rec,epoch_seconds\n")
     opened.append("metrics.csv", dict.fromkeys(record.COLUMNS, 0.5))
     assert rows("runs/a/metrics.csv") == [dict.fromkeys(("epoch", "val_rec", "epoch_seconds"), "0.5")]
+
+
+def test_a_start_does_not_import_the_compiler(tmp_path):
+    """It would take 2.7 s: the reason for train.Adam."""
+    code = "import sys, train; assert train.main(sys.argv[1:]) == 0 and 'torch._dynamo' not in sys.modules"
+    flags = ["--problem=toy", "--latent_dim=2", "--n_epochs=1", "--wandb=disabled", f"--out={tmp_path}"]
+    command = [sys.executable, "-c", code, *flags]
+    subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True)

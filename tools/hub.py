@@ -7,12 +7,13 @@ to stdout. Exit codes: 0; 1, the hub gave none (why: stderr); 4, the cache canno
 import contextlib
 import http.client
 import io
-import multiprocessing.pool
 import os
 import subprocess
 import sys
+import threading
 import urllib.error
 import urllib.request
+from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
@@ -25,21 +26,45 @@ class CacheError(Exception):
     """The cache cannot be used. Without it, others who use it would train on other designs."""
 
 
+class Hung(TimeoutError):
+    """A call that does not return."""
+
+
+def within(function, seconds):
+    """function(), in a thread that is waited for so long, since no timeout of its own is to be relied on. Hung."""
+    future = Future()
+
+    def run():
+        try:
+            future.set_result(function())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        return future.result(seconds)
+    except TimeoutError:
+        if future.done():  # the function's own
+            raise
+        raise Hung(f"no answer within {seconds:g} s") from None
+
+
 def ask(url, seconds=5):
     """None where a server answers at url, or why not: its HTTP status, a web page, no answer. Proxies are honoured.
 
-    In a thread, since a dead DNS server outlasts any timeout. A certificate that this Python does not know is an
+    A dead DNS server outlasts urlopen's timeout. A certificate that this Python does not know is an
     answer: the client may know it (REQUESTS_CA_BUNDLE), and names it otherwise.
     """
     from lvae import first_line
 
     try:
-        with multiprocessing.pool.ThreadPool(1) as pool:
-            found = pool.apply_async(urllib.request.urlopen, [url], {"timeout": seconds}).get(seconds + 1)
-        return "a web page" if "html" in found.headers.get("Content-Type", "") else None
+        with within(lambda: urllib.request.urlopen(url, timeout=seconds), seconds + 1) as found:
+            return "a web page" if "html" in found.headers.get("Content-Type", "") else None
     except urllib.error.HTTPError as error:
         return f"HTTP {error.code}"
-    except (OSError, ValueError, http.client.HTTPException, multiprocessing.TimeoutError) as error:
+    except Hung as error:
+        return str(error)
+    except (OSError, ValueError, http.client.HTTPException) as error:
         return None if "CERTIFICATE" in str(error) else f"no answer ({first_line(error)})"
 
 
@@ -91,14 +116,18 @@ def main(dataset, columns):
     except Exception as error:  # datasets, huggingface_hub, pyarrow and httpx raise a dozen types between them
         from lvae import first_line  # with torch, which takes seconds to load: only where something is the matter
 
-        status = None
+        innermost, status = error, None
         while error is not None:  # what it came from is innermost
             if isinstance(error, OSError) and error.errno and error.filename:
                 print(f"{error.filename}: {error.strerror}", file=sys.stderr)
                 return 4
             status = status or getattr(getattr(error, "response", None), "status_code", None)
-            innermost, error = error, error.__cause__ or error.__context__
-        print(f"HTTP {status}" if status else first_line(innermost), file=sys.stderr)
+            if "is not cached" not in str(error):  # what `datasets` looks for last
+                innermost = error
+            error = error.__cause__ or error.__context__
+        page = f"{os.environ.get('HF_ENDPOINT', 'https://huggingface.co')}/datasets/{dataset}/resolve/main/README.md"
+        why = f"HTTP {status}" if status else "a web page" if ask(page) == "a web page" else first_line(innermost)
+        print(why, file=sys.stderr)
         return 1
     with open(stdout, "wb") as file:
         np.savez(file, **parts)
