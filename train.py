@@ -3,8 +3,8 @@
     python train.py --problem beams2d --strategy plummet     # EngiBench's designs, or the bundled ones
     python train.py --problem toy --toy_dims 2               # images of two known factors: the fastest first run
 
-Minimised is rec + w_v * vol: rec is the mean squared error of the pixels, vol the volume of the latent set (volume()
-below). The decoder has a bounded Lipschitz constant. Without it the volume would shrink by scaling alone, and mean
+Minimised is rec + w_v * vol: rec is the mean squared error of the pixels, vol the volume of the latent set (see
+volume). The decoder has a bounded Lipschitz constant. Without it the volume would shrink by scaling alone, and mean
 nothing (Chen & Fuge, Least Volume, ICLR 2024, arXiv 2404.17773, section 3). Every few epochs the latents are rotated to
 their principal axes. What is flat then is pruned. Further axes are trimmed that are worth little (pruning.py).
 """
@@ -96,7 +96,7 @@ FLAGS = {
         latent_dim=(number(int, 1, 10000), 100, "latent dimensions to start with"),
         trim_share=(NOT_NEGATIVE, 0.01, "trim what is worth less than this share of the designs' variance; off: 0"),
         trim_rec=(POSITIVE, None, "trim while val_rec <= this error instead; off unless given"),
-        n_epochs=(AT_LEAST_ONE, None, "epochs to train; not given: 100, or as many as make 6000 steps"),
+        n_epochs=(AT_LEAST_ONE, None, "epochs to train; not given: 100, or fewer: 6000 steps"),
         seed=(number(int, 0, 2**31), 1, "seed of weights, batches and draws"),
         safeguards=(one_of(*PROFILES), "moderate", "profile of the five safeguards; flags given as well override it"),
         wandb=(one_of("auto", "online", "offline", "disabled"), "auto", "auto: online when logged in, else offline"),
@@ -108,7 +108,7 @@ FLAGS = {
         alpha=(number(float, 0, 1), 0.0, "lognorm: weight of the current spectrum; 0: the reference's alone"),
         temperature=(POSITIVE, 0.25, "probabilistic: width of the sigmoid in log std"),
         midpoint=(SHARE, 0.02, "probabilistic: share of the largest std pruned with p = 1/2"),
-        pruning_epoch=(COUNT, None, "first epoch that may prune; not given: after a tenth of n_epochs and 400 steps"),
+        pruning_epoch=(COUNT, None, "first epoch that may prune; not given: a tenth of n_epochs, 400 steps at least"),
         beta=(number(float, 0, 1, open_high=True), 0.9, "momentum of the latent statistics; 0: the last batch alone"),
     ),
     "safeguards of the strategies (not given: the profile's)": dict(
@@ -485,7 +485,7 @@ class Trainer:
         self.pruner.mean[active] = (R @ mean).to(self.pruner.mean)
 
     def epoch(self, epoch):
-        """Train epoch `epoch`, validate, rotate, prune. Returns (row of metrics.csv, row of pruning.csv or None)."""
+        """Train an epoch, validate, rotate, prune, trim. Returns (row of metrics.csv, row of pruning.csv or None)."""
         args, start, w_v = self.args, time.perf_counter(), self.w_v(epoch)
         losses = self.steps(epoch, w_v)
         rec_loss, vol_loss, total_loss, val_rec, val_vol = torch.stack((*losses, *self.validate(self.val))).tolist()
@@ -494,7 +494,7 @@ class Trainer:
         bound, dims = data.PROBLEMS[args.problem].get("bound"), int(self.pruner.active.sum())
         proposal = self.pruner.step(epoch, val_rec, self.error_without)
         changed = proposal["pruned"] + proposal["trimmed"] - proposal["restored"] if proposal else 0
-        if changed:
+        if proposal and any(proposal[key] for key in ("pruned", "trimmed", "restored")):
             self._forget_best()  # val_rec of this epoch was measured before
         elif val_rec < self.best["val_rec"]:
             weights = copy.deepcopy(self.state("model", "pruner")) if args.keep == "best" else None
