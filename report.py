@@ -46,8 +46,8 @@ RESULT_METRICS = [  # of a row of results/NN.csv, which has every flag and BOOKK
     "objective",  # of a search: the metric's best over the run, as its engine sees it
     *("rise", "epochs_above", "collapses", *(f"sum_{key}" for key in PROPOSALS)),  # curves and proposals in numbers
 ]
-BOOKKEEPING = ["id", "name", "sweep", "status", "cause", "reports", "metric"]
-BOOKKEEPING += ["data_source", "data_sha256", "metrics_sha256", "git", "host", "cpu", "recorded"]
+ORIGIN = ["data_source", "data_sha256", "metrics_sha256", "git", "host", "cpu", "recorded"]
+BOOKKEEPING = ["id", "name", "sweep", "status", "cause", "reports", "metric", *ORIGIN]
 STATES = ["finished", "running", "stopped", "diverged", "broken"]
 
 

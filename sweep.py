@@ -81,26 +81,30 @@ def read_yaml(name):
     path = files.get(name, Path(name))
     try:
         config = {"name": path.stem} | yaml.load(record.read_text(path), Loader)
-        kinds = {"method": str, "metric": dict, "parameters": dict, "program": str, "name": str}
-        bad = ", ".join(k for k, kind in kinds.items() if not isinstance(config.get(k), kind))
-        need(not bad, f"needs {bad}")
-        named = slug(config["name"]) == config["name"]
-        need(named, f"name {config['name']!r}: allowed: letters, digits, . _ - inside it")
-        cap, search = config.get("run_cap", 1), config["method"] in ("bayes", "random") and "run_cap" in config
-        need(search or config["method"] == "grid", "method must be grid, or bayes or random with a run_cap")
-        need(isinstance(cap, int) and cap > 0, f"run_cap {cap}: must be a number of runs, at least 1")
-        for key, p in config["parameters"].items():
-            found, listed = levels(p), bool({"value", "values"} & set(p))
-            plain = isinstance(found, list) and all(isinstance(v, SCALAR if listed else NUMBER) for v in found)
-            fits = plain and (0 < len(found) == len(set(map(str, found))) if listed else search and len(found) == 2)
-            need(fits, f"parameter {key} needs value or values, each once; a search also min, max (1.0e-4, not 1e-4)")
-        named = "problem" in config["parameters"] and isinstance(config["metric"].get("name"), str)
-        need(named, "needs a parameter problem, and a metric with a name")
-        rule = config.get("early_terminate") or {"min_iter": 1}
-        need(rule["min_iter"] >= 1 and rule.get("eta", 3) >= 1.1, "early_terminate needs min_iter >= 1 and eta >= 1.1")
+        check_config(config)
     except (OSError, ValueError, yaml.YAMLError, AttributeError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{path}: {' '.join(str(error).split())[:200]}") from None
     return path, config
+
+
+def check_config(config):
+    """Refuse a sweep's file that lacks something, or has what we and W&B would take otherwise than it is meant."""
+    kinds = {"method": str, "metric": dict, "parameters": dict, "program": str, "name": str}
+    bad = ", ".join(k for k, kind in kinds.items() if not isinstance(config.get(k), kind))
+    need(not bad, f"needs {bad}")
+    need(slug(config["name"]) == config["name"], f"name {config['name']!r}: allowed: letters, digits, . _ - inside it")
+    cap, search = config.get("run_cap", 1), config["method"] in ("bayes", "random") and "run_cap" in config
+    need(search or config["method"] == "grid", "method must be grid, or bayes or random with a run_cap")
+    need(isinstance(cap, int) and cap > 0, f"run_cap {cap}: must be a number of runs, at least 1")
+    for key, p in config["parameters"].items():
+        found, listed = levels(p), bool({"value", "values"} & set(p))
+        plain = isinstance(found, list) and all(isinstance(v, SCALAR if listed else NUMBER) for v in found)
+        fits = plain and (0 < len(found) == len(set(map(str, found))) if listed else search and len(found) == 2)
+        need(fits, f"parameter {key} needs value or values, each once; a search also min and max (1.0e-4, not 1e-4)")
+    named = "problem" in config["parameters"] and isinstance(config["metric"].get("name"), str)
+    need(named, "needs a parameter problem, and a metric with a name")
+    rule = config.get("early_terminate") or {"min_iter": 1}
+    need(rule["min_iter"] >= 1 and rule.get("eta", 3) >= 1.1, "early_terminate needs min_iter >= 1 and eta >= 1.1")
 
 
 def expand(config):
@@ -180,7 +184,9 @@ def resolve(points, program):
         raise InputError(str(error)) from None
 
 
-n_train = functools.cache(lambda *which: len(data.load(*which).train))
+@functools.cache  # create() empties it: a file may have been replaced since
+def n_train(*which):
+    return len(data.load(*which).train)
 
 
 def settled(points, program):
@@ -285,6 +291,7 @@ def plan(path, config, args, program, backend):
 
 def create(args):
     """Check a sweep, freeze its data, put it where the agents find it, and make it the current one."""
+    n_train.cache_clear()
     path, config = read_yaml(args.sweep)
     program = load_program(config["program"])
     backend = args.backend or choose_backend()
@@ -416,7 +423,7 @@ def record_result(sweep, folder, status):
     One of a search gets what a new search needs to go on from it (known_trials), too: `objective`, and `reports`, the
     metric at hyperband's bands and at the end, step:value.
     """
-    from report import BOOKKEEPING, RESULT_METRICS, read_run
+    from report import ORIGIN, RESULT_METRICS, read_run
 
     config, summary = (read_json(folder / name) or {} for name in ("config.json", "summary.json"))
     metrics, search, path = read_csv(folder / "metrics.csv"), sweep.get("config", {}), Path(sweep["results"])
@@ -430,7 +437,7 @@ def record_result(sweep, folder, status):
         row |= {"objective": repr(objective(search, values)), "reports": reports, "metric": search["metric"]["name"]}
     found |= {f"data_{key}": value for key, value in config.get("data", {}).items()} | config.get("machine", {})
     found |= {"git": record.made_by(config), "recorded": time.strftime("%Y-%m-%dT%H:%M:%S")}
-    row |= {key: found.get(key) for key in BOOKKEEPING[-7:]}
+    row |= {key: found.get(key) for key in ORIGIN}
     table = pandas.DataFrame([{k: "" if v is None else str(v) for k, v in row.items()}])
     path.parent.mkdir(parents=True, exist_ok=True)
     STATE.mkdir(exist_ok=True)
@@ -454,14 +461,24 @@ def folder_of(run):
     return Path(run["point"].get("out", "runs")) / run["id"]
 
 
+class Agent:
+    """One of the `n` agents of this process: what it knows of itself, and of the run that it works on."""
+
+    crashed = None  # of all: run id -> how it crashed before its first epoch
+
+    def __init__(self, sweeps, slot, n, count):
+        self.name, self.env, self.left, self.exit = f"agent {slot + 1}", surroundings(slot, n), count, 0
+        self.queues, self.trial = [queue_of(sweep) for sweep in sweeps], None
+        # since when its queue does not answer, when to ask it again, whether it may have runs yet
+        self.away, self.again, self.busy = 0, 0, True
+
+    def say(self, text):
+        say(f"{self.name}: run {self.id} {text}")
+
+
 def work(sweeps, n, count, patience, leave):
     """Let n agents work through the sweeps in order until nothing is left in any. Returns the exit code."""
-    # away: since when its queue does not answer, again: when to ask it again, busy: whether it may have runs yet;
-    # crashed, of all agents: run id -> how it crashed before its first epoch
-    new = {"left": count, "exit": 0, "trial": None, "away": 0, "again": 0, "busy": True, "crashed": {}}
-    agents = [argparse.Namespace(name=f"agent {k + 1}", env=surroundings(k, n), **new) for k in range(n)]
-    for a in agents:
-        a.queues = [queue_of(sweep) for sweep in sweeps]
+    agents, Agent.crashed = [Agent(sweeps, slot, n, count) for slot in range(n)], {}
     while True:
         worked = any(a.trial for a in agents)
         for a in agents:
@@ -501,7 +518,7 @@ def fail(a, error):
         say(f"{a.name}: stops, and nothing is lost: cannot write, or read ({said})")
         a.exit = 4
     elif a.trial:  # a damaged file of one run
-        say(f"{a.name}: run {a.id} cannot go on: {said}")
+        a.say(f"cannot go on: {said}")
         try:
             a.queue.end(a.trial, TrialState.WAITING, crashed=said)
         except Exception as worse:  # of the queue itself: other agents, and their programs, go on
@@ -552,7 +569,7 @@ def start(a):
         group = {"process_group": 0, "preexec_fn": lambda: die_with(parent)}
         a.child, a.started = subprocess.Popen(command, env=env, **streams, **group), time.time()
     varied = [k for k, p in a.queue.config["parameters"].items() if len(levels(p)) > 1 and k in a.point]
-    say(f"{a.name}: run {a.id} {verb}: {' '.join(f'{k}={a.point[k]}' for k in varied)} (log: {a.log})")
+    a.say(f"{verb}: {' '.join(f'{k}={a.point[k]}' for k in varied)} (log: {a.log})")
     return True
 
 
@@ -650,7 +667,7 @@ def settle(a):
         if not values and any(c == cause and run != a.id for run, c in a.crashed.items()):  # it is not the point
             a.exit, outcome = 2, f"{outcome}; two points have crashed alike before their first epoch: this agent stops"
         a.crashed.update({} if values else {a.id: cause})
-    say(f"{a.name}: run {a.id} {outcome}")
+    a.say(outcome)
 
 
 def surroundings(slot, agents):

@@ -103,7 +103,7 @@ REFUSED = [  # flags of create, parameters of the file, and what is said
     ("", dict(problem={}, seed=[1]), "problem needs value"),
     ("", dict(lr={"min": 0.1, "max": 1.0}), "lr needs value"),
     ("", dict(lr=[0.1, 0.2, 0.1], seed=[1]), "lr needs value or values, each once"),
-    ("", {**SEARCH, "lr": {"min": "1e-4", "max": 1.0}}, "a search also min, max (1.0e-4, not 1e-4)"),
+    ("", {**SEARCH, "lr": {"min": "1e-4", "max": 1.0}}, "a search also min and max (1.0e-4, not 1e-4)"),
     ("--set n_epochs=4", PRUNED, "SET n_epochs=4: pruning would start at epoch 20"),
     ("--epochs 40", PRUNED, "before the schedule of w_v ends"),
 ]

@@ -1,13 +1,10 @@
 """The tables of the comparisons that are no part of the study: results/NAME.csv as Markdown, into results/NAME.md.
 
-    make width            # Does the answer depend on the width that training starts from? (comparisons/width.yaml)
-    make ground-truth     # Does pruning find a dimension that is known? (comparisons/ground-truth.yaml)
-    make baselines        # What do pruning and least volume buy over a plain autoencoder? (comparisons/baselines.yaml)
+    make width | ground-truth | baselines     # the comparison of comparisons/NAME.yaml; TITLES says what each asks
 
 Each runs what its CSV lacks, on the local engine, and then makes the table anew.
 """
 
-import re
 import sys
 from pathlib import Path
 
@@ -19,7 +16,11 @@ from report import markdown
 from tools.verify import finished_rows
 
 ROOT = Path(__file__).parent.parent
-TITLES = dict(re.findall(r"make (\S+) +# (.*\?)", __doc__))
+TITLES = {
+    "width": "Does the answer depend on the width that training starts from?",
+    "ground-truth": "Does pruning find a dimension that is known?",
+    "baselines": "What do pruning and least volume buy over a plain autoencoder?",
+}
 
 
 def numbers_of(group):

@@ -47,13 +47,15 @@ def open_run(folder):
     """(config, model, designs) of a finished run. Raises InputError."""
     config = read_json(folder / "config.json")
     try:
-        flags, (sha256, source) = config["flags"], (config["data"][key] for key in ("sha256", "source"))
-        problem, wanted, _ = flags["problem"], flags["data"], (config["id"], config["name"])
+        flags, wanted, sha256 = config["flags"], config["flags"]["data"], config["data"]["sha256"]
+        problem, about = flags["problem"], (config["id"], config["name"], config["data"]["source"])
     except (KeyError, TypeError):
         raise InputError(f"--run {folder}: its config.json cannot be read; allowed: a run folder") from None
-    need((folder / "model.pt").exists(), f"--run {folder}: no model.pt; train with --save_model=True")
+    advice = "train with --save_model=True, or run the record again with it"
+    need((folder / "model.pt").exists(), f"--run {folder}: no model.pt; {advice}")
     designs = data.load(problem, wanted, flags.get("toy_dims", 3), flags.get("n_train", 0))
-    need(designs.fingerprint["sha256"] == sha256, f"--run {folder}: it was trained on other designs ({source})")
+    other = f"other designs ({about[2]}) than --data {wanted} gives here"
+    need(designs.fingerprint["sha256"] == sha256, f"--run {folder}: it was trained on {other}")
     return config, load(folder / "model.pt"), designs
 
 

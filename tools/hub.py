@@ -68,6 +68,10 @@ def ask(url, seconds=5):
         return None if "CERTIFICATE" in str(error) else f"no answer ({first_line(error)})"
 
 
+def _endpoint():
+    return os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+
+
 def load(dataset, columns):
     """{name: array} of a dataset: `optimal_design`, `split`, and those of `columns` that it has.
 
@@ -79,7 +83,7 @@ def load(dataset, columns):
     if cache.is_dir():
         with contextlib.suppress(OSError):  # left unfinished by another
             return _fetch(dataset, columns, HF_HUB_OFFLINE="1")
-    url = f"{os.environ.get('HF_ENDPOINT', 'https://huggingface.co')}/api/datasets/{dataset}"
+    url = f"{_endpoint()}/api/datasets/{dataset}"
     if (said := ask(url)) not in (None, "HTTP 401"):  # private: the client knows its token
         raise OSError(f"{said} at {url}")
     return _fetch(dataset, columns)
@@ -125,7 +129,7 @@ def main(dataset, columns):
             if "is not cached" not in str(error):  # what `datasets` looks for last
                 innermost = error
             error = error.__cause__ or error.__context__
-        page = f"{os.environ.get('HF_ENDPOINT', 'https://huggingface.co')}/datasets/{dataset}/resolve/main/README.md"
+        page = f"{_endpoint()}/datasets/{dataset}/resolve/main/README.md"
         why = f"HTTP {status}" if status else "a web page" if ask(page) == "a web page" else first_line(innermost)
         print(why, file=sys.stderr)
         return 1
