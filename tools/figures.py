@@ -53,7 +53,7 @@ def _spectrum(trainer, rows, path):
     mosaic(beside, pairs, [""] * len(pairs))
     beside.set_title(f"Designs, and from {k} numbers", fontsize=15)
     rank = np.arange(1, len(std) + 1)
-    for chosen, marker, label in ((active, "oC0", "kept"), (~active, "xC1", "pruned")):
+    for chosen, marker, label in ((active, "oC0", "kept"), (~active, "xC1", "given up")):
         there = chosen[order]
         axis.semilogy(rank[there], std[order][there] + 1e-12, marker, markersize=5, label=f"{label}: {chosen.sum()}")
     axis.axvline(k + 0.5, color="0.3", linestyle="--", label="the cut")
@@ -78,7 +78,7 @@ def _curves(folder, pca, path):
     for epoch in rows["epoch"][rows["pruned"] != 0]:
         for axis in (top, middle, bottom):
             axis.axvline(epoch, color="0.8", linewidth=1, zorder=0)
-    top.set(title="Training; a grey line marks an epoch that pruned", ylabel="error a pixel")
+    top.set(title="Training; a grey line marks an epoch that pruned or trimmed", ylabel="error a pixel")
     middle.set(ylabel="volume loss")
     bottom.set(xlabel="epoch", ylabel="active dimensions", ylim=(0, None))
     top.legend()
