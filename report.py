@@ -116,15 +116,13 @@ def described(config, summary, curve):
     return row | {key: summary[key] for key in ("status", "cause", *RESULT_METRICS) if key in summary}
 
 
-def wandb_runs(path, api=None):
+def wandb_runs(path):
     """Runs of a W&B sweep, entity/project/sweep id. pruning.csv is not on W&B: those runs have no proposals."""
     need(path.count("/") == 2, f"--wandb {path}: allowed: entity/project/sweep id")
     try:
-        if api is None:
-            import wandb
+        import wandb
 
-            api = wandb.Api()
-        sweep = api.sweep(path)
+        sweep = wandb.Api().sweep(path)
         return [from_wandb(run, (sweep.config or {}).get("name", "")) for run in sweep.runs]
     except Exception as error:  # wandb raises its own, requests' and ValueError for a sweep that is not there
         raise InputError(f"--wandb {path}: cannot be read ({type(error).__name__}: {first_line(error)})") from None

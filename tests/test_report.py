@@ -293,7 +293,7 @@ def test_without_a_sweep_one_page_leads_to_all():
     assert ": use plummet.</strong>" in text and text.count("No finished run of this sweep") == 5  # 01b reads 01
 
 
-def test_wandb_runs():
+def test_wandb_runs(monkeypatch):
     """A fake of the public API, as wandb 0.31 shows runs; tests/test_sweep_wandb.py asks the real client."""
     (folder,) = write_runs(study("01", keep=beams)[:1])
     local, config = report.read_run(folder), report.read_json(folder / "config.json")
@@ -304,7 +304,8 @@ def test_wandb_runs():
     states = {"finished": report.read_json(folder / "summary.json"), "crashed": {}}
     runs = [SimpleNamespace(id=state, state=state, summary=summary, **told) for state, summary in states.items()]
     api = SimpleNamespace(sweep=lambda path: SimpleNamespace(runs=runs, config=dict(name="01_pruning_strategies")))
-    found = report.Study("01", report.wandb_runs("me/p/s", api))
+    monkeypatch.setattr("wandb.Api", lambda: api)
+    found = report.Study("01", report.wandb_runs("me/p/s"))
     assert [*found.frame["id"], *found.broken["id"]] == [*states]
     assert all(found.frame[key].iloc[0] == local[key] for key in ("data_sha256", "lowest", "val_rec", "rise"))
 
