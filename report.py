@@ -163,7 +163,7 @@ def levels(spec, key):
 
 def values_of(table, key):
     """The values of a flag in a table, sorted: numbers, or text where there are none."""
-    found = {*table[key].dropna()} - {"None"} if key in table else set()
+    found = {*table[key].dropna()} - {"None"}
     return sorted(v for v in found if not isinstance(v, str)) or sorted(found)
 
 

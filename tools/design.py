@@ -36,7 +36,7 @@ def regression(conditions, y):
     from sklearn.model_selection import cross_val_score
 
     columns = {name: np.asarray(values, float) for name, values in conditions.items()}
-    columns = {name: values for name, values in columns.items() if len(values) and np.ptp(values) > 0}
+    columns = {name: values for name, values in columns.items() if np.ptp(values) > 0}
     if not columns:
         return None
     low, high = (np.array([f(values) for values in columns.values()]) for f in (np.min, np.max))
@@ -52,8 +52,7 @@ def regression(conditions, y):
             kernel = Matern(np.ones(x.shape[1]), (0.05, 100), nu=nu) + WhiteKernel(0.1, (1e-4, 10))
             gp = GaussianProcessRegressor(kernel).fit(x[some], part)
             fixed = GaussianProcessRegressor(gp.kernel_, optimizer=None)
-            folds = min(3, len(some))
-            score = cross_val_score(fixed, x[some], part, cv=folds, scoring="neg_mean_squared_error")
+            score = cross_val_score(fixed, x[some], part, cv=min(3, len(some)), scoring="neg_mean_squared_error")
             found.append((score.mean(), nu, gp.kernel_))
         _, nu, kernel = max(found, key=lambda entry: entry[0])
         gp = GaussianProcessRegressor(kernel, optimizer=None).fit(x, (y - mean) / scale)
@@ -174,7 +173,7 @@ def run(args):
     for name, x in found.items():
         score = f"objective {objective(problem, conditions, x):.4g}, " if simulated else ""
         print(f"{name + ':':42s} {score}volume {x.mean():.4f}")
-    if designs and len(designs.val):
+    if designs:
         errors = ", ".join(f"{error:.3g} {name}" for name, error in accuracy(model, designs).items())
         print(f"error on {len(designs.val)} validation designs, from their conditions alone: {errors}")
     print(f"{folder}/design.png, design.npy")
