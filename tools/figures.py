@@ -12,7 +12,7 @@ def _save(figure, path):
     figure.savefig(path, dpi=120, bbox_inches=None if figure.get_layout_engine() else "tight")
 
 
-def mosaic(axis, rows, labels, titles=None, fontsize=None):
+def mosaic(axis, rows, labels=None, titles=None, fontsize=None):
     """Rows of designs, each (n, H, W), white = 0, black = 1, as one picture: an axis for each design takes seconds.
 
     labels: a text beside each row; titles: a text, or None, above each design.
@@ -22,7 +22,7 @@ def mosaic(axis, rows, labels, titles=None, fontsize=None):
     head = 2 * gap if titles else 0
     step = head + height + gap
     picture = np.zeros((len(rows) * step - gap, n * (width + gap) - gap))
-    for i, (row, label) in enumerate(zip(rows, labels, strict=True)):
+    for i, (row, label) in enumerate(zip(rows, labels or [""] * len(rows), strict=True)):
         y = i * step + head
         axis.text(-gap, y + height / 2, label, ha="right", va="center", fontsize=fontsize)
         for j, image in enumerate(row):
@@ -38,7 +38,7 @@ def _grid(rows, path, title, labels=None):
     height, width = rows[0].shape[1:]
     figure = Figure(figsize=(1.5 * max(map(len, rows)), 1.6 * height / width * len(rows) + 0.5))
     axis = figure.subplots()
-    mosaic(axis, rows, labels or [""] * len(rows))
+    mosaic(axis, rows, labels)
     axis.set_title(title)
     _save(figure, path)
 
@@ -50,7 +50,7 @@ def _spectrum(trainer, rows, path):
     figure = Figure(figsize=(10, 4.5), layout="constrained")
     axis, beside = figure.subplots(1, 2, width_ratios=(1.2, 1))
     pairs = [np.stack(pair) for pair in zip(*rows, strict=True)]
-    mosaic(beside, pairs, [""] * len(pairs))
+    mosaic(beside, pairs)
     beside.set_title(f"Designs, and from {k} numbers", fontsize=15)
     rank = np.arange(1, len(std) + 1)
     for chosen, marker, label in ((active, "oC0", "kept"), (~active, "xC1", "given up")):
@@ -86,7 +86,7 @@ def _curves(folder, pca, path):
 
 
 @torch.no_grad()
-def draw(trainer, folder, pca=None, n=8):
+def draw(trainer, folder, pca, n=8):
     """Draw all figures of a Trainer into folder/figures; designs are the validation split's. pca: see _curves()."""
     out, val, pruner = folder / "figures", trainer.val, trainer.pruner
 
@@ -102,7 +102,7 @@ def draw(trainer, folder, pca=None, n=8):
     _spectrum(trainer, [row[between] for row in rows], out / "spectrum.png")
 
     steps = torch.linspace(0, 1, n, device=z.device)[:, None]
-    pairs = [(chosen[i], chosen[-1 - i]) for i in range(min(3, len(chosen) // 2))] or [(chosen[0], chosen[0])]
+    pairs = [(chosen[i], chosen[-1 - i]) for i in range(min(3, len(chosen) // 2))]
     rows = [decoded((1 - steps) * z[a] + steps * z[b]) for a, b in pairs]
     _grid(rows, out / "interpolation.png", "Straight lines in latent space between two validation designs")
 

@@ -39,7 +39,7 @@ def images(rows, labels=None, titles=None):
     tall = (1.1 * height / width + (0.25 if titles else 0.1)) * len(rows)
     figure = Figure(figsize=(side + wide, tall))
     axis = figure.add_axes((side / (side + wide), 0, wide / (side + wide), 1))
-    mosaic(axis, [np.stack(row) for row in rows], labels or [""] * len(rows), titles, fontsize=7)
+    mosaic(axis, [np.stack(row) for row in rows], labels, titles, fontsize=7)
     return figure
 
 
