@@ -61,10 +61,10 @@ class Published(nn.Module):
         self.decoder = nn.Sequential(*first, *up(512, 256, 3), *up(256, 128, 3), *up(128, 64, 4), *last)
 
     def encode(self, x):
-        return self.encoder(F.interpolate(x, (100, 100), mode="bilinear", antialias=True)).float()
+        return self.encoder(F.interpolate(x, (100, 100), mode="bilinear", antialias=True))
 
     def decode(self, z):
-        return F.interpolate(self.decoder(z).float(), self.shape, mode="bilinear", antialias=True)
+        return F.interpolate(self.decoder(z), self.shape, mode="bilinear", antialias=True)
 
 
 def published(t):
@@ -88,11 +88,11 @@ def published_epoch(t, model, optimizer, epoch, log=None):
         optimizer.step()
         if log:
             log(dict(rec_loss=rec.item(), vol_loss=vol.item(), total_loss=loss.item(), epoch=epoch))
-    return published_error(t, model, t.val)
+    return published_error(model, t.val)
 
 
 @torch.no_grad()
-def published_error(t, model, x):
+def published_error(model, x):
     model.eval()
     return F.mse_loss(torch.cat([model.decode(model.encode(part)) for part in x.split(256)]), x).item()
 
@@ -138,7 +138,7 @@ def measure_rate(problem, network, device, seconds):
 def measure_published_quality(problem, device, seed, seconds):
     """The published network, as shipped, for a fixed budget: its best val_rec, when, and the mean design's error."""
     t = trainer(problem, device, seed, batch_size=BATCH)
-    published_error(t, published(t)[0], t.val)  # what the first call loads is not timed
+    published_error(published(t)[0], t.val)  # what the first call loads is not timed
     model, optimizer = published(t)
     best, at, epoch = math.inf, 0.0, 0
     with wandb_log() as log:

@@ -45,7 +45,7 @@ def run(folder):
     gallery.draw(page, problem, model, designs, 8, 0)
     path = page.write()
     print(path)
-    webbrowser.open(Path(path).resolve().as_uri())
+    webbrowser.open(path.resolve().as_uri())
 
 
 def main(argv=None):

@@ -84,26 +84,25 @@ class Heat:
         self.laplacian = sp.csr_matrix((np.tile(self.element.ravel(), len(self.triangles)), (row, col)), (nodes, nodes))
         self._solved_for = None
 
-    def _solve(self, a):
-        """Temperature at every node for the flat design a; kept, since objective and gradient ask for the same a."""
-        if self._solved_for is not None and np.array_equal(a, self._solved_for):
-            return
-        at_points = a[self.triangles] @ QUADRATURE.T  # (triangles, 6)
-        self._dk = (self.p * (1 - self.eps) / 6) * at_points ** (self.p - 1)
-        k = self.eps + (1 - self.eps) * (at_points**self.p).mean(1)
-        self._temperature = self.stiffness.solve(k, self.load)
-        self._solved_for = a.copy()
+    def _solve(self, design):
+        """The flat design a. Its temperature at every node is kept, as objective and gradient ask for the same a."""
+        a = np.asarray(design, dtype=float).ravel()
+        if not np.array_equal(a, self._solved_for):
+            at_points = a[self.triangles] @ QUADRATURE.T  # (triangles, 6)
+            self._dk = (self.p * (1 - self.eps) / 6) * at_points ** (self.p - 1)
+            k = self.eps + (1 - self.eps) * (at_points**self.p).mean(1)
+            self._temperature = self.stiffness.solve(k, self.load)
+            self._solved_for = a.copy()
+        return a
 
     def objective(self, design):
         """J of a design (resolution, resolution) or its flat copy: thermal compliance plus the regularisation."""
-        a = np.asarray(design, dtype=float).ravel()
-        self._solve(a)
+        a = self._solve(design)
         return float(self.load @ self._temperature + self.alpha * (a @ (self.laplacian @ a)))
 
     def gradient(self, design):
         """dJ/da, flat. The problem is self-adjoint, so the temperature is its own adjoint."""
-        a = np.asarray(design, dtype=float).ravel()
-        self._solve(a)
+        a = self._solve(design)
         t = self._temperature[self.triangles]
         by_node = -(self._dk @ QUADRATURE) * ((t @ self.element) * t).sum(1)[:, None]
         slope = np.bincount(self.triangles.ravel(), by_node.ravel(), minlength=a.size)
