@@ -11,7 +11,7 @@ import yaml
 
 from report import RESULT_METRICS, SWEEPS
 
-BASE = {"beams2d": 0.012, "heatconduction2d": 0.02, "photonics2d": 0.05, "toy": 0.001}
+BASE = {"beams2d": 0.012, "heatconduction2d": 0.02, "photonics2d": 0.05}
 EPOCHS = 40
 PROPOSALS = "epoch,proposed,k_consecutive,recon_tol,cooldown,cap,floor,pruned\n"
 PROPOSALS += "12,30,10,0,5,5,0,10\n15,30,10,0,5,5,0,10\n"
@@ -51,7 +51,7 @@ def study(name, effect=lambda f: 0, noise=0.02, seed=0, dims=lambda f: 40, keep=
     return rows
 
 
-def search(runs=33, seed=0, problems=tuple(BASE)[:3], strong="w_v", scale=0.8):
+def search(runs=33, seed=0, problems=tuple(BASE), strong="w_v", scale=0.8):
     """A random search in the ranges of 03: `strong` and latent_dim x w_v decide; every fifth is stopped."""
     rng, rows, base = np.random.default_rng(seed), [], next(points("01"))
     for problem, i in itertools.product(problems, range(runs)):
@@ -72,29 +72,28 @@ def write_rows(rows, name):
     return f"results/{name}.csv"
 
 
-def write_run(folder, row, spike=1.0):
-    """The folder of a run: a falling curve that ends at its val_rec. spike: its rise after pruning began."""
-    folder.mkdir(parents=True)
-    start = int(row["pruning_epoch"])
-    curve = row["val_rec"] * (1 + 3 * np.exp(-np.arange(EPOCHS) / (EPOCHS / 8)))
-    if spike > 1:
-        curve[start + 2] = spike * curve[start : start + 3].min()
-    curve[-1] = row["val_rec"]
-    late = np.where(np.arange(EPOCHS) < start + EPOCHS // 10, np.nan, curve)
-    metrics = pd.DataFrame(dict(epoch=range(EPOCHS), val_rec=curve, val_rec_pruned=late, active_dims=40))
-    metrics.to_csv(folder / "metrics.csv", index=False)
-    (folder / "pruning.csv").write_text(PROPOSALS)
-    named = {key: row[key] for key in (*RESULT_METRICS, "status") if key in row}
-    other = (*named, "id", "sweep", "git", "cpu", "recorded", "data_source", "data_sha256")
-    config = dict(id=row["id"], flags={k: v for k, v in row.items() if k not in other}, git=row["git"])
-    config |= dict(sweep=row["sweep"], started=row["recorded"], machine=dict(cpu=row["cpu"]))
-    config |= dict(data=dict(source=row["data_source"], sha256=row["data_sha256"]))
-    (folder / "config.json").write_text(json.dumps(config))
-    (folder / "summary.json").write_text(json.dumps(named))
+def write_runs(rows, spike=lambda f: 1.0):
+    """A folder below runs/ for each row, with a falling curve that ends at its val_rec; their paths.
 
-
-def write_runs(rows, root="runs", spike=lambda f: 1.0):
-    """A folder below `root` for each row; their paths."""
-    for one in rows:
-        write_run(Path(root, one["id"]), one, spike(one))
-    return [Path(root, one["id"]) for one in rows]
+    spike: of a row, the rise of its curve after pruning began.
+    """
+    folders = [Path("runs", row["id"]) for row in rows]
+    for folder, row in zip(folders, rows, strict=True):
+        folder.mkdir(parents=True)
+        start, rise = int(row["pruning_epoch"]), spike(row)
+        curve = row["val_rec"] * (1 + 3 * np.exp(-np.arange(EPOCHS) / (EPOCHS / 8)))
+        if rise > 1:
+            curve[start + 2] = rise * curve[start : start + 3].min()
+        curve[-1] = row["val_rec"]
+        late = np.where(np.arange(EPOCHS) < start + EPOCHS // 10, np.nan, curve)
+        metrics = pd.DataFrame(dict(epoch=range(EPOCHS), val_rec=curve, val_rec_pruned=late, active_dims=40))
+        metrics.to_csv(folder / "metrics.csv", index=False)
+        (folder / "pruning.csv").write_text(PROPOSALS)
+        named = {key: row[key] for key in (*RESULT_METRICS, "status") if key in row}
+        other = (*named, "id", "sweep", "git", "cpu", "recorded", "data_source", "data_sha256")
+        config = dict(id=row["id"], flags={k: v for k, v in row.items() if k not in other}, git=row["git"])
+        config |= dict(sweep=row["sweep"], started=row["recorded"], machine=dict(cpu=row["cpu"]))
+        config |= dict(data=dict(source=row["data_source"], sha256=row["data_sha256"]))
+        (folder / "config.json").write_text(json.dumps(config))
+        (folder / "summary.json").write_text(json.dumps(named))
+    return folders

@@ -11,11 +11,11 @@ import report
 STUDIES = 1000
 
 
-def studies(effects, seeds, noise=0.05, problems=3, seed=1):
+def studies(effects, seeds, problems=3, seed=1):
     """log val_rec (STUDIES, arms, problems * seeds): effects, what arms share, noise of their own."""
     rng = np.random.default_rng(seed)
     shared = rng.normal(0, 0.5, (STUDIES, 1, problems, 1)) + rng.normal(0, 0.1, (STUDIES, 1, problems, seeds))
-    own = rng.normal(0, noise, (STUDIES, len(effects), problems, seeds))
+    own = rng.normal(0, 0.05, (STUDIES, len(effects), problems, seeds))
     return (-4 + np.array(effects)[:, None, None] + shared + own).reshape(STUDIES, len(effects), -1)
 
 
