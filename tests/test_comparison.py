@@ -1,7 +1,5 @@
 """tools/comparison.py: its tables, from rows that are planted; and a sweep over toy designs of several dimensions."""
 
-import os
-
 import pandas as pd
 import pytest
 import sweep_kit
@@ -65,9 +63,8 @@ def test_the_table_of_known_dimensions(tmp_path, capsys, monkeypatch):
     assert capsys.readouterr().err.endswith("has no finished run; make width makes them\n")
 
 
-@pytest.mark.usefixtures("here")
-def test_toy_designs_of_several_dimensions_are_told_apart():
-    os.symlink(comparison.ROOT / "train.py", "train.py")
+def test_toy_designs_of_several_dimensions_are_told_apart(here):
+    here.joinpath("train.py").symlink_to(comparison.ROOT / "train.py")
     file = comparison.ROOT / "comparisons/ground-truth.yaml"
     assert sweep.main(["create", str(file), "--backend", "local"]) == 0
     made = sweep_kit.current()
@@ -78,10 +75,9 @@ def test_toy_designs_of_several_dimensions_are_told_apart():
     assert len(sweep.expand(sweep.read_yaml(str(comparison.ROOT / "comparisons/width.yaml"))[1])) == 27
 
 
-@pytest.mark.usefixtures("here")
-def test_a_point_whose_schedule_follows_its_designs_is_not_run_again(monkeypatch, capsys):
+def test_a_point_whose_schedule_follows_its_designs_is_not_run_again(here, monkeypatch, capsys):
     """comparisons/width.yaml gives no n_epochs: a row has what train.py made of it."""
-    os.symlink(comparison.ROOT / "train.py", "train.py")
+    here.joinpath("train.py").symlink_to(comparison.ROOT / "train.py")
     monkeypatch.setattr(train, "EPOCHS", 1)
     monkeypatch.setattr(sweep, "load_program", lambda _: train)  # with this number, too
     flags = "--problem=toy --latent_dim=4 --strategy=plummet --wandb=disabled --test"

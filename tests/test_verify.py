@@ -1,6 +1,5 @@
 """verify.py: rows of results/NN.csv come out again. ship.py: the best run goes into models/, whose rows are there."""
 
-import json
 import math
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from sweep_kit import two_seeds
 
 import data
 import lvae
-from record import read_csv
+from record import read_csv, read_json
 from tools import ship, verify
 
 RUN = "--problem=toy --latent_dim=6 --batch_size=256 --n_epochs=3 --pruning_epoch=1 --polynomial_schedule_n=1"
@@ -28,8 +27,7 @@ def change(path, seed, **values):
     return rows.to_dict("records")
 
 
-@pytest.mark.usefixtures("here")
-def test_rows_come_out_again_or_are_named(capsys, monkeypatch):
+def test_rows_come_out_again_or_are_named(here, capsys, monkeypatch):
     table = two_seeds(monkeypatch, RUN, "01-first")  # two seeds of a small run
     before = sorted(map(str, Path(".").rglob("*")))
 
@@ -85,8 +83,7 @@ TOY = "--problem=toy --data=sample --latent_dim=8 --n_epochs=6 --pruning_epoch=2
 TOY += " --batch_size=256 --threads=1 --wandb=disabled"
 
 
-@pytest.mark.usefixtures("here")
-def test_the_run_with_the_least_val_rec_is_shipped(monkeypatch, capsys):
+def test_the_run_with_the_least_val_rec_is_shipped(here, monkeypatch, capsys):
     table = two_seeds(monkeypatch, TOY, "04-models")
     text, row = table.read_text(), ship.best(table).iloc[0]
     wrong = text.replace(row["val_rec"], str(float(row["val_rec"]) / 2))
@@ -117,7 +114,7 @@ def test_the_models_in_models_are_those_of_the_rows():
     assert sorted(rows.index) == ["beams2d", "heatconduction2d", "photonics2d"]
     for problem, best in rows.iterrows():
         folder = ROOT / "models" / problem
-        config, summary = (json.loads((folder / name).read_text()) for name in ("config.json", "summary.json"))
+        config, summary = (read_json(folder / name) for name in ("config.json", "summary.json"))
         assert config["id"] == best["id"] and summary["metrics_sha256"] == best["metrics_sha256"]
         model, designs = lvae.load(folder / "model.pt"), data.load(problem, "sample")
         assert len(model.dims) == int(best["active_dims"])
