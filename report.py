@@ -178,7 +178,7 @@ def as_created(spec, own):
         made = [read_json(Path(".sweeps", slug(i), "sweep.json"))["config"] for i in ids]
         both = {key: dict.fromkeys(v for one in made for v in levels(one, key)) for key in ("problem", "seed")}
         return made[0] | {"parameters": made[0]["parameters"] | {k: {"values": [*v]} for k, v in both.items()}}
-    if not ids or not all(re.match(r"\d\d[a-z]?-", i) for i in ids):  # 01_pruning_strategies-...: not narrowed
+    if not all(re.match(r"\d\d[a-z]?-", i) for i in ids):  # 01_pruning_strategies-...: not narrowed
         return spec
     parameters = dict(spec["parameters"])
     for key, p in parameters.items():

@@ -110,12 +110,10 @@ def physics(page, problem, designs, y, model, count):
     name, better, advice = OBJECTIVE[problem]
 
     def row(what, i, design):
-        def score(d):
-            own = {key: values[i].item() for key, values in conditions.items()}
-            return objective(problem, own, np.asarray(d[0], dtype=float).clip(0, 1))
-
+        own = {key: values[i].item() for key, values in conditions.items()}
+        scores = (objective(problem, own, np.asarray(d[0], dtype=float).clip(0, 1)) for d in (x[i], design))
         volumes = float(x[i].mean()), float(design.mean())
-        return [what, i, score(x[i]), score(design), *volumes, float(((design - x[i]) ** 2).mean())]
+        return [what, i, *scores, *volumes, float(((design - x[i]) ** 2).mean())]
 
     chosen = np.random.default_rng(0).permutation(len(x))[:count].tolist()
     rows = [row("reconstruction", i, y[i]) for i in chosen]
