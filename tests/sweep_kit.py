@@ -80,9 +80,6 @@ class Forked(multiprocessing.get_context("fork").Process):
         sys.stderr.flush()
         os._exit(code)
 
-    def send_signal(self, number):
-        os.kill(self.pid, number)
-
     def ends(self, code=0):
         """Wait for its end, with this exit code and no traceback; returns what it said."""
         self.join(1800)

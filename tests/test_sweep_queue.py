@@ -6,7 +6,6 @@ What is looked at is the queue, and what the stub wrote down: which runs were st
 """
 
 import collections
-import functools
 import json
 import os
 import pwd
@@ -189,7 +188,7 @@ def test_ends_of_a_run():
     said = says("resume", "--failed")
     assert "1 failed runs are tried again" in said and said.count(" continued: ") == 1 and len(rows()) == 3
     before = {row["id"]: row | {"recorded": ""} for row in rows()}
-    for again in (functools.partial(says, "rebuild"), work):  # by itself, and by agents
+    for again in (lambda: says("rebuild"), work):  # by itself, and by agents
         Path("results/quick.csv").write_text("")
         assert "3 rows were not there" in again() and "has all rows" in says("rebuild")
         assert {row["id"]: row | {"recorded": ""} for row in rows()} == before
@@ -225,7 +224,7 @@ def test_signals(signals, code):
     agents = Forked("agent", "--n", "2")
     wait_until(lambda: len(checkpoints()) == 2)
     for name in signals.split():
-        agents.send_signal(signal.Signals[f"SIG{name}"])
+        os.kill(agents.pid, signal.Signals[f"SIG{name}"])
         time.sleep(0.3)
     said = agents.ends(code)
     once = signals == "INT"

@@ -1,7 +1,6 @@
 """The sweeps on W&B: its unmodified client against a loopback server (wandb_server.py)."""
 
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -34,7 +33,7 @@ def test_agents_on_wandb(wandb_server):
     assert os.environ["STUB_SHA"] in on_server["config"]["description"]
     agents = Forked("agent", "--n", "2", **env)
     wait_until(lambda: len(checkpoints()) == 2)
-    agents.send_signal(signal.SIGTERM)
+    agents.terminate()
     assert "0/2 over (0 finished, 0 stopped early, 0 diverged, 0 failed), 0 running, 2 left" in agents.ends(143)
     Path("go").touch()
     said = Forked("agent", "--n", "2", **env).ends()
