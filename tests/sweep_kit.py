@@ -2,7 +2,6 @@
 
 import collections
 import contextlib
-import csv
 import functools
 import io
 import multiprocessing
@@ -103,8 +102,7 @@ def work(*flags, code=0):
 
 
 def rows(name="quick"):
-    with open(f"results/{name}.csv", newline="") as file:
-        return list(csv.DictReader(file))
+    return sweep.read_csv(f"results/{name}.csv").to_dict("records")
 
 
 def starts():
