@@ -76,10 +76,7 @@ def test_levels_are_the_defaults_in_01_and_the_others_in_01b():
 
 
 SEARCH = dict(method="bayes", run_cap=3, lr={"min": 0.1, "max": 1.0})
-NORMAL = {"min": 1, "max": 2, "distribution": "normal"}
-SIZES = dict(n_epochs=[10, 20], pruning_epoch=[2])
 PRUNED = dict(n_epochs={"value": 100}, pruning_epoch={"value": 20}, polynomial_schedule_n={"value": 10}, seed=[1])
-AWAY = "postgresql+psycopg://sweep@/x?host=/nowhere"
 REFUSED = [  # flags of create, parameters of the file, and what is said
     ("", dict(learning_rate=[0.1], seed=[1]), "learning_rate"),
     ("", dict(lr=[0.1, -1.0]), "--lr -1"),
@@ -89,16 +86,16 @@ REFUSED = [  # flags of create, parameters of the file, and what is said
     ("--strategy best", dict(seed=[1]), "STRATEGY best: unknown"),
     ("--problem beams2d", dict(seed=[1]), "about toy only"),
     ("--storage sqlite:///x.db", dict(seed=[1]), "STORAGE sqlite"),
-    (f"--storage {AWAY}", dict(seed=[1]), "STORAGE: "),
+    ("--storage postgresql+psycopg://sweep@/x?host=/nowhere", dict(seed=[1]), "STORAGE: "),
     ("", dict(method="bayes", lr={"min": 0.1, "max": 1.0}), "run_cap"),
     ("", dict(run_cap=0, seed=[1]), "run_cap 0"),
     ("--set problem=toy", SEARCH, "say PROBLEM=toy"),
-    ("--problem toy", {**SEARCH, "lr": NORMAL}, "distribution normal is unknown"),
+    ("--problem toy", {**SEARCH, "lr": {"min": 1, "max": 2, "distribution": "normal"}}, "normal is unknown"),
     ("", {**SEARCH, "early_terminate": {"max_iter": 9}}, "min_iter"),
     ("", {**SEARCH, "early_terminate": {"min_iter": 2, "eta": 1}}, "eta >= 1.1"),
     ("", dict(metric={"goal": "minimize"}, seed=[1]), "a metric with a name"),
     ("", dict(metric={"name": "dims_within"}, seed=[1]), "PROBLEM toy: has no bound"),
-    ("--epochs 9", SIZES, "EPOCHS 9: needs a file with one value of n_epochs"),
+    ("--epochs 9", dict(n_epochs=[10, 20], pruning_epoch=[2]), "EPOCHS 9: needs a file with one value of n_epochs"),
     ("", dict(problem={}, seed=[1]), "problem needs value"),
     ("", dict(lr={"min": 0.1, "max": 1.0}), "lr needs value"),
     ("", dict(lr=[0.1, 0.2, 0.1], seed=[1]), "lr needs value or values, each once"),
