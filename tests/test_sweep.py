@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-import yaml
 from conftest import ROOT
 from sweep_kit import CACHED, STUB, create, current, points, rows, work
 
@@ -11,20 +10,16 @@ import data
 import sweep
 import train
 
-FILES = {path.stem.split("_")[0]: path for path in sorted((ROOT / "sweeps").glob("*.yaml"))}
 RUNS = {"01": 36, "01b": 126, "02": 120, "04": 200, "05": 200, "06": 200}
 
 # ------------------------------------------------------------------------------------------------------------ the YAML
 
 
-def load(name):
-    return yaml.safe_load(FILES[name].read_text())
-
-
 @pytest.mark.parametrize("name", RUNS)
 def test_grid_has_the_runs_its_header_says_and_each_parses(name):
-    found = sweep.expand(load(name))
-    assert f"# Runs: {len(found)} " in FILES[name].read_text() and len(found) == RUNS[name]
+    path, config = sweep.read_yaml(name)
+    found = sweep.expand(config)
+    assert f"# Runs: {len(found)} " in path.read_text() and len(found) == RUNS[name]
     assert len({tuple(map(str, p.values())) for p in found}) == len(found)
     for args in (train.parse(sweep.command_line(point)) for point in found):
         train.schedule(args, 358)
@@ -32,9 +27,9 @@ def test_grid_has_the_runs_its_header_says_and_each_parses(name):
         assert args.polynomial_schedule_n <= args.pruning_epoch
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_yaml_states_what_it_asks_and_every_scientific_flag(name):
-    text, config = FILES[name].read_text(), load(name)
+@pytest.mark.parametrize("path", sorted(sweep.FILES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_yaml_states_what_it_asks_and_every_scientific_flag(path):
+    text, config = path.read_text(), sweep.read_yaml(str(path))[1]
     assert all(text.count(f"\n# {word}: ") == 1 for word in ("Question", "Hypothesis", "Runs", "Roles", "Rule"))
     assert all(role in text for role in ("scientific:", "nuisance:", "fixed:")) and config["program"] == "train.py"
     assert config["command"] == ["${env}", "${interpreter}", "${program}", "${args}"]
@@ -51,8 +46,8 @@ def test_yaml_states_what_it_asks_and_every_scientific_flag(name):
 
 
 def test_bayes_sweep_is_33_runs_a_problem_with_strict_hyperband():
-    config = load("03")
-    assert config["run_cap"] == 33 and "# Runs: 33 a problem" in FILES["03"].read_text()
+    path, config = sweep.read_yaml("03")
+    assert config["run_cap"] == 33 and "# Runs: 33 a problem" in path.read_text()
     assert config["metric"] == {"name": "dims_within", "goal": "minimize"}
     assert config["early_terminate"] == {"type": "hyperband", "min_iter": 10, "eta": 2, "strict": True}
     for point in sweep.corners(config):
@@ -62,7 +57,8 @@ def test_bayes_sweep_is_33_runs_a_problem_with_strict_hyperband():
 def test_levels_are_the_defaults_in_01_and_the_others_in_01b():
     levels = {"plummet_threshold": {0.01, 0.02, 0.05, 0.1}, "cdf_threshold": {0.95, 0.99, 0.999, 0.9999}}
     levels |= {"percentile": {0.1, 0.2, 0.3, 0.4}, "temperature": {0.1, 0.25, 0.5, 1.0}}
-    defaults, first, arms = train.parse([]), load("01")["parameters"], load("01b")["parameters"]["arm"]["values"]
+    first, second = (sweep.read_yaml(name)[1]["parameters"] for name in ("01", "01b"))
+    defaults, arms = train.parse([]), second["arm"]["values"]
     for flag, values in levels.items():
         assert first[flag]["value"] == getattr(defaults, flag)
         others = {float(arm.partition(f"{flag}=")[2].split(",")[0]) for arm in arms if f"{flag}=" in arm}
