@@ -169,8 +169,8 @@ class Queue:
 
     def fill(self, points, known=()):
         """Put in the points of a grid, in order, or the trials that a search knows already; and the sweep."""
-        # each trial repeats its distributions: of a grid, a long list would make the journal huge
-        space = distributions(self.config["parameters"], 100 if points else math.inf)
+        # each trial repeats its distributions: a long list would make the journal huge
+        space = distributions(self.config["parameters"], 100)
         self.study.add_trials(known)
         for k, point in enumerate(points):
             params = {name: point[name] for name in space}
