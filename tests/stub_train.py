@@ -38,7 +38,7 @@ def parser():
 
 def parse(argv):
     args = parser().parse_args(argv)
-    for pair in (args.arm or "").split(",") if args.arm else []:
+    for pair in args.arm.split(",") if args.arm else ():
         key, _, value = pair.partition("=")
         if any(a.startswith(f"--{key}=") for a in argv):
             raise ValueError(f"--{key}: given as a flag and in --arm")
