@@ -1,7 +1,6 @@
 """train.py, lvae.py and record.py: the mathematics, the record, stop and resume. Runs go through train.main here."""
 
 import csv
-import functools
 import json
 import os
 import shutil
@@ -17,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from sklearn.decomposition import PCA
 from sweep_kit import wait_until
+from test_fuzz import damaged
 
 import data
 import lvae
@@ -332,12 +332,6 @@ def stopped(name, epochs=4, *flags):
     return Path("runs", name)
 
 
-@functools.cache
-def digest():
-    """What an undisturbed run of FAST computes."""
-    return summary(run(name="whole"))["metrics_sha256"]
-
-
 def config_of(folder):
     return json.loads((folder / "config.json").read_text())
 
@@ -386,30 +380,19 @@ def test_ctrl_c_while_torch_is_imported_ends_without_a_traceback():
     assert "Traceback" not in process.communicate(timeout=60)[1] and process.returncode in (-signal.SIGINT, 130)
 
 
-def cut(whole):
-    return whole[: len(whole) // 3]
+DAMAGE = [("checkpoint.pt", 0.3, "cut"), ("checkpoint.pt", 0.5, "flip")]
+DAMAGE += [(name, 0.99, "flip") for name in ("metrics.csv", "pruning.csv")]  # what the last checkpoint alone knows
 
 
-def flip(whole):
-    return whole[: len(whole) // 2] + bytes([whole[len(whole) // 2] ^ 16]) + whole[len(whole) // 2 + 1 :]
-
-
-def last(whole):
-    """A bit of what the last checkpoint alone knows."""
-    return whole[:-2] + bytes([whole[-2] ^ 1]) + whole[-1:]
-
-
-DAMAGE = [("checkpoint.pt", cut), ("checkpoint.pt", flip), ("metrics.csv", last), ("pruning.csv", last)]
-
-
-@pytest.mark.parametrize("name, damage", DAMAGE)
-def test_a_damaged_checkpoint_or_table_is_named_and_the_one_before_used(name, damage, capsys):
+@pytest.mark.parametrize("name, where, how", DAMAGE)
+def test_a_damaged_checkpoint_or_table_is_named_and_the_one_before_used(name, where, how, whole, capsys):
     path = stopped("a") / name
-    path.write_bytes(damage(path.read_bytes()))
+    path.write_bytes(damaged(path.read_bytes(), where, how))
     assert train.main(["--resume=runs/a"]) == 0
     error = capsys.readouterr().err
     assert "checkpoint.pt cannot be used" in error and (path.suffix == ".pt" or f"{name} is damaged, or older" in error)
-    assert summary(path.parent)["metrics_sha256"] == digest() and not list(path.parent.glob("checkpoint*"))
+    assert summary(path.parent)["metrics_sha256"] == summary(whole[0])["metrics_sha256"]
+    assert not list(path.parent.glob("checkpoint*"))
 
 
 def test_no_usable_checkpoint_is_an_error_that_changes_nothing(capsys):
@@ -503,7 +486,7 @@ def test_a_run_that_another_process_ends_or_starts_meanwhile_is_left_alone(monke
     assert (folder / "metrics.csv").read_bytes() == before
 
 
-def test_a_run_made_longer_says_so_and_is_not_run_again_as_if_it_had_not(capsys):
+def test_a_run_made_longer_says_so_and_is_not_run_again_as_if_it_had_not(whole, capsys):
     folder, extended = stopped("a"), [{"epoch": 4, "n_epochs": 6}]
     stopped("a", 6, "--n_epochs=8")
     (folder / "checkpoint.pt").write_bytes(b"")  # back to the one before: the extension is known from it, too
@@ -513,7 +496,7 @@ def test_a_run_made_longer_says_so_and_is_not_run_again_as_if_it_had_not(capsys)
     refused(f"--config {config}: was made longer while it ran, and cannot be run again", capsys, "--config", config)
     assert train.main(["--config", config, "--n_epochs=6", "--out=again"]) == 0
     (again,) = Path("again").iterdir()
-    assert summary(again)["metrics_sha256"] == digest()
+    assert summary(again)["metrics_sha256"] == summary(whole[0])["metrics_sha256"]
     refused(f"--n_epochs 9: {folder} is finished and cannot be made longer", capsys, "--resume=runs/a", "--n_epochs=9")
 
 
