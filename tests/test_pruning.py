@@ -44,10 +44,6 @@ def play(pruner, spectra, val_recs=None, start=0, drift=0.0):
     return rows
 
 
-def events(rows):
-    return {epoch: row["dims"] for epoch, row in rows.items() if row["dims"]}
-
-
 def propose(name, std, active, reference, f, draws):
     own = dict(plummet=[f.plummet_threshold], pca_cdf=[f.cdf_threshold], lognorm=[f.percentile, f.alpha])
     own |= dict(probabilistic=[f.temperature, f.midpoint, draws])
@@ -205,7 +201,8 @@ SAFEGUARDS = [  # flags, a spectrum an epoch, what is pruned at which epoch, val
 @pytest.mark.parametrize("flags, spectra, expected, val_recs", [(*case, None)[:4] for case in SAFEGUARDS])
 def test_a_safeguard_to_the_epoch(flags, spectra, expected, val_recs):
     pruner = Pruner(len(spectra[0]), make_flags(**flags))
-    assert events(play(pruner, spectra, val_recs)) == expected
+    rows = play(pruner, spectra, val_recs)
+    assert {epoch: row["dims"] for epoch, row in rows.items() if row["dims"]} == expected
     assert (pruner.events, pruner.last_event) == (len(expected), max(expected))
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 from test_train import ROOT, in_an_empty_folder  # noqa: F401  a fixture
-from wandb_server import serve
 
 import train
 
@@ -55,15 +54,14 @@ def test_online(wandb_server):
     assert any(pictures <= row.keys() for row in run["history"])
 
 
-def test_offline():
+def test_offline(wandb_server):
     folder, out, error = command()  # not logged in: offline, inside the run's own folder
     assert f"W&B: logged offline, in {folder}/wandb; " in out and not error
     (offline,) = folder.glob("wandb/offline-run-*")
     assert list(offline.glob("*.wandb")) and not Path("wandb").exists()
-    with serve() as server:
-        sync = [sys.executable, "-m", "wandb", "sync", str(offline)]
-        subprocess.run(sync, env=CLEAN | server.env, capture_output=True, check=True)
-        assert len([row for row in server.runs[folder.name]["history"] if "val_rec" in row]) == 4
+    sync = [sys.executable, "-m", "wandb", "sync", str(offline)]
+    subprocess.run(sync, env=CLEAN | wandb_server.env, capture_output=True, check=True)
+    assert len([row for row in wandb_server.runs[folder.name]["history"] if "val_rec" in row]) == 4
 
 
 GONE = {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "0" * 40}

@@ -88,7 +88,7 @@ class Server:
 
     def run(self, name):
         run = dict(id=b64("Run:v1:" + name), name=name, displayName=name, entity=ENTITY, project="uncategorized")
-        run |= dict(sweep=None, state="pending", config={}, exitcode=None, summary={}, history=[], stop=False)
+        run |= dict(sweep=None, state="pending", config={}, summary={}, history=[], stop=False)
         return self.runs.setdefault(name, run)
 
     def project(self, project, entity):
@@ -261,14 +261,11 @@ class Server:
             elif file == "wandb-summary.json":
                 run["summary"] = json.loads(content[-1]) if content else run["summary"]
         if body.get("complete"):
-            run["exitcode"] = body.get("exitcode")
-            run["state"] = "finished" if run["exitcode"] == 0 else "failed"
+            run["state"] = "finished" if body.get("exitcode") == 0 else "failed"
         return {"exitcode": None, "limits": {}, "stopped": self.told_to_stop(run)}
 
 
 class Listener(ThreadingHTTPServer):
-    daemon_threads = True
-
     def get_request(self):
         self.state.connections.append((found := super().get_request())[0])
         return found
