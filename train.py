@@ -597,15 +597,13 @@ def schedule(args, n_train):
     if args.polynomial_schedule_n is None:
         args.polynomial_schedule_n = args.pruning_epoch
     n, first = args.polynomial_schedule_n, f"--pruning_epoch {args.pruning_epoch}"
-    said = []
+    warn = functools.partial(print, "warning:", file=sys.stderr)
     if args.batch_size > n_train:
-        said += [f"--batch_size {args.batch_size} is above the {n_train} training designs: each step takes all of them"]
+        warn(f"--batch_size {args.batch_size} is above the {n_train} training designs: each step takes all of them")
     if args.strategy != "none" and args.pruning_epoch >= args.n_epochs:
-        said += [f"{first} is not before --n_epochs {args.n_epochs}: never prunes"]
+        warn(f"{first} is not before --n_epochs {args.n_epochs}: never prunes")
     elif args.strategy != "none" and args.pruning_epoch < n:
-        said += [f"{first} comes before w_v is reached (--polynomial_schedule_n {n})"]
-    for warning in said:
-        print(f"warning: {warning}", file=sys.stderr)
+        warn(f"{first} comes before w_v is reached (--polynomial_schedule_n {n})")
 
 
 def settle(args):
