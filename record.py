@@ -349,7 +349,7 @@ def locate(args, fingerprint):
 
 
 def open_run(folder, old, args, fingerprint, device):
-    """Open and lock the run in `folder`; a fresh one is started, with its config. Returns the Run and its config."""
+    """Open and lock the run in `folder`; a fresh one is started, with its config. Returns the Run."""
     run = Run(folder)
     if old:
         if status(folder):  # by the process that had the lock until now
@@ -364,7 +364,7 @@ def open_run(folder, old, args, fingerprint, device):
         run.config["started"] = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
         run.config["sweep"] = os.environ.get("WANDB_RUN_GROUP")  # set by sweep.py's agents
         run.start(run.config)
-    return run, run.config
+    return run
 
 
 # ---- What a run ran on: its results are equal bit for bit only where the CPU is --------------------------------------
@@ -494,18 +494,18 @@ class Wandb(NoWandb):
     wandb/superseded/: it is incomplete, and in the way of `wandb sync`.
     """
 
-    def __init__(self, mode, run, config, project, entity):
+    def __init__(self, mode, run, project, entity):
         import wandb
 
         self.lost, folder, resume = False, str(run.folder), "allow" if mode == "online" else None
-        names = dict(id=run.id, name=config["name"], project=project, entity=entity, dir=folder)
+        names = dict(id=run.id, name=run.config["name"], project=project, entity=entity, dir=folder)
         settings = wandb.Settings(init_timeout=10, root_dir=folder)
-        self.run = wandb.init(mode=mode, resume=resume, config=config["flags"], settings=settings, **names)
+        self.run = wandb.init(mode=mode, resume=resume, config=run.config["flags"], settings=settings, **names)
         self.folder, self.image = Path(self.run.settings.sync_dir), wandb.Image
         self.first = self.run.starting_step  # a server that has epochs 0..e: e + 1
         self.run.define_metric("epoch")
         self.run.define_metric("*", step_metric="epoch")
-        about = {f"_{key}": config[key] for key in ("data", "git", "versions", "machine")}
+        about = {f"_{key}": run.config[key] for key in ("data", "git", "versions", "machine")}
         self.run.config.update(about, allow_val_change=True)
         for row in read_csv(run.folder / "metrics.csv").to_dict("records"):
             self.log({key: int(text) if text.isdigit() else float(text) for key, text in row.items() if text})
@@ -546,7 +546,7 @@ class Wandb(NoWandb):
                 path.rename(path.parent / "superseded" / path.name)
 
 
-def open_wandb(args, run, config):
+def open_wandb(args, run):
     """The W&B run that --wandb asks for; WANDB_MODE has the last word on `auto`."""
     mode = args.wandb if args.wandb != "auto" else os.environ.get("WANDB_MODE") or "auto"
     if mode == "disabled":
@@ -570,7 +570,7 @@ def open_wandb(args, run, config):
         mode = "offline"
     for attempt in dict.fromkeys((mode, "offline")):
         try:
-            found = bounded(lambda mode=attempt: Wandb(mode, run, config, args.wandb_project, args.wandb_entity), 60)
+            found = bounded(lambda mode=attempt: Wandb(mode, run, args.wandb_project, args.wandb_entity), 60)
         except Exception as error:  # wandb.Error, or what the client's service raises
             last = HUNG or attempt == "offline"
             what = "start" if HUNG else f"log {attempt}"

@@ -640,19 +640,19 @@ def train(args):
         print(f"{folder}: this run is {status} already")
         return 3 if status == "diverged" else 0
     stop = Stop()
-    run, config = record.open_run(folder, old, args, designs.fingerprint, device)
+    run = record.open_run(folder, old, args, designs.fingerprint, device)
     trainer, first = Trainer(args, designs, device), 0
     if old and (state := run.restore(device)):
         trainer.load_state(state)
         trainer.best, first = state["best"], state["epoch"] + 1
-        print(f"{config['name']}: continuing at epoch {first}", flush=True)
+        print(f"{run.config['name']}: continuing at epoch {first}", flush=True)
     wandb = record.NoWandb()
     try:
-        wandb = record.open_wandb(args, run, config)
+        wandb = record.open_wandb(args, run)
         code, cause, epoch = fit(trainer, run, wandb, stop, first)
         if code in (0, 3):
             summary = dict(status="diverged" if cause else "finished", cause=cause)
-            summary |= dict(id=run.id, name=config["name"], epoch=epoch)
+            summary |= dict(id=run.id, name=run.config["name"], epoch=epoch)
             if code == 0:
                 summary |= conclude(trainer, designs, run)
                 wandb.images(run.folder / "figures", epoch)
