@@ -278,7 +278,7 @@ def _toy(k, n=2560, size=32):
     x, y = grid[None, None, :] - x0, grid[None, :, None] - y0
     along, across = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
     images = brightness * np.exp(-0.5 * (along**2 / aspect + across**2 * aspect) / scale**2)
-    return dict(designs=images.astype(np.float32), split=_split(n, seed=0), conditions={}, made="made")
+    return dict(designs=images.astype(np.float32), split=_split(n, seed=0), conditions={})
 
 
 def _split(n, seed):
