@@ -137,7 +137,7 @@ def number(value):
 def plain(value):
     """A flag's value as it is compared: an int or a float where it is one, else text (None, True)."""
     x = math.nan if isinstance(value, bool) else number(value)
-    return str(value) if math.isnan(x) else int(x) if math.isfinite(x) and x == int(x) else x
+    return str(value) if math.isnan(x) else int(x) if x.is_integer() else x
 
 
 class Parser(argparse.ArgumentParser):
