@@ -570,8 +570,8 @@ def family_table(page, name, rows, caption, log=True, **first):
     """Rows of tested() as a table: changes in percent (log), or differences. first: columns instead of the arms."""
     ends, about = ["change" if log else "difference", *ENDS, "detectable"], [*first] or ["arm", "against"]
     names = dict(a="arm", b="against", mean=ends[0], low=ends[1], high=ends[2], p_holm="p after Holm", n="pairs")
-    same = (rows["n"] > 1) & (rows["mean"] == 0) & (rows["spread"] == 0)  # runs that nothing told apart
-    table = rows.rename(columns=names).assign(verdict=rows["verdict"].map(WORD).mask(same, "the same runs"), **first)
+    same = (rows["n"] > 1) & (rows["mean"] == 0) & (rows["spread"] == 0)  # on each pair of runs
+    table = rows.rename(columns=names).assign(verdict=rows["verdict"].map(WORD).mask(same, "equal"), **first)
     n = rows["n"].where((rows["seeds"] >= MIN_SEEDS) & ~same, 0)  # fewer seeds get no verdict, however many pairs
     table["detectable"] = [detectable(*pair, len(rows)) for pair in zip(n, rows["spread"], strict=True)]
     table[ends] = np.expm1(table[ends]) if log else table[ends]
