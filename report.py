@@ -413,7 +413,7 @@ def effects(frame):
         coefficients, _, rank, _ = np.linalg.lstsq(x, np.log(frame.loc[x.index, "val_rec"]), rcond=None)
         fits += [dict(zip(x, coefficients, strict=True))] if rank == x.shape[1] else []
     names = {" ".join(SETTINGS): "interaction"} | (dict.fromkeys(arms, "arms") if arms.shape[1] == 1 else {})
-    found = pd.DataFrame(fits).rename(columns=names).reindex(columns=[*MEANING])
+    found = pd.DataFrame(fits).round(12).rename(columns=names).reindex(columns=[*MEANING])  # 12: beyond is rounding
     return tested([(name, "", d.dropna(), d.count()) for name, d in found.items()])
 
 

@@ -82,6 +82,11 @@ def test_effects_on_the_surface():
         assert found["mean"].to_dict() == pytest.approx(truth) and set(found["seeds"]) == {seeds}
     one = effects(logs, ~second)  # one arm: nothing to compare it with
     assert one["seeds"].to_dict() == dict(interaction=5, arms=0, pruning_epoch=5, w_v=5) and not one["verdict"]["arms"]
+    point = frame.groupby(["seed", "pruning_epoch", "w_v"]).ngroup()
+    arms = effects(rng.normal(0, 0.1, point.max() + 1)[point]).loc[
+        "arms"
+    ]  # in which both did the same, but for rounding
+    assert (arms["mean"], arms["spread"], arms["p"]) == (0, 0, 1)
 
 
 def test_equal_differences_decide_nothing():
