@@ -359,6 +359,7 @@ def detectable(n, spread, comparisons, studies=10_000):
 
 def tested(samples):
     """Test samples, (a, b, differences (n,), seeds) each, as one family. A row each, with p_holm and verdict."""
+    samples = [(a, b, np.round(d, 12), s) for a, b, d, s in samples]  # what is smaller is rounding, no difference
     rows = [(a, b, len(d), s, *map(float, paired(d)), pd.Series(d, dtype=float).std()) for a, b, d, s in samples]
     found = pd.DataFrame(rows, columns=["a", "b", "n", "seeds", "mean", "low", "high", "p", "spread"])
     found["p_holm"] = holm(found["p"])
@@ -413,7 +414,7 @@ def effects(frame):
         coefficients, _, rank, _ = np.linalg.lstsq(x, np.log(frame.loc[x.index, "val_rec"]), rcond=None)
         fits += [dict(zip(x, coefficients, strict=True))] if rank == x.shape[1] else []
     names = {" ".join(SETTINGS): "interaction"} | (dict.fromkeys(arms, "arms") if arms.shape[1] == 1 else {})
-    found = pd.DataFrame(fits).round(12).rename(columns=names).reindex(columns=[*MEANING])  # 12: beyond is rounding
+    found = pd.DataFrame(fits).rename(columns=names).reindex(columns=[*MEANING])
     return tested([(name, "", d.dropna(), d.count()) for name, d in found.items()])
 
 

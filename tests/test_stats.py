@@ -83,9 +83,7 @@ def test_effects_on_the_surface():
     one = effects(logs, ~second)  # one arm: nothing to compare it with
     assert one["seeds"].to_dict() == dict(interaction=5, arms=0, pruning_epoch=5, w_v=5) and not one["verdict"]["arms"]
     point = frame.groupby(["seed", "pruning_epoch", "w_v"]).ngroup()
-    arms = effects(rng.normal(0, 0.1, point.max() + 1)[point]).loc[
-        "arms"
-    ]  # in which both did the same, but for rounding
+    arms = effects(rng.normal(0, 0.1, point.max() + 1)[point]).loc["arms"]  # both made the same runs
     assert (arms["mean"], arms["spread"], arms["p"]) == (0, 0, 1)
 
 
