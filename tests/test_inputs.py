@@ -355,6 +355,7 @@ BAD = [
     (["--arm=colour=3"], "--arm colour=3: 'colour' is not flag=value"),
     (["--arm=lr=0.1", "--lr=0.1"], "--lr: given as a flag and in --arm"),
     (["--device=tpu"], "--device tpu: not usable here; allowed: auto, cpu"),
+    (["--nosuchflag=1"], "unrecognized arguments: --nosuchflag=1"),
     (["--latentdim=1"], "unrecognized arguments: --latentdim=1; did you mean --latent_dim?"),
     (["--data=nosuch.npz", "--problem=beams2d"], "--data nosuch.npz: cannot be read"),
     (["--resume=nosuch"], "--resume nosuch"),
@@ -418,6 +419,7 @@ CORNERS = {  # the value of each pixel, and flags
     "constant designs": (0.3, []),
     "latent_dim 1": (None, ["--latent_dim=1"]),
     "all pruned but one": (None, ["--strategy=probabilistic", "--midpoint=0.999999", "--temperature=1e-9"]),
+    "batch larger than the data": (None, ["--batch_size=100000"]),
 }
 
 

@@ -10,7 +10,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from pruning import PROFILES, STRATEGIES, Pruner, lognorm, pca_cdf, plummet, probabilistic
+from pruning import PROFILES, STRATEGIES, Pruner, lognorm, none, pca_cdf, plummet, probabilistic
 from train import volume
 
 # An overflow or a NaN that only warns is a failure, too; not what the garbage collector finds of other tests here
@@ -104,6 +104,11 @@ def test_probabilistic_by_hand():
     assert chosen(probabilistic, std, 1.0, 0.02, draws) == [0, 1, 3]
     # T = 1/4: 1 / (1 + 50**4) = 1.6e-7; 1 / (1 + exp(-4)) = .982; 1 / (1 + exp(4)) = .018
     assert chosen(probabilistic, std, 0.25, 0.02, draws) == [1, 2]
+
+
+def test_none_proposes_nothing():
+    assert chosen(none, [1.0, 0.0]) == []
+    assert play(Pruner(2, make_flags(strategy="none")), [[1.0, 0.0]] * 3) == {}
 
 
 # 45 real dimensions of 100

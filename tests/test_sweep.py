@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import ROOT
 from sweep_kit import CACHED, STUB, create, current, points, rows, work
@@ -73,6 +74,7 @@ def test_levels_are_the_defaults_in_01_and_the_others_in_01b():
 
 SEARCH = dict(method="bayes", run_cap=3, lr={"min": 0.1, "max": 1.0})
 PRUNED = dict(n_epochs={"value": 100}, pruning_epoch={"value": 20}, polynomial_schedule_n={"value": 10}, seed=[1])
+NORMAL = {"min": 1, "max": 2, "distribution": "normal"}
 REFUSED = [  # flags of create, parameters of the file, and what is said
     ("", dict(learning_rate=[0.1], seed=[1]), "learning_rate"),
     ("", dict(lr=[0.1, -1.0]), "--lr -1"),
@@ -86,7 +88,7 @@ REFUSED = [  # flags of create, parameters of the file, and what is said
     ("", dict(method="bayes", lr={"min": 0.1, "max": 1.0}), "run_cap"),
     ("", dict(run_cap=0, seed=[1]), "run_cap 0"),
     ("--set problem=toy", SEARCH, "say PROBLEM=toy"),
-    ("--problem toy", {**SEARCH, "lr": {"min": 1, "max": 2, "distribution": "normal"}}, "normal is unknown"),
+    ("--problem toy", {**SEARCH, "lr": NORMAL}, "distribution normal is unknown"),
     ("", {**SEARCH, "early_terminate": {"max_iter": 9}}, "min_iter"),
     ("", {**SEARCH, "early_terminate": {"min_iter": 2, "eta": 1}}, "eta >= 1.1"),
     ("", dict(metric={"goal": "minimize"}, seed=[1]), "a metric with a name"),
@@ -201,9 +203,15 @@ def test_what_leaves_the_file_is_an_edition_with_results_of_its_own(here, capsys
 
 
 def test_agents_refuse_other_designs(here):
+    file = here / "mine.npz"
+    np.savez(file, designs=np.zeros((20, 32, 32), np.uint8))
     made = create(seed=[1])
-    made["data"][0][-1] = "0" * 64  # as if it was created on others
+    sha256 = data.load("custom", str(file)).fingerprint["sha256"]
+    made["data"] = [["custom", str(file), 3, 0, sha256]]
+    sweep.check_data(made)
     sweep.save(made)
+    np.savez(file, designs=np.full((20, 32, 32), 255, np.uint8))
+    data.load.cache_clear()
     assert "get the same designs" in work(code=2) and not Path("starts.log").exists()
 
 

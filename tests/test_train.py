@@ -133,6 +133,13 @@ def test_patches_are_convolutions():
     torch.testing.assert_close(lvae.from_patches(ours, (16, 24), strides), second(first(x)), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("shape", [(50, 100), (101, 101), (120, 120), (9, 8), (33, 47)])
+def test_any_shape_goes_in_and_comes_out(shape):
+    model = train.LVAE(shape, 5, 30.0)
+    x = torch.rand(3, 1, *shape)
+    assert model.decode(model.encode(x)).shape == x.shape
+
+
 def test_the_schedule_of_w_v():
     t = trainer("--w_v=0.02", "--polynomial_schedule_n=10", "--polynomial_schedule_p=2")
     assert [t.w_v(e) for e in (0, 5, 10, 99)] == pytest.approx([0, 0.005, 0.02, 0.02])

@@ -40,14 +40,16 @@ def command(*flags, **how):
 
 def test_online(wandb_server):
     del (env := wandb_server.env)["WANDB_MODE"]  # logged in: online without being told
-    folder, _, _ = command(env=env)
+    folder, _, _ = command(env={**env, "WANDB_RUN_GROUP": "g", "WANDB_TAGS": "a,b"})
     run = wandb_server.runs[folder.name]
     config, summary = (json.loads((folder / name).read_text()) for name in ("config.json", "summary.json"))
     assert (run["displayName"], run["state"]) == (config["name"], "finished")
+    assert (run["groupName"], sorted(run["tags"])) == ("g", ["a", "b"])
     epochs = [row for row in run["history"] if "val_rec" in row]
     lines = (folder / "metrics.csv").read_text().splitlines()
     assert [f"{row['val_rec']:.9g}" for row in epochs] == [line.split(",")[4] for line in lines[1:]]
     assert set(lines[0].split(",")) >= {key for key in epochs[0] if not key.startswith("_")}
+    assert run["config"]["latent_dim"]["value"] == 6
     assert run["summary"]["pca_rec"] == pytest.approx(summary["pca_rec"])
     pictures = {"spectrum", "reconstructions", "interpolation", "samples", "curves"}
     assert {path.name for path in (folder / "figures").iterdir()} == {f"{name}.png" for name in pictures}
