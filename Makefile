@@ -66,6 +66,7 @@ test: setup-data ## run the tests (3 to 7 minutes on 2 idle cores)
 
 soak: setup-data ## the heavy counts: many agents, many kills, PostgreSQL; writes results/faults.md
 	$(PY) -m pip install --quiet --disable-pip-version-check $(PSYCOPG)
+	rm -f results/faults.md
 	SOAK=1 $(PY) -m pytest -q tests/test_sweep_queue.py tests/test_faults.py
 
 lint: setup ## ruff: check and format

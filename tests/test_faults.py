@@ -1,7 +1,7 @@
 """A few faults of each kind, injected for real into train.py: what a run loses is nothing. Many of them: `make soak`.
 
 With SOAK=1 each kind is injected many times, and what was injected, how often, and what was lost becomes a row of
-results/faults.md; pytest -k renews the rows of these kinds alone.
+results/faults.md.
 """
 
 import contextlib
@@ -13,18 +13,14 @@ import signal
 import subprocess
 import sys
 import time
-from datetime import date
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, SEED, note
 from wandb_server import serve
 
-import record
-
 SOAK = os.environ.get("SOAK")
-SEED = time.time_ns() % 10**6  # other moments at each soak; the table says which
 CLEAN = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")}
 CLEAN |= {"NETRC": os.devnull, "OMP_NUM_THREADS": "1"}
 EPOCHS = 24 if SOAK else 12  # some seconds of toy designs that prune at several epochs
@@ -32,18 +28,6 @@ TOY = f"""--problem=toy --latent_dim=8 --batch_size=512 --pruning_epoch=2 --poly
     --percentile=0.4 --safeguards=none --max_prune_per_epoch=1 --cooldown_epochs=3 --threads=1 --checkpoint_every=2
     --save_model --test --n_epochs={EPOCHS}""".split()
 TRAIN = [sys.executable, str(ROOT / "train.py")]
-TABLE = ROOT / "results/faults.md"
-HEADER = """# Faults, and what was lost
-
-Written by `make soak` (tests/test_faults.py), a row by each kind of fault; it is not edited by hand. Each was injected
-for real into `train.py`, as a process of its own, training toy designs for 24 epochs. Each run was then continued to
-its end and compared with an undisturbed run of the same flags: every column of metrics.csv but `epoch_seconds`,
-pruning.csv, every number of summary.json, every weight of model.pt, and the names of the files, bit for bit; with W&B,
-every epoch's val_rec on the server, too. Rows of sweeps are of 2026-11-26; tests/test_sweep_queue.py has these faults.
-
-| fault | times | the process ended with | lost | day | seed |
-| --- | --- | --- | --- | --- | --- |
-"""
 
 
 def start(name, *flags, env=CLEAN):
@@ -267,11 +251,8 @@ def test_nothing_is_lost(fault, folder, monkeypatch):
         pytest.skip("this user may not mount in a namespace")
     monkeypatch.chdir(folder)
     gone = inject(many if SOAK else few, *arguments)
-    if SOAK:  # its row; what the table said of this fault before goes
-        line = f"| {text} | {many} | {ending} | {len(gone) or 'nothing'} | {date.today()} | {SEED} |"
-        old = [row for row in TABLE.read_text().splitlines() if row.startswith("| ")][2:] if TABLE.exists() else []
-        rows = {row.split(" | ")[0]: row for row in [*old, line]}
-        record.write_atomically(TABLE, HEADER + "\n".join(rows.values()) + "\n")
+    if SOAK:
+        note(text, many, ending, len(gone) or "nothing")
     assert gone == []
 
 
