@@ -18,17 +18,18 @@ import torch
 
 INF = float("inf")
 
-# Safeguards by profile, under the names of their flags. The value that switches one off is that of "none".
-SAFEGUARDS = ("min_active_dims", "max_prune_per_epoch", "cooldown_epochs", "k_consecutive", "recon_tol")
+# The safeguards, named as their flags and the columns of pruning.csv, in the order in which they act; and the profiles.
+# The value that switches one off is that of "none". A profile of one safeguard has a short name for it.
+SAFEGUARDS = ("k_consecutive", "recon_tol", "cooldown_epochs", "max_prune_per_epoch", "min_active_dims")
 PROFILES = {
-    "none": (0, INF, 0, 1, INF),
-    "min_dims": (10, INF, 0, 1, INF),
-    "max_prune": (0, 20, 0, 1, INF),
-    "cooldown": (0, INF, 20, 1, INF),
-    "consecutive": (0, INF, 0, 5, INF),
-    "recon_tol": (0, INF, 0, 1, 0.05),
-    "moderate": (5, 20, 10, 3, 0.10),
-    "conservative": (10, 10, 20, 5, 0.05),
+    "none": (1, INF, 0, INF, 0),
+    "min_dims": (1, INF, 0, INF, 10),
+    "max_prune": (1, INF, 0, 20, 0),
+    "cooldown": (1, INF, 20, INF, 0),
+    "consecutive": (5, INF, 0, INF, 0),
+    "recon_tol": (1, 0.05, 0, INF, 0),
+    "moderate": (3, 0.10, 10, 20, 5),
+    "conservative": (5, 0.05, 20, 10, 10),
 }
 PROFILES = {name: dict(zip(SAFEGUARDS, values, strict=True)) for name, values in PROFILES.items()}
 
@@ -160,7 +161,7 @@ class Pruner:
 
         error_without(dims): val_rec with these dimensions, too, at their mean; what trim_share asks.
 
-        From pruning_epoch on: propose -> k_consecutive -> recon_tol -> cooldown -> cap -> floor -> prune -> trim.
+        From pruning_epoch on: propose -> hold back by each of SAFEGUARDS in turn -> prune -> trim.
         The row says how many were proposed, how many of them each safeguard held back, how many were pruned, trimmed
         and restored, which (dims: pruned ones, then trimmed ones, each with the smallest std first), and their std.
         A val_rec or std that is not finite prunes nothing: there is nothing to judge by.
@@ -187,8 +188,8 @@ class Pruner:
         worse = not math.isfinite(val_rec) or val_rec > (1 + flags.recon_tol) * self.best
         cooling = self.last_event is not None and epoch - self.last_event <= flags.cooldown_epochs
         above = max(0, int(active.sum()) - max(1, flags.min_active_dims))
-        allowed = {"recon_tol": 0 if worse else INF, "cooldown": 0 if cooling else INF}
-        for safeguard, most in (allowed | {"cap": flags.max_prune_per_epoch, "floor": above}).items():
+        limits = (0 if worse else INF, 0 if cooling else INF, flags.max_prune_per_epoch, above)
+        for safeguard, most in zip(SAFEGUARDS[1:], limits, strict=True):
             keep = int(min(most, len(dims)))
             row[safeguard] = len(dims) - keep
             dims = dims[:keep]

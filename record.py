@@ -29,18 +29,23 @@ from pathlib import Path
 import torch
 
 from lvae import InputError, first_line
+from pruning import SAFEGUARDS
 from tools.hub import Hung, ask, within
 
 COLUMNS = ["epoch", "rec_loss", "vol_loss", "total_loss", "val_rec", "val_vol_loss", "val_total_loss", "active_dims"]
 COLUMNS += ["w_v", "pruned", "val_rec_pruned", "dims_within", "epoch_seconds"]
 SEARCHED = ["dims_within", "val_rec_pruned"]  # what a search minimises: a row that does not say so, the latter
-PRUNING_COLUMNS = ["epoch", "proposed", "k_consecutive", "recon_tol", "cooldown", "cap", "floor"]
-PRUNING_COLUMNS += ["pruned", "trimmed", "restored", "dims", "std"]
+PRUNING_COLUMNS = ["epoch", "proposed", *SAFEGUARDS, "pruned", "trimmed", "restored", "dims", "std"]
+# What older files call columns
+RENAMED = dict(cooldown="cooldown_epochs", cap="max_prune_per_epoch", floor="min_active_dims")
+RENAMED |= {f"sum_{old}": f"sum_{new}" for old, new in RENAMED.items()}
 # Flags that do not change what a run computes: a checkpoint continues under others. `n_epochs` may grow, too.
 FREE_FLAGS = ("out", "resume", "config", "wandb", "wandb_project", "wandb_entity", "device", "figure_every")
 FREE_FLAGS += ("checkpoint_every", "save_model", "test", "arm")  # an arm is compared by the flags that it sets
 # Flags with a value that leaves the choice to the machine; a run that continues keeps the choice made at its start.
 AUTO = {"threads": 0, "precision": "auto"}
+# A row, config.json or checkpoint of before a flag existed lacks it. This value does what was done then.
+LEGACY = dict(volume="geometric", rotate_every=0, trim_share=0.0, trim_rec=None, mirror=False, n_train=0, keep="last")
 
 # ---- Files -----------------------------------------------------------------------------------------------------------
 
@@ -97,7 +102,8 @@ def read_csv(path):
         if len(row) != len(rows[0]) or "\0" in "".join(row) or (len(row) == 1 and ";" in row[0]):
             what = f"line {i} has {len(row)} cells, the header {len(rows[0])}, or NUL bytes, or semicolons for commas"
             raise InputError(f"{path}: {what}; delete or mend the line")
-    return pandas.DataFrame(rows[1:], columns=rows[0], dtype=str) if rows else pandas.DataFrame()
+    found = pandas.DataFrame(rows[1:], columns=rows[0], dtype=str) if rows else pandas.DataFrame()
+    return found.rename(columns=RENAMED)
 
 
 def slug(text):
@@ -201,7 +207,7 @@ class Run:
         with open(self.folder / name, "a+") as file:
             file.seek(0)
             columns = file.readline().rstrip("\n").split(",")  # of a run that older code began: fewer
-            file.write(",".join(cell(row[key]) for key in columns) + "\n")
+            file.write(",".join(cell(row[RENAMED.get(key, key)]) for key in columns) + "\n")
 
     def checkpoint(self, state):
         """Save the state, with length and hash of both CSV files, and keep the checkpoint before it."""
@@ -260,14 +266,14 @@ class Run:
         last = 1 + ("dims_within" in lines[0])
         return hashlib.sha256("\n".join(line.rsplit(",", last)[0] for line in lines).encode()).hexdigest()
 
-    def finish(self, summary, wandb, code):
+    def finish(self, summary, tracker, code):
         """End W&B's run, then write summary.json: the run is over, whatever its status.
 
         Not before W&B has everything, since nobody continues a run that is over; but its place on the disk is taken
         before.
         """
         write_atomically(self.folder / "summary.new.json", to_json(summary))
-        wandb.finish(summary, code)
+        tracker.finish(summary, code)
         os.replace(self.folder / "summary.new.json", self.folder / "summary.json")
         tidy(self.folder)
 
@@ -289,7 +295,7 @@ def status(folder):
 
 def different_flags(old, new):
     """Names of the flags whose values forbid that a run of flags `old` is continued with flags `new`."""
-    old, new = json.loads(to_json(old)), json.loads(to_json(new))
+    old, new = LEGACY | json.loads(to_json(old)), json.loads(to_json(new))
     bound = [k for k in new if k not in FREE_FLAGS and k != "n_epochs"]
     different = [k for k in bound if old.get(k) != new[k] and new[k] != AUTO.get(k)]
     return different + (["n_epochs"] if new["n_epochs"] < old.get("n_epochs", 0) else [])
@@ -331,8 +337,8 @@ def locate(args, fingerprint):
         if old is None:
             raise InputError(f"--resume {folder}: its config.json is damaged")
         if different := different_flags(old["flags"], vars(args)):
-            recorded = ", ".join(f"--{key} {old['flags'].get(key)}" for key in different[:5])
-            raise InputError(f"--resume {folder}: was started with other flags; allowed: {recorded}")
+            allowed = ", ".join(f"--{key} {(LEGACY | old['flags']).get(key)}" for key in different[:5])
+            raise InputError(f"--resume {folder}: was started with other flags; allowed: {allowed}")
         if old["data"]["sha256"] != fingerprint["sha256"]:
             raise InputError(f"--resume {folder}: was started on other designs (source {old['data']['source']})")
         if (over := status(folder)) == "damaged":
@@ -406,7 +412,7 @@ def describe_machine(device):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
     machine = {"host": platform.node(), "system": platform.platform(), "cpu": cpu_model()}
-    machine |= {"cores": os.cpu_count(), "device": str(device)}
+    machine |= {"cores": cores(), "device": str(device)}
     slurm = ("SLURM_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_RESTART_COUNT")  # which job, and after how many restarts
     machine |= {k.lower(): os.environ[k] for k in slurm if k in os.environ}
     if device.type == "cuda":
@@ -432,7 +438,7 @@ def _changes(config, epoch, now):
 def made_by(config):
     """The commit that made a run; where it was continued by others, those, too, with what changed."""
     later = []
-    with contextlib.suppress(AttributeError, KeyError, TypeError):  # a damaged record: nothing is known of it
+    with contextlib.suppress(AttributeError, KeyError, TypeError):  # a damaged config.json: nothing is known of it
         later = [f"from epoch {e['epoch'] + 1}: {', '.join(e['changed'])}" for e in config.get("continued", [])]
     return "; ".join([str(config.get("git")), *later])
 

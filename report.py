@@ -29,17 +29,17 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
 import record
-from data import PROBLEMS
+from data import CONDITIONS, PROBLEMS
 from lvae import InputError, first_line, need
-from pruning import PROFILES, STRATEGIES
-from record import SEARCHED, is_locked, number, plain, read_csv, read_json, slug, write_atomically
-from train import DEFAULTS, LEGACY
+from pruning import PROFILES, SAFEGUARDS, STRATEGIES
+from record import FREE_FLAGS, LEGACY, SEARCHED, is_locked, number, plain, read_csv, read_json, slug, write_atomically
+from train import DEFAULTS
 
 # -------------------------------------------------------------------------------------------------- rows: runs as found
 LEVEL = dict(plummet="plummet_threshold", pca_cdf="cdf_threshold", lognorm="percentile", probabilistic="temperature")
 TRIMMED = "trimmed"  # the arm of 01b that goes on where its strategy stops
 # What comes of a dimension that is proposed: columns of pruning.csv, of which a row of results/NN.csv has the sums
-PROPOSALS = ["proposed", "k_consecutive", "recon_tol", "cooldown", "cap", "floor", "pruned"]
+PROPOSALS = ["proposed", *SAFEGUARDS, "pruned"]
 RESULT_METRICS = [  # of a row of results/NN.csv, which has every flag and BOOKKEEPING besides
     *("epoch", "rec_loss", "val_rec", "val_vol_loss", "val_total_loss", "active_dims", "best_val_rec", "best_epoch"),
     *("pca_rec", "pca_ratio", "prune_events", "seconds", "test_rec"),
@@ -144,7 +144,6 @@ def from_wandb(found, sweep):
 # ---------------------------------------------------------------------------------- rows: which of them answer a sweep
 SWEEPS = {p.name.split("_")[0]: p for p in sorted(Path(__file__).with_name("sweeps").glob("[0-9]*.yaml"))}  # by number
 DEEP_DIVES = ("04", "05", "06")
-ALL_PROBLEMS = ["beams2d", "heatconduction2d", "photonics2d"]  # a search is created once for each of them
 BORROWS = {"01b": "01"}  # 01's runs are the fourth level of each strategy
 KNOWN = dict(problem=[*PROBLEMS], strategy=[*STRATEGIES], safeguards=[*PROFILES])
 SETTINGS = ["pruning_epoch", "w_v"]  # what the deep dives vary
@@ -153,8 +152,8 @@ SETTINGS = ["pruning_epoch", "w_v"]  # what the deep dives vary
 def levels(spec, key):
     """All values that a sweep lists for a parameter; an arm as a dict of the flags it sets."""
     p = spec["parameters"].get(key, {})
-    if key == "problem" and "run_cap" in spec and p.get("value") in ALL_PROBLEMS:
-        return ALL_PROBLEMS
+    if key == "problem" and "run_cap" in spec and p.get("value") in CONDITIONS:
+        return [*CONDITIONS]  # it is created once for each of them
     found = [plain(value) for value in p.get("values", [p["value"]] if "value" in p else [])]
     if key != "arm":
         return found
@@ -170,7 +169,7 @@ def values_of(table, key):
 def as_created(spec, own):
     """The sweep as created: PROBLEM=, SEEDS=, EPOCHS=, SET= narrow its file, and .sweeps/ says how. own: its runs.
 
-    Where that record is not here, the points are those of the values that its runs have. Sweeps that differ in problem
+    Where sweep.json is not here, the points are those of the values that its runs have. Sweeps that differ in problem
     and seed (03 makes one a problem) are read as one.
     """
     ids = sorted(own["sweep"].unique())
@@ -190,7 +189,7 @@ def as_created(spec, own):
     return spec | {"parameters": parameters}
 
 
-class Study:
+class SweepRuns:
     """A sweep's YAML and the runs that answer it, chosen from `runs`: each DataFrame has a row a run.
 
     table: of use, with its arm; frame: the finished ones; broken: of no use; left_out: with the reason, why.
@@ -260,7 +259,7 @@ class Study:
         in_arms = {key for arm in levels(self.spec, "arm") for key in arm}  # what an arm sets differs on purpose
         skip = {*self.varied, *in_arms, *(LEVEL.values() if in_arms else ())}
         by = [self.table[key] for key in ("problem", *self.varied) if key in self.table and key != "seed"]
-        skip |= {"arm", "problem", "seed", "data", "save_model"}
+        skip |= {*FREE_FLAGS, "problem", "seed", "data"}
         for key in dict.fromkeys([*self.spec["parameters"], *LEGACY]):
             if key in skip or key not in self.table:
                 continue
@@ -295,7 +294,7 @@ class Study:
 # undecided with fewer than MIN_SEEDS seeds, or without variance.
 
 MIN_SEEDS = 3
-# p after Holm that a claim needs. Not 0.05: at most 5 % of 1,000 tied studies may get a verdict, and in the worst case
+# p after Holm that a claim needs. Not 0.05: at most 5 % of 1,000 tied sweeps may get a verdict, and in the worst case
 # (two arms tied, the others worse) a test at 5 % exceeds that every second time.
 ALPHA = 0.035
 NEAR = 0.05  # "within 5 % of the best val_rec", and "more than 5 % above its best"
@@ -345,14 +344,14 @@ def decide(mean, p_holm, seeds):
     return np.where((np.asarray(seeds) >= MIN_SEEDS) & (p_holm < ALPHA), np.sign(mean), 0).astype(int)
 
 
-def detectable(n, spread, comparisons, studies=10_000):
-    """The mean difference that 80 % of simulated studies show, of n Normal differences with this standard deviation.
+def detectable(n, spread, comparisons, sweeps=10_000):
+    """The mean difference that 80 % of simulated sweeps show, of n Normal differences with this standard deviation.
 
-    A study shows it if its p is below ALPHA after Holm's correction in the worst case, as the first of the comparisons.
+    A sweep shows it if its p is below ALPHA after Holm's correction in the worst case, as the first of the comparisons.
     """
     if n < MIN_SEEDS:
         return math.nan
-    draws = np.random.default_rng(0).standard_normal((studies, n))
+    draws = np.random.default_rng(0).standard_normal((sweeps, n))
     needed = scipy.stats.t.isf(ALPHA / comparisons / 2, n - 1) * draws.std(axis=1, ddof=1) / math.sqrt(n)
     return spread * float(np.quantile(needed - draws.mean(axis=1), 0.8))
 
@@ -431,7 +430,7 @@ def importance(parameters, values):
             kinds[name] = optuna.distributions.CategoricalDistribution(sorted(v.unique()))
     for point, value in zip(varied.to_dict("records"), values, strict=True):
         study.add_trial(optuna.trial.create_trial(params=point, distributions=kinds, value=float(value)))
-    # At least 8 runs must count as good: Optuna asks for 5, and a tenth of a 33-run study would be 3
+    # At least 8 runs must count as good: Optuna asks for 5, and a tenth of 33 runs would be 3
     quantile = min(0.5, max(0.1, 8 / len(varied)))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PED-ANOVA is marked experimental
@@ -564,7 +563,7 @@ MEASURES = {  # of a run -> what it is
 }
 SUMMARY, TESTED = [*MEASURES][:4], ["val_rec", "active_dims", "rise", "collapses"]  # on each page; of 02
 NEEDS = f"A verdict needs p below {ALPHA:g} after Holm's correction over this table, and {MIN_SEEDS} seeds. "
-NEEDS += "Detectable: how large a true one 80 % of simulated studies with as many runs, and as uneven ones, would show."
+NEEDS += "Detectable: how large a true one 80 % of simulated sweeps with as many runs, and as uneven ones, would show."
 
 
 def family_table(page, name, rows, caption, log=True, **first):
@@ -810,11 +809,11 @@ ANSWERS |= dict.fromkeys(DEEP_DIVES, deepdive)
 
 
 def build(name, runs, out, source):
-    """The page of sweep `name` from `runs`, below `out`. Returns (path of index.html, the study)."""
-    found = Study(name, runs)
+    """The page of sweep `name` from `runs`, below `out`. Returns (path of index.html, the SweepRuns)."""
+    found = SweepRuns(name, runs)
     page = found.page = Page(Path(out) / name, f"Sweep {name}: {found.title}")
     page.hypothesis, states = found.hypothesis, Counter(found.own["status"])
-    # What hyperband stopped is over, too: a search has reached its cap by the number of its runs
+    # What hyperband stopped is over, too: a search has reached its run_cap by the number of its runs
     over = ["finished", *["stopped", "diverged"] * (name == "03")]
     finished = f"{states['finished']} of {found.points} points"
     if sum(states[state] for state in over) < found.points:
@@ -823,7 +822,7 @@ def build(name, runs, out, source):
         page.verdict("undecided", f"No finished run of this sweep yet in {source}.")
     else:
         problems = sorted(found.frame["problem"].unique())
-        if name not in DEEP_DIVES and not {*ALL_PROBLEMS} <= {*problems}:
+        if name not in DEEP_DIVES and not {*CONDITIONS} <= {*problems}:
             page.opening += f"On {' and '.join(problems)} only: "
         front(found, page)
         ANSWERS[name](found, page)
@@ -852,7 +851,7 @@ def runs_and_caveats(found, page):
     if len(odd):
         columns = ["id", "status", "problem", "arm", "seed", "why", "where"]
         page.table("not-used", columns, odd, "Runs that are not in the numbers.")
-    ran, skip = found.own[found.own["status"] == "finished"], ("arm", "data", "precision")
+    ran, skip = found.own[found.own["status"] == "finished"], (*FREE_FLAGS, "data", "precision")
     asked = {key: levels(found.file, key) for key in found.file["parameters"] if key not in skip}
     asked = {key: {*wanted} for key, wanted in asked.items() if wanted not in ([], ["None"])}  # None: anything will do
     differs = [key for key, wanted in asked.items() if {*values_of(ran, key)} not in (set(), wanted)]

@@ -1,4 +1,4 @@
-"""Six studies, on W&B or without it: create a sweep from its YAML, start agents on it, look at it, stop it, go on.
+"""Six sweeps, on W&B or without it: create a sweep from its YAML, start agents on it, look at it, stop it, go on.
 
     python sweep.py create 01 --problem toy --seeds 1 --epochs 500       # make sweep-01 PROBLEM=toy SEEDS=1 EPOCHS=500
     python sweep.py agent --n 5                                          # make agents N=5
@@ -32,6 +32,7 @@ import shutil
 import subprocess
 import sys
 import time
+import traceback
 from pathlib import Path
 
 import pandas
@@ -48,12 +49,11 @@ from sweeps.queue import STATE, Queue, ask_wandb, bands, corners, distributions,
 
 FILES = Path(__file__).parent / "sweeps"
 NOW = "%Y-%m-%d %H:%M:%S"
-STUDY = ("beams2d", "heatconduction2d", "photonics2d")
-# What STRATEGY= puts into the arms of 04 and 06: the strategy's flag, and its most aggressive level of the study (01b)
+# What STRATEGY= puts into the arms of 04 and 06: the strategy's flag, and its most aggressive level in 01b
 AGGRESSIVE = {"plummet": ("plummet_threshold", 0.1), "pca_cdf": ("cdf_threshold", 0.95)}
 AGGRESSIVE |= {"lognorm": ("percentile", 0.4), "probabilistic": ("temperature", 1.0)}
 # Points that differ only in these are one point: where it is computed, what is kept, and what is compared otherwise
-NOT_COMPARED = {*FREE_FLAGS, "threads", "arm", "safeguards", "data"}
+NOT_COMPARED = {*FREE_FLAGS, "threads", "safeguards", "data"}
 LONGEST = 900  # seconds that agents wait for a database that is away
 DESIGNS = {"problem": None, "data": "auto", "toy_dims": 3, "n_train": 0}  # the flags that choose them
 OVER = ("finished", "stopped early", "diverged", "failed")
@@ -93,9 +93,9 @@ def check_config(config):
     bad = ", ".join(k for k, kind in kinds.items() if not isinstance(config.get(k), kind))
     need(not bad, f"needs {bad}")
     need(slug(config["name"]) == config["name"], f"name {config['name']!r}: allowed: letters, digits, . _ - inside it")
-    cap, search = config.get("run_cap", 1), config["method"] in ("bayes", "random") and "run_cap" in config
+    runs, search = config.get("run_cap", 1), config["method"] in ("bayes", "random") and "run_cap" in config
     need(search or config["method"] == "grid", "method must be grid, or bayes or random with a run_cap")
-    need(isinstance(cap, int) and cap > 0, f"run_cap {cap}: must be a number of runs, at least 1")
+    need(isinstance(runs, int) and runs > 0, f"run_cap {runs}: must be a number of runs, at least 1")
     for key, p in config["parameters"].items():
         found, listed = levels(p), bool({"value", "values"} & set(p))
         plain = isinstance(found, list) and all(isinstance(v, SCALAR if listed else NUMBER) for v in found)
@@ -103,8 +103,7 @@ def check_config(config):
         need(fits, f"parameter {key} needs value or values, each once; a search also min and max (1.0e-4, not 1e-4)")
     named = "problem" in config["parameters"] and isinstance(config["metric"].get("name"), str)
     need(named, "needs a parameter problem, and a metric with a name")
-    rule = config.get("early_terminate") or {"min_iter": 1}
-    need(rule["min_iter"] >= 1 and rule.get("eta", 3) >= 1.1, "early_terminate needs min_iter >= 1 and eta >= 1.1")
+    bands(config.get("early_terminate"), 1)
 
 
 def expand(config):
@@ -157,7 +156,7 @@ def narrow(config, args, program):
         need(key != "problem" or not search, f"SET {item}: a search is made for each problem; say PROBLEM={text}")
         values = list(dict.fromkeys(map(record.plain, [text] if key == "arm" else text.split(","))))  # arms have commas
         parameters[key] = {"value": values[0]} if len(values) == 1 else {"values": values}
-    free = {*FREE_FLAGS, "threads", "precision"} - {"arm"}
+    free = {*FREE_FLAGS, *record.AUTO} - {"arm"}
     return any(not set(levels(p)) <= set(file.get(k, [])) for k, p in parameters.items() if k not in free)
 
 
@@ -299,9 +298,9 @@ def create(args):
     need(usable, f"STORAGE {args.storage}: allowed: postgresql+psycopg://... with BACKEND=local")
     plain = not args.edition or args.edition.replace("-", "").isalnum()
     need(plain, f"EDITION {args.edition}: allowed: letters, digits and -")
-    # a search of the study is made for each of its problems; one of your own has the problem that it names
+    # one of our searches is made for each of EngiBench's problems; one of your own has the problem that it names
     ours = path.resolve().parent == FILES.resolve() and config["method"] != "grid"
-    each = STUDY if ours and not args.problem else [args.problem]
+    each = data.CONDITIONS if ours and not args.problem else [args.problem]
     asked = [argparse.Namespace(**vars(args) | {"problem": problem}) for problem in each]
     plans = [plan(path, copy.deepcopy(config), a, program, backend) for a in asked]  # all, before one exists
     print(f"backend: {backend} (W&B where you are logged in; else, or with BACKEND=local, this folder)")
@@ -407,8 +406,10 @@ def known_trials(sweep, program):
 
 def history(folder, metric):
     """The values of a metric in a growing metrics.csv, oldest first. Empty cells and NaN do not count."""
-    cells = read_csv(folder / "metrics.csv").get(metric, [])
-    return [float(cell) for cell in cells if cell and math.isfinite(float(cell))]
+    cells = [cell for cell in read_csv(folder / "metrics.csv").get(metric, []) if cell]
+    bad = [cell for cell in cells if cell.lower() != "nan" and math.isnan(record.number(cell))]
+    need(not bad, f"{folder / 'metrics.csv'}: {metric} is no number: {bad[:1]!s:.60}; delete or mend the line")
+    return [value for value in map(float, cells) if math.isfinite(value)]
 
 
 def objective(config, values):
@@ -417,7 +418,7 @@ def objective(config, values):
     return values[-1] if config["method"] == "grid" else best(values)
 
 
-def record_result(sweep, folder, status):
+def add_row(sweep, folder, status):
     """Put a run into results/NN.csv: flags, metrics, hashes. A run that is there already is replaced.
 
     One of a search gets what a new search needs to go on from it (known_trials), too: `objective`, and `reports`, the
@@ -432,7 +433,8 @@ def record_result(sweep, folder, status):
     row |= {"cause": summary.get("cause")} | {k: str(v) for k, v in sorted(config.get("flags", {}).items())}
     row |= {key: found.get(key) for key in RESULT_METRICS}
     if "run_cap" in search and (values := history(folder, search["metric"]["name"])):
-        steps = dict.fromkeys([*bands(search.get("early_terminate"), len(values)), len(values)])
+        rule = search.get("early_terminate") if sweep["backend"] == "local" else None  # W&B's rules are its own
+        steps = dict.fromkeys([*bands(rule, len(values)), len(values)])
         reports = " ".join(f"{step}:{values[step - 1]!r}" for step in steps)
         row |= {"objective": repr(objective(search, values)), "reports": reports, "metric": search["metric"]["name"]}
     found |= {f"data_{key}": value for key, value in config.get("data", {}).items()} | config.get("machine", {})
@@ -508,6 +510,8 @@ def work(sweeps, n, count, patience, leave):
 def fail(a, error):
     """What became of an error about one run or the queue: it ends the run's try, or agent a, or is waited for."""
     running, said = a.trial and a.child and a.child.poll() is None, redacted(first_line(error))
+    if not isinstance(error, (*engine.AWAY, OSError, InputError)):  # a fault of ours: say where
+        print(redacted("".join(traceback.format_exception(error))), file=sys.stderr, flush=True)
     a.away = a.away or time.monotonic()
     away = time.monotonic() - a.away
     if running or (isinstance(error, engine.AWAY) and away < LONGEST and stop_level() < 2):
@@ -526,7 +530,7 @@ def fail(a, error):
             a.exit = 4 if isinstance(worse, (*engine.AWAY, OSError)) else 2
         a.trial = None
     else:
-        say(f"{a.name}: {redacted(error)}")
+        say(f"{a.name}: {redacted(first_line(error))}")
         a.exit = 2
     if a.exit:  # others may take what it holds: this process lives on, and its locks with it
         a.trial = None
@@ -643,7 +647,7 @@ def settle(a):
         queue.end(a.trial, TrialState.FAIL, cause=other)
         outcome = f"not recorded: {other}; it is in {kept}, and this agent stops"
     elif status in OVER:
-        record_result(queue.sweep, a.folder, status)
+        add_row(queue.sweep, a.folder, status)
         state, value = TrialState.FAIL, None
         outcome = f"{status}: {summary.get('cause') or f'without a value of {metric}'}"
         if status == "stopped early":
@@ -767,7 +771,7 @@ def rebuild_rows(sweep):
         over = status in OVER and folder.name not in have and (folder / "config.json").exists()
         try:
             if over and not other_designs(sweep, folder):
-                record_result(sweep, folder, status)
+                add_row(sweep, folder, status)
                 added += 1
         except ValueError as error:  # a damaged file of one run
             say(f"{folder}: gets no row: {first_line(error)}")
@@ -882,7 +886,7 @@ def missing_epochs(folder):
         where = f"{flags.get('wandb_entity') or api.default_entity}/{flags.get('wandb_project')}/{folder.name}"
         held = {row.get("epoch") for row in api.run(where).scan_history() if "val_rec" in row}
     if logged <= held:
-        mark.write_text(str(len(logged)))
+        write_atomically(mark, str(len(logged)))
     return len(logged - held)
 
 

@@ -36,7 +36,8 @@ from tqdm import tqdm
 import data
 import record
 from lvae import Autoencoder, InputError
-from pruning import INF, PROFILES, STRATEGIES, Pruner
+from pruning import INF, PROFILES, SAFEGUARDS, STRATEGIES, Pruner
+from record import LEGACY
 
 # ---- Flags -----------------------------------------------------------------------------------------------------------
 
@@ -140,7 +141,7 @@ FLAGS = {
         precision=(one_of("auto", "fp32", "bf16"), "auto", "auto: bf16 where the hardware multiplies matrices in it"),
         threads=(number(int, 0, 1024), 0, "CPU threads; 0: $OMP_NUM_THREADS or all cores"),
     ),
-    "record": dict(
+    "files and W&B": dict(
         out=(str, "runs", "folder in which the run's folder is made"),
         keep=(one_of("best", "last"), "best", "weights of least val_rec after the last pruning, or of the last epoch"),
         save_model=(boolean, True, "write model.pt, the compact model"),
@@ -148,14 +149,12 @@ FLAGS = {
         figure_every=(COUNT, 0, "draw the figures every so many epochs, too; off: 0 (at the end only)"),
         checkpoint_every=(COUNT, 0, "epochs between checkpoints; 0: about a minute"),
         resume=(str, None, "continue this run folder, or `auto`: the unfinished run of these flags, if any"),
-        config=(str, None, "run a record again: a run's config.json; flags given as well override it"),
+        config=(str, None, "run a run's config.json again; flags given as well override it"),
         wandb_project=(str, "lvae-pruning", "W&B project"),
         wandb_entity=(str, None, "W&B user or team; not given: your default"),
     ),
 }
 DEFAULTS = {flag: default for group in FLAGS.values() for flag, (_, default, _) in group.items()}
-# A row, config.json or checkpoint of before a flag existed lacks it. This value does what was done then.
-LEGACY = dict(volume="geometric", rotate_every=0, trim_share=0.0, trim_rec=None, mirror=False, n_train=0, keep="last")
 
 
 class Parser(record.Parser):
@@ -203,7 +202,7 @@ def parse(argv, recorded=None):
     chosen = arm | flags
     profile = PROFILES[chosen["safeguards"]] if "safeguards" in chosen else {}
     values = DEFAULTS | PROFILES[DEFAULTS["safeguards"]] | (recorded or {}) | profile | chosen
-    if "min_active_dims" not in chosen:  # a profile's floor suits wider models
+    if "min_active_dims" not in chosen:  # a profile's least suits wider models
         values["min_active_dims"] = min(values["min_active_dims"], values["latent_dim"])
     args = argparse.Namespace(**values)
     if args.min_active_dims > args.latent_dim:
@@ -237,7 +236,7 @@ def resolve(argv):
     if record.run_id() and (own / "config.json").exists():  # an agent that starts its run again means that run
         argv, resume = [*argv, f"--resume={own}"], own
     elif args.config and resume is not None:
-        raise InputError(f"--config {args.config}: not together with --resume {resume}, which has a record of its own")
+        raise InputError(f"--config {args.config}: not together with --resume {resume}, which has its own")
     if resume is not None:
         return parse(argv, read_flags("resume", Path(resume) / "config.json"))
     if not args.config:
@@ -646,28 +645,28 @@ def train(args):
         trainer.load_state(state)
         trainer.best, first = state["best"], state["epoch"] + 1
         print(f"{run.config['name']}: continuing at epoch {first}", flush=True)
-    wandb = record.NoWandb()
+    tracker = record.NoWandb()
     try:
-        wandb = record.open_wandb(args, run)
-        code, cause, epoch = fit(trainer, run, wandb, stop, first)
+        tracker = record.open_wandb(args, run)
+        code, cause, epoch = fit(trainer, run, tracker, stop, first)
         if code in (0, 3):
             summary = dict(status="diverged" if cause else "finished", cause=cause)
             summary |= dict(id=run.id, name=run.config["name"], epoch=epoch)
             if code == 0:
                 summary |= conclude(trainer, designs, run)
-                wandb.images(run.folder / "figures", epoch)
-            run.finish(summary, wandb, code)
+                tracker.images(run.folder / "figures", epoch)
+            run.finish(summary, tracker, code)
             report(run, summary, args, len(designs.train))
         else:
             print(f"\nstopped; continue with: python train.py --resume {run.folder}", flush=True)
-            wandb.finish({}, code)
+            tracker.finish({}, code)
     except OSError as error:
-        wandb.finish({}, 4)
+        tracker.finish({}, 4)
         raise OSError(f"{run.folder}: {error}; what was written is kept") from None
     return code
 
 
-def fit(trainer, run, wandb, stop, first):
+def fit(trainer, run, tracker, stop, first):
     """The epochs from `first` on. Returns (exit code, why it diverged or None, last epoch)."""
     args, started, tty = trainer.args, time.monotonic(), sys.stderr.isatty()
     saved, shape = started, "{percentage:3.0f}%|{bar:20}| {desc}"
@@ -681,7 +680,7 @@ def fit(trainer, run, wandb, stop, first):
         run.append("metrics.csv", row)
         if proposal:
             run.append("pruning.csv", proposal)
-        wandb.log(row)
+        tracker.log(row)
         eta = (time.monotonic() - started) / (epoch - first + 1) * (args.n_epochs - epoch - 1)
         line = f"epoch {epoch:5d} ({epoch + 1}/{args.n_epochs})  val_rec {row['val_rec']:.6f}  "
         line += f"vol {row['vol_loss']:.5f}  dims {row['active_dims']:4d}  pruned {row['pruned']:3d}  "
@@ -692,7 +691,7 @@ def fit(trainer, run, wandb, stop, first):
             print(line, flush=True)
         if args.figure_every and (epoch + 1) % args.figure_every == 0:
             draw(trainer, run.folder)
-            wandb.images(run.folder / "figures", epoch)
+            tracker.images(run.folder / "figures", epoch)
         if epoch + 1 == args.n_epochs:
             break
         due = (epoch + 1) % args.checkpoint_every == 0 if args.checkpoint_every else time.monotonic() - saved > 60
@@ -757,7 +756,7 @@ def report(run, summary, args, n_train):
         print(f"worse than PCA; the likely cause: {cause}")
     proposals = record.read_csv(run.folder / "pruning.csv").to_dict("records")
     if proposals and int(proposals[-1]["epoch"]) == args.n_epochs - 1:
-        held = {key: int(proposals[-1][key]) for key in record.PRUNING_COLUMNS[2:7]}
+        held = {key: int(proposals[-1][key]) for key in SAFEGUARDS}
         if more := sum(held.values()):
             why = ", ".join(f"{key} {n}" for key, n in held.items() if n)
             advice = "more --n_epochs would let them go, or a weaker safeguard (--safeguards none: none)"

@@ -81,10 +81,12 @@ def distributions(parameters, most=math.inf):
 
 def bands(rule, n):
     """W&B's hyperband: the bands up to n logged values, min_iter * eta^k; none without a rule (early_terminate)."""
-    found, band = [], rule["min_iter"] if rule else math.inf
+    rule = rule or {"min_iter": math.inf}
+    found, band, eta = [], rule.get("min_iter", 0), rule.get("eta", 3)
+    need(band >= 1 and eta >= 1.1, "early_terminate needs min_iter >= 1 and eta >= 1.1")
     while band <= n:
         found.append(int(band))
-        band *= rule.get("eta", 3)
+        band *= eta
     return list(dict.fromkeys(found))
 
 

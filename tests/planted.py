@@ -1,4 +1,4 @@
-"""Synthetic studies with known answers, as rows of results/NN.csv or as run folders like train.py's."""
+"""Synthetic sweeps with known answers, as rows of results/NN.csv or as run folders like train.py's."""
 
 import itertools
 import json
@@ -13,7 +13,7 @@ from report import RESULT_METRICS, SWEEPS
 
 BASE = {"beams2d": 0.012, "heatconduction2d": 0.02, "photonics2d": 0.05}
 EPOCHS = 40
-PROPOSALS = "epoch,proposed,k_consecutive,recon_tol,cooldown,cap,floor,pruned\n"
+PROPOSALS = "epoch,proposed,k_consecutive,recon_tol,cooldown,cap,floor,pruned\n"  # as older runs named them
 PROPOSALS += "12,30,10,0,5,5,0,10\n15,30,10,0,5,5,0,10\n"
 
 
@@ -38,7 +38,7 @@ def row(flags, val_rec, dims=40, **other):
     return flags | found | other
 
 
-def study(name, effect=lambda f: 0, noise=0.02, seed=0, dims=lambda f: 40, keep=lambda f: True, **other):
+def runs_of(name, effect=lambda f: 0, noise=0.02, seed=0, dims=lambda f: 40, keep=lambda f: True, **other):
     """Rows of points of sweep `name`: val_rec = base * exp(effect(flags) + noise that arms share + their own)."""
     rng, rows = np.random.default_rng(seed), []
     for i, flags in enumerate(points(name)):

@@ -129,6 +129,6 @@ def two_seeds(patch, flags, name):
     for seed in (1, 2):
         patch.setenv("WANDB_RUN_ID", f"s{seed}")
         assert train.main([*flags.split(), f"--seed={seed}"]) == 0
-        sweep.record_result({"id": f"{name}-x", "results": str(results)}, Path(f"runs/s{seed}"), "finished")
+        sweep.add_row({"id": f"{name}-x", "results": str(results)}, Path(f"runs/s{seed}"), "finished")
     patch.delenv("WANDB_RUN_ID")
     return results

@@ -52,6 +52,17 @@ def test_a_rival_learns_and_its_front_falls(method, monkeypatch):
     assert error[0] > error[1] > error[2]
 
 
+def test_rivals_make_what_their_table_lacks(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(rivals.data, "CONDITIONS", ["toy"])
+    monkeypatch.setattr(rivals, "FREE", ("PCA",))
+    monkeypatch.setattr(rivals, "METHODS", {})
+    (tmp_path / "results").mkdir()
+    for _ in range(2):
+        assert rivals.main([]) == 0
+    assert len(rivals.read_csv("results/rivals.csv")) == len(rivals.FRONT)
+
+
 def test_the_table_of_known_dimensions(tmp_path, capsys, monkeypatch):
     common = {"problem": "toy", "toy_dims": 2, "latent_dim": 20, "seed": [1, 2, 3, 4]}
     plant(tmp_path / "g.csv", **common, active_dims=[2, 5, 6, 2], val_rec=[1e-5, 1e-5, 1e-5, 6e-4])
@@ -59,8 +70,12 @@ def test_the_table_of_known_dimensions(tmp_path, capsys, monkeypatch):
     assert lines[2] == "| 2 | 20 | 2, 5, 6, 2 | 1.0e-05, 1.0e-05, 1.0e-05, 6.0e-04 | 2 of 4 | 2 of 4 |"
     assert lines[3] == "| all |  |  |  | 2 of 4 | 2 of 4 |"
     monkeypatch.setattr(comparison, "ROOT", tmp_path)
+    (tmp_path / "results").mkdir()
     assert comparison.main(["width"]) == 2
     assert capsys.readouterr().err.endswith("has no finished run; make width makes them\n")
+    (tmp_path / "g.csv").rename(tmp_path / "results/ground-truth.csv")
+    assert comparison.main(["ground-truth"]) == 0
+    assert "\n".join(lines) in (tmp_path / "results/ground-truth.md").read_text()
 
 
 def test_toy_designs_of_several_dimensions_are_told_apart(here):
@@ -72,7 +87,9 @@ def test_toy_designs_of_several_dimensions_are_told_apart(here):
     assert {(problem, factors) for problem, _, factors, *_ in made["data"]} == {("toy", k) for k in range(1, 6)}
     assert len({sha256 for *_, sha256 in made["data"]}) == 5
     sweep.check_data(made)
-    assert len(sweep.expand(sweep.read_yaml(str(comparison.ROOT / "comparisons/width.yaml"))[1])) == 27
+    for name, runs in (("width", 27), ("baselines", 117)):
+        points = sweep.expand(sweep.read_yaml(str(comparison.ROOT / f"comparisons/{name}.yaml"))[1])
+        assert len(sweep.resolve(points, train)) == runs
 
 
 def test_a_point_whose_schedule_follows_its_designs_is_not_run_again(here, monkeypatch, capsys):

@@ -158,8 +158,8 @@ def test_any_damaged_sweep_file(number, tmp_path, monkeypatch):
 
     def read():
         path, config = create.read_yaml("own.yaml")
-        record, points, _ = create.plan(path, config, asked, train, "local")
-        assert not points or len(points) == record["runs"] > 0
+        planned, points, _ = create.plan(path, config, asked, train, "local")
+        assert not points or len(points) == planned["runs"] > 0
 
     check_damaged({tmp_path / "own.yaml": whole}, read)
 

@@ -1,5 +1,6 @@
 """What users bring: designs and flags of every kind, broken hubs, full disks: one line, and no half a file."""
 
+import builtins
 import contextlib
 import errno
 import functools
@@ -254,7 +255,9 @@ def test_the_help_has_no_none():
 def test_what_was_proposed_and_held_back_is_said_with_what_to_do(capsys):
     run("--cooldown_epochs=9", "--max_prune_per_epoch=1", "--trim_share=0", name="a")
     out = capsys.readouterr().out
-    assert re.search(r"\n\d more were proposed in the last epoch and held back \(cooldown \d\); more --n_epochs", out)
+    assert re.search(
+        r"\n\d more were proposed in the last epoch and held back \(cooldown_epochs \d\); more --n_epochs", out
+    )
 
 
 def test_a_result_worse_than_pca_names_the_likely_cause(capsys):
@@ -289,6 +292,13 @@ def test_a_disk_without_locks_cannot_be_written_and_the_file_is_named(main, argv
     assert main(argv) == 4
     said = capsys.readouterr().err
     assert "no locks on this file system" in said and file in said and said.count("\n") == 1
+
+
+@pytest.mark.parametrize("quota, n", [("100000 100000", 1), ("250000 100000", 2), ("max 100000", 8), ("", 8)])
+def test_cores_are_those_of_the_quota(quota, n, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8), raising=False)
+    monkeypatch.setattr(record.Path, "read_text", lambda _: quota)
+    assert record.cores() == n
 
 
 def test_threads_are_those_of_the_quota(monkeypatch):
@@ -402,10 +412,27 @@ def test_precedence_flag_over_arm_over_profile_over_default():
     assert {key: getattr(args, key) for key in expected} == expected
     assert args.lr == train.DEFAULTS["lr"]
     assert {key: getattr(train.parse([]), key) for key in expected} == PROFILES["moderate"]
-    assert [*PROFILES["moderate"].values()] == [5, 20, 10, 3, 0.10]
-    assert [*PROFILES["conservative"].values()] == [10, 10, 20, 5, 0.05]
+    assert [*PROFILES["moderate"].values()] == [3, 0.10, 10, 20, 5]
+    assert [*PROFILES["conservative"].values()] == [5, 0.05, 20, 10, 10]
     assert train.parse(["--arm=safeguards=conservative"]).min_active_dims == 10
     assert train.parse(["--save_model=True"]).save_model and not train.parse(["--save_model=False"]).save_model
+
+
+def test_parse_reads_nothing_but_its_arguments():
+    def refuse(*_):
+        raise AssertionError("it is read")
+
+    train.parse([])  # argparse looks for its translations, once
+    with pytest.MonkeyPatch.context() as patch:
+        for owner, name in ((builtins, "open"), (os, "stat"), (type(os.environ), "__getitem__")):
+            patch.setattr(owner, name, refuse)
+        assert train.parse(["--arm=strategy=none,lr=0.1"]).lr == 0.1
+
+
+def test_a_fault_of_ours_is_not_taken_for_bad_input(monkeypatch):
+    monkeypatch.setattr(data, "load", lambda *_: [].index(1))
+    with pytest.raises(ValueError, match="is not in list"):
+        train.main([])
 
 
 def test_a_schedule_that_cannot_work_is_a_warning(capsys):

@@ -96,6 +96,16 @@ def test_another_python_is_refused_before_anything_is_made(version, tmp_path, mo
     assert "Python 3.11 to 3.13 is needed, not " in said and not Path(".venv").exists()
 
 
+def test_clean_removes_what_can_be_made_again_and_never_a_run():
+    kept = [Path(name) for name in ("runs/a", "results", "data", "wandb")]
+    for folder in (*kept, *map(Path, ("report", "tests/__pycache__", ".sweeps/a", ".venv"))):
+        folder.mkdir(parents=True, exist_ok=True)
+    make("clean")
+    assert all(folder.exists() for folder in (*kept, Path(".sweeps/a"), Path(".venv"))) and not Path("report").exists()
+    make("distclean")
+    assert kept[0].exists() and kept[1].exists() and not Path(".venv").exists() and not Path(".sweeps").exists()
+
+
 def test_a_graceful_end_of_agents_is_no_error():
     create(seed=[1, 2, 3], nap=[0.1])
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}

@@ -10,7 +10,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from pruning import PROFILES, STRATEGIES, Pruner, lognorm, none, pca_cdf, plummet, probabilistic
+from pruning import PROFILES, SAFEGUARDS, STRATEGIES, Pruner, lognorm, none, pca_cdf, plummet, probabilistic
 from train import volume
 
 # An overflow or a NaN that only warns is a failure, too; not what the garbage collector finds of other tests here
@@ -178,7 +178,7 @@ FOUR, BEST = [[1.0] * 3 + [0.01, 0.02, 0.03, 0.04]] * 7, [0.5, 1.0, 1.26, 1.25, 
 TIES = [[1.0, 1.0, 0.03, 0.02, 0.02, 0.01]] * 3
 # of lognorm. log std at epoch 1: 0, -2, -4, cut at p = .2 by hand above: -3.374. Of epoch 0 or 2 alone it were 0 or -5
 LATER = [[1.0] * 3, [1.0, math.exp(-2), math.exp(-4)], [math.exp(-5)] * 3, [1.0, math.exp(-3.3), math.exp(-3.4)]]
-SAFEGUARDS = [  # flags, a spectrum an epoch, what is pruned at which epoch, val_rec of each epoch if not 1
+HELD_BACK = [  # flags, a spectrum an epoch, what is pruned at which epoch, val_rec of each epoch if not 1
     (dict(pruning_epoch=0, k_consecutive=1), [FLAT] * 8, {0: [3, 4, 5]}),
     (dict(pruning_epoch=0, k_consecutive=3), [FLAT] * 8, {2: [3, 4, 5]}),
     (dict(pruning_epoch=2, k_consecutive=1), [FLAT] * 8, {2: [3, 4, 5]}),
@@ -187,7 +187,7 @@ SAFEGUARDS = [  # flags, a spectrum an epoch, what is pruned at which epoch, val
     (dict(cooldown_epochs=0, max_prune_per_epoch=1), [FLAT] * 9, {0: [3], 1: [4], 2: [5]}),
     (dict(cooldown_epochs=1, max_prune_per_epoch=1), [FLAT] * 9, {0: [3], 2: [4], 4: [5]}),
     (dict(cooldown_epochs=2, max_prune_per_epoch=1), [FLAT] * 9, {0: [3], 3: [4], 6: [5]}),
-    # counts run on under cooldown, cap and recon_tol
+    # counts run on under cooldown_epochs, max_prune_per_epoch and recon_tol
     (dict(k_consecutive=2, max_prune_per_epoch=1, cooldown_epochs=2), [FLAT] * 9, {1: [3], 4: [4], 7: [5]}),
     (dict(k_consecutive=3, max_prune_per_epoch=1), [FLAT] * 9, {2: [3], 3: [4], 4: [5]}),
     (dict(k_consecutive=2, recon_tol=0.1), [FLAT] * 3, {2: [3, 4, 5]}, [1.0, 2.0, 1.0]),
@@ -203,7 +203,7 @@ SAFEGUARDS = [  # flags, a spectrum an epoch, what is pruned at which epoch, val
 ]
 
 
-@pytest.mark.parametrize("flags, spectra, expected, val_recs", [(*case, None)[:4] for case in SAFEGUARDS])
+@pytest.mark.parametrize("flags, spectra, expected, val_recs", [(*case, None)[:4] for case in HELD_BACK])
 def test_a_safeguard_to_the_epoch(flags, spectra, expected, val_recs):
     pruner = Pruner(len(spectra[0]), make_flags(**flags))
     rows = play(pruner, spectra, val_recs)
@@ -212,18 +212,19 @@ def test_a_safeguard_to_the_epoch(flags, spectra, expected, val_recs):
 
 
 def test_row_says_what_held_each_dimension_back():
-    # 10 dimensions, 6 flat, the last from epoch 1 on. Epoch 1: 6 proposed, 1 short of k = 2, cap 4 and floor 7 hold 1
+    # 10 dimensions, 6 flat, the last from epoch 1 on. Epoch 1: 6 proposed; 1 is short of k = 2, one is beyond the
+    # most of 4, one beyond the least of 7
     flags = make_flags(k_consecutive=2, max_prune_per_epoch=4, min_active_dims=7, recon_tol=0.1, cooldown_epochs=1)
     late = [1.0] * 4 + [0.05, 0.04, 0.03, 0.02, 0.01, 1.0]
     flat = late[:9] + [0.06]
     rows = play(Pruner(10, flags), [late, flat, flat, flat], [1.0, 1.0, 2.0, 1.0])
-    keys = ("proposed", "k_consecutive", "recon_tol", "cooldown", "cap", "floor", "pruned")
+    keys = ("proposed", *SAFEGUARDS, "pruned")
     held = {epoch: [row[key] for key in keys] for epoch, row in rows.items()}
     first, then = {0: [5, 5, 0, 0, 0, 0, 0], 1: [6, 1, 0, 0, 1, 1, 3]}, {2: [3, 0, 3, 0, 0, 0, 0]}
     assert held == first | then | {3: [3, 0, 0, 0, 0, 3, 0]}
     assert rows[1]["dims"] == [8, 7, 6] and rows[1]["std"] == pytest.approx([0.01, 0.02, 0.03])
     rows = play(Pruner(6, make_flags(max_prune_per_epoch=1, cooldown_epochs=1)), [FLAT] * 2)
-    assert (rows[1]["proposed"], rows[1]["cooldown"], rows[1]["cap"]) == (2, 2, 0)
+    assert (rows[1]["proposed"], rows[1]["cooldown_epochs"], rows[1]["max_prune_per_epoch"]) == (2, 2, 0)
 
 
 # ---- Trimming --------------------------------------------------------------------------------------------------------
@@ -342,7 +343,7 @@ def test_every_rule_on_random_histories(history):
         assert not allowed or not kept or full
 
         if row:
-            held = sum(row[key] for key in ("k_consecutive", "recon_tol", "cooldown", "cap", "floor"))
+            held = sum(row[key] for key in SAFEGUARDS)
             assert row["proposed"] == int(proposed.sum()) == held + row["pruned"] and row["pruned"] == len(pruned)
             assert row["std"] == [float(now[i]) for i in row["dims"]]
         last = epoch if pruned else last

@@ -1,4 +1,4 @@
-"""The verdicts on synthetic studies with known answers: planted winners are found, planted ties stay undecided."""
+"""The verdicts on synthetic sweeps with known answers: planted winners are found, planted ties stay undecided."""
 
 import numpy as np
 import pandas as pd
@@ -11,7 +11,7 @@ import report
 STUDIES = 1000
 
 
-def studies(effects, seeds, problems=3, seed=1):
+def sweeps(effects, seeds, problems=3, seed=1):
     """log val_rec (STUDIES, arms, problems * seeds): effects, what arms share, noise of their own."""
     rng = np.random.default_rng(seed)
     shared = rng.normal(0, 0.5, (STUDIES, 1, problems, 1)) + rng.normal(0, 0.1, (STUDIES, 1, problems, seeds))
@@ -27,14 +27,14 @@ def verdicts(logs, seeds, holm=report.holm):
 
 @pytest.mark.parametrize("seeds, problems", [(3, 3), (5, 3), (3, 1), (5, 1)])
 def test_ties_are_undecided(seeds, problems):
-    found = verdicts(studies([0, 0, 0, 0], seeds, problems=problems), seeds)
-    assert (found != 0).any(1).mean() <= 0.05  # one false verdict anywhere in a study is a false study
-    two_tied = verdicts(studies([0, 0, 0.5, 0.5], seeds, problems=problems, seed=2), seeds)
+    found = verdicts(sweeps([0, 0, 0, 0], seeds, problems=problems), seeds)
+    assert (found != 0).any(1).mean() <= 0.05  # one false verdict anywhere makes a sweep false
+    two_tied = verdicts(sweeps([0, 0, 0.5, 0.5], seeds, problems=problems, seed=2), seeds)
     assert (two_tied[:, 0] != 0).mean() <= 0.05
 
 
 def test_holm_is_what_holds_the_bound():
-    logs = studies([0] * 8, 5)
+    logs = sweeps([0] * 8, 5)
     assert (verdicts(logs, 5, holm=lambda p: p) != 0).any(1).mean() > 0.1
     assert 0.005 < (verdicts(logs, 5) != 0).any(1).mean() <= 0.05  # and not by never deciding
     p = [[0.01, 0.04, 0.03, 0.005], [np.nan, 0.01, 1, 1]]  # the first is Holm's own example (1979)
@@ -42,9 +42,9 @@ def test_holm_is_what_holds_the_bound():
 
 
 def test_planted_winner_is_found_in_both_directions_by_enough_seeds():
-    assert (verdicts(studies([-0.2, 0, 0, 0], 3), 3) == -1).all(1).mean() > 0.95
-    assert (verdicts(studies([0.2, 0, 0, 0], 3), 3) == 1).all(1).mean() > 0.95
-    assert not verdicts(studies([-1, 0, 0, 0], 2), 2).any()
+    assert (verdicts(sweeps([-0.2, 0, 0, 0], 3), 3) == -1).all(1).mean() > 0.95
+    assert (verdicts(sweeps([0.2, 0, 0, 0], 3), 3) == 1).all(1).mean() > 0.95
+    assert not verdicts(sweeps([-1, 0, 0, 0], 2), 2).any()
 
 
 def test_the_detectable_difference_is_found_by_four_studies_of_five():

@@ -144,14 +144,14 @@ def test_narrowing(here):
 
 
 def test_bayes_without_a_problem_makes_one_sweep_for_each(here, capsys, monkeypatch):
-    monkeypatch.setattr(data, "load", lambda *_: CACHED("toy"))  # the study's designs are not needed here
+    monkeypatch.setattr(data, "load", lambda *_: CACHED("toy"))  # their designs are not needed here
     search = dict(method="bayes", run_cap=3, lr={"min": 0.01, "max": 0.1})
     assert create(name="own", **search)["id"] == Path(".sweeps/current").read_text().strip()  # it keeps its problem
-    monkeypatch.setattr(sweep, "FILES", here)  # a search of the study
+    monkeypatch.setattr(sweep, "FILES", here)  # one of our searches
     create(**search)
     names = Path(".sweeps/current").read_text().split()
     made = [sweep.load_sweep(name) for name in names]
-    assert [s["config"]["parameters"]["problem"]["value"] for s in made] == list(sweep.STUDY)
+    assert [s["config"]["parameters"]["problem"]["value"] for s in made] == list(data.CONDITIONS)
     assert create("--problem", "toy", **search)["name"] == "quick-toy"
     sweep.main(["status", "--sweep", f"{names[1]} quick-toy"])  # in this order; the beginning of an id will do
     said = capsys.readouterr().out.splitlines()[-2:]
@@ -188,7 +188,7 @@ def test_points_in_the_results_are_not_run_again(here, capsys):
 
 
 def test_what_leaves_the_file_is_an_edition_with_results_of_its_own(here, capsys):
-    """A trial run must not end up among the study's rows, nor 500 epochs among 2500."""
+    """A trial run must not end up among the sweep's rows, nor 500 epochs among 2500."""
     sizes = dict(n_epochs={"value": 40}, pruning_epoch={"value": 8}, seed=[1, 2])
     free = "seed=2 threads=1 wandb=disabled"
     cases = [([], ""), (["--seeds", "1", "--epochs", "40", "--set", free], ""), (["--epochs", "20"], "-trial")]

@@ -20,7 +20,7 @@ from pathlib import Path
 import optuna
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, note
 from sweep_kit import STUB, Forked, checkpoints, create, rows, says, starts, states, trials, wait_until, work, write
 
 import record
@@ -121,15 +121,21 @@ def bayes_is_exact(agents, cap):
         assert all(trial.intermediate_values[band] == values[band - 1] for band in sweep.bands(HYPERBAND, len(values)))
 
 
-PROOFS = [(exactly_once, (5, 30), (5, 225)), (killed_agents, (8,), (40,)), (bayes_is_exact, (3, 9), (5, 33))]
+PROOFS = [  # what is proved, with how many agents and runs in a test, and in a soak; its row
+    (exactly_once, (5, 30), (5, 225), "5 agents claim 225 runs at once", 1, "0"),
+    (killed_agents, (8,), (40,), "`kill -9` of 2 of 5 agents in mid-run, of 40 runs", 2, "-9"),
+    (bayes_is_exact, (3, 9), (5, 33), "5 agents on a search of 33 runs that hyperband stops", 1, "0"),
+]
 
 
 @pytest.mark.parametrize("storage", ["journal", "postgresql"] if SOAK else ["journal"])
-@pytest.mark.parametrize("prove, few, many", PROOFS)
-def test_each_run_is_made_once_whatever_dies(prove, few, many, storage, request):
+@pytest.mark.parametrize("prove, few, many, text, times, ending", PROOFS)
+def test_each_run_is_made_once_whatever_dies(prove, few, many, text, times, ending, storage, request):
     if storage == "postgresql":
         request.getfixturevalue("postgresql")
     prove(*(many if SOAK else few))
+    if SOAK:
+        note(f"{text}; queue: {storage}", times, ending)
 
 
 @pytest.mark.skipif(not SOAK, reason="needs PostgreSQL")
@@ -143,6 +149,7 @@ def test_a_database_that_restarts_under_its_agents(postgresql):
         postgresql("start")
     assert "no answer from its queue, asking again in" in agents.ends()
     assert states(made) == {"COMPLETE": 12} and set(starts().values()) == {1}
+    note("PostgreSQL is away for 6 s under 3 agents at work", 2, "0")
 
 
 def test_a_search_goes_on_from_its_table_when_its_machine_is_lost(capsys):
@@ -248,6 +255,22 @@ def test_status_list_stop_and_resume():
     assert "2/3 over" in says("resume", "--count", "1")
 
 
+def test_the_dashboard_is_started_on_the_journal(monkeypatch):
+    made, started = create(seed=[1]), []
+    monkeypatch.setattr(sweep.shutil, "which", lambda name, path: f"{path}/{name}")
+    monkeypatch.setattr(sweep.os, "execv", lambda *how: started.append(how))
+    says("dashboard")
+    command = f"{os.path.dirname(sys.executable)}/optuna-dashboard"
+    assert started == [(command, [command, f".sweeps/{made['id']}/journal.log"])]
+
+
+def test_a_fault_of_ours_ends_a_try_and_says_where_it_is(monkeypatch):
+    made = create(seed=[1])
+    monkeypatch.setattr(sweep, "objective", lambda *_: [].index(1))
+    said = work(code=1)
+    assert "in settle" in said and "cannot go on: 1 is not in list" in said and states(made) == {"FAIL": 1}
+
+
 def test_who_is_alive():
     """A lock tells of agents of this machine, the heartbeat of others; who was taken for dead gives its run up."""
     queue, other = sweep.Queue(create(seed=[1])), sweep.Queue(sweep.load_sweep("quick"))
@@ -306,7 +329,7 @@ def test_a_change_of_the_code_is_refused_unless_told_otherwise():
 
 DAMAGED = [  # metrics.csv and summary.json of a run, and what its agent says
     ("epoch,val_rec\n77\n", '{"status": "finished"}', "metrics.csv: line 2 "),
-    ("epoch,val_rec\n0,x\n", '{"status": "finished"}', "cannot go on: could not convert"),
+    ("epoch,val_rec\n0,x\n", '{"status": "finished"}', "metrics.csv: val_rec is no number: ['x']"),
     ("", "", "summary.json is damaged; delete it"),
 ]
 

@@ -297,6 +297,8 @@ def test_the_compact_model_gives_what_the_masked_one_gives(whole):
     assert model.sample(3, seed=1).shape == (3, 1, 32, 32)
     assert torch.equal(model.sample(3, seed=1), model.sample(3, seed=1))
     assert not torch.equal(model.sample(3, seed=1), model.sample(3, seed=2))
+    double = lvae.load(folder / "model.pt").double()  # what a density is made of goes with the weights
+    torch.testing.assert_close(double.sample(3, seed=1), model.sample(3, seed=1).double(), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("problem", ["beams2d", "heatconduction2d", "photonics2d"])
@@ -499,12 +501,31 @@ def test_a_run_made_longer_says_so_and_is_not_run_again_as_if_it_had_not(whole, 
     refused(f"--n_epochs 9: {folder} is finished and cannot be made longer", capsys, "--resume=runs/a", "--n_epochs=9")
 
 
+def test_a_run_of_before_a_flag_existed_goes_on():
+    """Its config.json and checkpoint lack the flag: they mean what was done then."""
+    folder, whole = stopped("a", 3, *OFF), run(*OFF, name="whole")
+    path = folder / "checkpoint.pt"
+    config, state = config_of(folder), torch.load(path, weights_only=True)
+    for flag in train.LEGACY:
+        del config["flags"][flag], state["flags"][flag]
+    (folder / "config.json").write_text(json.dumps(config))
+    torch.save(state, path)
+    assert train.main([f"--resume={folder}"]) == 0
+    assert summary(folder)["metrics_sha256"] == summary(whole)["metrics_sha256"]
+
+
 def test_a_run_that_older_code_began_keeps_its_columns():
     opened = record.Run(Path("runs/a"))
     opened.start({})
     Path("runs/a/metrics.csv").write_text("epoch,val_rec,epoch_seconds\n")
     opened.append("metrics.csv", dict.fromkeys(record.COLUMNS, 0.5))
     assert rows("runs/a/metrics.csv") == [dict.fromkeys(("epoch", "val_rec", "epoch_seconds"), "0.5")]
+    Path("runs/a/pruning.csv").write_text("epoch,cap,floor\n")
+    opened.append("pruning.csv", dict(epoch=1, max_prune_per_epoch=2, min_active_dims=3))
+    assert rows("runs/a/pruning.csv") == [dict(epoch="1", cap="2", floor="3")]
+    assert record.read_csv("runs/a/pruning.csv").to_dict("list") == dict(
+        epoch=["1"], max_prune_per_epoch=["2"], min_active_dims=["3"]
+    )
 
 
 def test_a_start_does_not_import_the_compiler():

@@ -30,10 +30,10 @@ from torch import nn
 
 import data
 import train
+from data import CONDITIONS
 from record import Parser, cores, cpu_model, write_atomically
 from report import markdown
 from sweep import FILES, expand, levels, read_yaml
-from sweep import STUDY as PROBLEMS
 
 LATENT, BATCH = 100, 128
 # The run of the first edition that the README once showed: beams, seed 1, 26 dimensions at val_rec .00173
@@ -224,7 +224,7 @@ def machine(device):
 def bench(device, quick):
     """Measure everything, into results/bench.md and .csv; each row is printed as it comes."""
     rate_s, budget_s, epochs, seeds = (3, 60, 20, [1001]) if quick else (8, 300, 40, [1001, 1002, 1003])
-    problems, rows = PROBLEMS[:1] if quick else PROBLEMS, []
+    problems, rows = [*CONDITIONS][: 1 if quick else None], []
     command = f"make bench{' QUICK=1' * quick}{' DEVICE=cuda' * (device == 'cuda')}"
     about = f"`{command}` on {machine(device)}, torch {torch.__version__}, {datetime.date.today()}; latent_dim "
     about += f"{LATENT}, bundled designs, fp32. Batch 128, no pruning; to quality: ours at its defaults, published "
@@ -278,12 +278,12 @@ def budget(device):
     """Hours of each sweep at the rate measured now, one agent a core (a GPU: one agent), into results/budget.md."""
     agents, rows, total = cores() if device == "cpu" else 1, [], 0.0
     how = dict(threads=1, copies=agents, device=device, seconds=15)
-    epoch_s = {problem: statistics.mean(apart(measure_epoch, problem=problem, **how)) for problem in PROBLEMS}
-    usual = {problem: trainer(problem, "cpu").args.n_epochs for problem in PROBLEMS}  # where none are given
+    epoch_s = {problem: statistics.mean(apart(measure_epoch, problem=problem, **how)) for problem in CONDITIONS}
+    usual = {problem: trainer(problem, "cpu").args.n_epochs for problem in CONDITIONS}  # where none are given
     for path in sorted(FILES.glob("*.yaml")):
         _, config = read_yaml(str(path))
         parameters = config["parameters"]
-        runs, problems = config.get("run_cap", 0) * len(PROBLEMS), PROBLEMS  # a sweep a problem
+        runs, problems = config.get("run_cap", 0) * len(CONDITIONS), CONDITIONS  # a sweep a problem
         if config["method"] == "grid":
             runs, problems = len(expand(config)), levels(parameters["problem"])
         epochs = {problem: parameters["n_epochs"]["value"] or usual[problem] for problem in problems}

@@ -13,7 +13,7 @@ import data
 from lvae import load
 from record import Parser, guarded, read_json
 from report import Page, num
-from tools import design, gallery
+from tools import design, figures, gallery
 from tools.designs import objective
 
 CONDITIONS = "volfrac=0.3 rmin=2 forcedist=0.4"
@@ -41,7 +41,7 @@ def run(folder):
     titles = [f"compliance {num(objective(problem, conditions, x))}" for x in found.values()]
     left, right = found
     caption = f"Left: {left}. Right: the {right}. Both have the volume that is asked for."
-    page.image("design", gallery.images([list(found.values())], titles=[titles]), f"{left}; {right}", caption)
+    page.image("design", figures.images([list(found.values())], titles=[titles]), f"{left}; {right}", caption)
     gallery.draw(page, problem, model, designs, 8, 0)
     path = page.write()
     print(path)

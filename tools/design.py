@@ -21,6 +21,7 @@ import data
 from lvae import InputError, load, need, principal_axes
 from record import Parser, guarded, slug
 from tools.designs import objective, optimise
+from tools.figures import images
 
 SMOOTH = (0.5, 1.5, 2.5)  # Matern's nu: continuous, once, twice differentiable
 
@@ -150,8 +151,6 @@ def main(argv=None):
 
 
 def run(args):
-    from tools.gallery import images
-
     model, conditions = load(args.model), read(args.conditions)
     problem = model.flags["problem"]
     simulated = "hub" in data.PROBLEMS[problem]  # one of EngiBench's

@@ -27,7 +27,7 @@ from threadpoolctl import threadpool_limits
 
 import data
 from lvae import load, predict
-from record import Parser, cores, guarded, read_csv, write_atomically
+from record import Parser, cores, guarded, plain, read_csv, write_atomically
 from report import markdown, paired
 from tools.design import fitted, nearest, regression
 from tools.designs import conditions_of, objective, optimise
@@ -172,7 +172,7 @@ def run(args):
                     tables[name] = pd.concat([tables[name], pd.DataFrame(new).astype(str)])
                     write_atomically(RESULTS / f"{name}.csv", tables[name].to_csv(index=False, lineterminator="\n"))
                 print(f"{problem} {row['condition']}", flush=True)
-    rows, known = (pd.read_csv(RESULTS / f"{name}.csv") for name in tables)
+    rows, known = (read_csv(RESULTS / f"{name}.csv").map(plain).infer_objects() for name in tables)
     rows = rows.drop_duplicates(["problem", "condition", "start", "iterations"], keep="last")
     sign = rows["problem"].map({"photonics2d": -1}).fillna(1)  # its objective is to be maximised
     rows = rows.assign(gap=sign * (rows["objective"] - rows["optimum"]) / rows["optimum"].abs())

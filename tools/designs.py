@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from data import CONDITIONS, PROBLEMS, _from_file, _split
 from lvae import InputError, first_line, need
-from record import Parser, cores, guarded
+from record import Parser, cores, guarded, write_atomically
 
 VOLUME_TOLERANCE = 0.01  # engibench: volume_fraction_bound of beams2d and of heatconduction2d
 
@@ -99,11 +99,9 @@ def _make(job):
 
 
 def _store(path, **arrays):
-    """Write a whole .npz or none, so that a killed generation goes on where it was."""
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    with open(temporary, "wb") as file:
-        np.savez_compressed(file, **arrays)
-    os.replace(temporary, path)
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    write_atomically(path, buffer.getvalue())
 
 
 def _die_with_parent():

@@ -34,6 +34,16 @@ def mosaic(axis, rows, labels=None, titles=None, fontsize=None):
     axis.set_axis_off()
 
 
+def images(rows, labels=None, titles=None):
+    """A figure of designs: rows of (H, W) arrays in [0, 1], a label a row, a title (or None) a design."""
+    (height, width), side, wide = rows[0][0].shape, 0.9 if labels else 0, 1.1 * max(map(len, rows))
+    tall = (1.1 * height / width + (0.25 if titles else 0.1)) * len(rows)
+    figure = Figure(figsize=(side + wide, tall))
+    axis = figure.add_axes((side / (side + wide), 0, wide / (side + wide), 1))
+    mosaic(axis, [np.stack(row) for row in rows], labels, titles, fontsize=7)
+    return figure
+
+
 def _grid(rows, path, title, labels=None):
     height, width = rows[0].shape[1:]
     figure = Figure(figsize=(1.5 * max(map(len, rows)), 1.6 * height / width * len(rows) + 0.5))

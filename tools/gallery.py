@@ -13,14 +13,13 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from matplotlib.figure import Figure
 
 import data
 from lvae import InputError, load, need
 from record import Parser, guarded, read_json
 from report import COLOURS, Page, num, panel
 from tools.designs import objective
-from tools.figures import mosaic
+from tools.figures import images
 
 STEPS = 7  # of a traversal
 ROWS = 8  # dimensions whose traversals one picture shows
@@ -33,16 +32,6 @@ PHYSICS = ["what", "validation design", "objective of the original", "its object
 PHYSICS += ["volume of the original", "its volume", "squared error"]
 
 
-def images(rows, labels=None, titles=None):
-    """A figure of designs: rows of (H, W) arrays in [0, 1], a label a row, a title (or None) a design."""
-    (height, width), side, wide = rows[0][0].shape, 0.9 if labels else 0, 1.1 * max(map(len, rows))
-    tall = (1.1 * height / width + (0.25 if titles else 0.1)) * len(rows)
-    figure = Figure(figsize=(side + wide, tall))
-    axis = figure.add_axes((side / (side + wide), 0, wide / (side + wide), 1))
-    mosaic(axis, [np.stack(row) for row in rows], labels, titles, fontsize=7)
-    return figure
-
-
 def open_run(folder):
     """(config, model, designs) of a finished run. Raises InputError."""
     config = read_json(folder / "config.json")
@@ -51,7 +40,7 @@ def open_run(folder):
         problem, about = flags["problem"], (config["id"], config["name"], config["data"]["source"])
     except (KeyError, TypeError):
         raise InputError(f"--run {folder}: its config.json cannot be read; allowed: a run folder") from None
-    advice = "train with --save_model=True, or run the record again with it"
+    advice = "train with --save_model=True, or run its config.json again with it"
     need((folder / "model.pt").exists(), f"--run {folder}: no model.pt; {advice}")
     designs = data.load(problem, wanted, flags.get("toy_dims", 3), flags.get("n_train", 0))
     other = f"other designs ({about[2]}) than --data {wanted} gives here"

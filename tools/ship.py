@@ -1,4 +1,4 @@
-"""Put the best run of each problem into models/: its record, and its model in 8 bits, small enough to commit.
+"""Put the best run of each problem into models/: its files, and its model in 8 bits, small enough to commit.
 
     python -m tools.ship --runs results/baselines.csv --arm strategy=plummet      # make ship
 
@@ -8,7 +8,6 @@ run's folder must still be there, with its model.pt. models/<problem>/ is then a
 """
 
 import io
-import shutil
 import sys
 from pathlib import Path
 
@@ -61,7 +60,7 @@ def ship(row, runs, out):
     need(abs(val_rec / recorded - 1) <= LOSS, f"{source / 'model.pt'}: {wrong}")
     target.mkdir(parents=True, exist_ok=True)
     write_atomically(target / "model.pt", buffer.getvalue())
-    shutil.copyfile(source / "config.json", target / "config.json")
+    write_atomically(target / "config.json", (source / "config.json").read_bytes())
     summary = (read_json(source / "summary.json") or {}) | dict(shipped_val_rec=val_rec, test_rec=test_rec)
     write_atomically(target / "summary.json", to_json(summary))
     size = f"{row['active_dims']} dims, {buffer.tell() / 1e6:.1f} MB"

@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 
 from lvae import need
-from record import FREE_FLAGS, Parser, cores, cpu_model, guarded, read_csv, read_json
+from record import FREE_FLAGS, LEGACY, Parser, cores, cpu_model, guarded, read_csv, read_json
 from report import BOOKKEEPING, RESULT_METRICS
 from train import DEFAULTS
 
@@ -43,11 +43,13 @@ def spread(row, rows):
     Among rows with this row's flags; where it has no other seed, among any rows with its designs.
     """
     keys = [key for key in DEFAULTS if key not in (*FREE_FLAGS, "seed")]
-    rows = rows[rows["data_sha256"] == row["data_sha256"]].reindex(columns=[*keys, "seed", "val_rec"]).fillna("")
+    rows = rows[rows["data_sha256"] == row["data_sha256"]].reindex(columns=[*keys, "seed", "val_rec"])
+    older = {key: str(value) for key, value in LEGACY.items()}
+    rows, row = (x.replace("", np.nan).fillna(older).fillna("") for x in (rows, row.reindex(keys)))
     rows = rows.drop_duplicates([*keys, "seed"], keep="last")
     logs = np.log(rows["val_rec"].astype(float)).groupby([rows[key] for key in keys])
     apart = (logs.max() - logs.min())[logs.size() > 1]
-    return apart.get(tuple(row.reindex(keys).fillna("")), apart.max())
+    return apart.get(tuple(row), apart.max())
 
 
 def again(row):
