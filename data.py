@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lvae import InputError, first_line
+from lvae import InputError, first_line, need
 from tools import hub
 
 SAMPLES = Path(__file__).parent / "samples"
@@ -68,8 +68,7 @@ class Designs:
 
 def load(problem, source="auto", toy_dims=3, n_train=0):
     """Load the designs of `problem`. source: auto | hub | hub:v1 | sample | a path to .npz or .npy. InputError."""
-    if problem not in PROBLEMS:
-        raise InputError(f"--problem {problem}: unknown; allowed: {', '.join(PROBLEMS)}")
+    need(problem in PROBLEMS, f"--problem {problem}: unknown; allowed: {', '.join(PROBLEMS)}")
     published = re.fullmatch(r"auto|hub(?::(v\d+))?", source)
     if problem == "toy":
         if not published and source not in ("sample", "toy"):
@@ -116,8 +115,7 @@ def _unit(designs, where):
     if kind not in "uifb":
         raise InputError(f"{where} is of type {designs.dtype}; allowed: bool, whole numbers, or floats in [0, 1]")
     low, high = (float(designs.min()), float(designs.max())) if designs.size else (0.0, 0.0)
-    if not math.isfinite(low) or not math.isfinite(high):
-        raise InputError(f"{where} has NaN or infinite values; allowed: [0, 1]")
+    need(math.isfinite(low) and math.isfinite(high), f"{where} has NaN or infinite values; allowed: [0, 1]")
     if kind in "uib" and low >= 0 and high <= 1:
         return designs.astype(np.float32), "a mask, taken as 0 and 1"
     if kind == "f" and low >= -ROUNDING and high <= 1 + ROUNDING:
@@ -217,10 +215,10 @@ def _read(path, problem):
     if any(headers[name][1].hasobject for name in wanted):
         advice = "save numbers instead: numpy.save('designs.npy', numpy.stack(DESIGNS))"
         raise OSError(f"it holds Python objects, not numbers; {advice}")
-    need = sum(math.prod(s) * kind.itemsize for s, kind in (headers[name] for name in wanted))
-    need += 12 * math.prod(shape)  # as float32, clipped, and by split
-    if need > (free := free_memory()):
-        size = f"`{key}`, {shape} of {dtype}, needs {need / 1e9:.3g} GB of memory, and {free / 1e9:.3g} GB are free"
+    takes = sum(math.prod(s) * kind.itemsize for s, kind in (headers[name] for name in wanted))
+    takes += 12 * math.prod(shape)  # as float32, clipped, and by split
+    if takes > (free := free_memory()):
+        size = f"`{key}`, {shape} of {dtype}, needs {takes / 1e9:.3g} GB of memory, and {free / 1e9:.3g} GB are free"
         raise InputError(f"--data {path}: {size}; give fewer designs")
     with open(path, "rb") as file:
         file = np.load(file, allow_pickle=False)

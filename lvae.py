@@ -62,17 +62,17 @@ class Rows(nn.Module):
 
 
 class Autoencoder(nn.Module):
-    """Autoencoder of designs (B, 1, H, W), whose decoder is made of `linear` layers: bounded ones in training.
+    """Autoencoder of designs (B, 1, H, W), whose decoder is made of `linear` layers: bounded ones in training (LVAE).
 
     z = 10 * encoder(x), and `lipschitz` multiplies the decoder's input. Both constants leave the optimum alone (only
     w_v / lipschitz matters for it) and set how fast it is reached. Any H x W: designs are padded by replication to a
     multiple of the stride, and cropped again.
     """
 
-    ENCODER_GAIN = 10.0
+    ENCODER_GAIN, linear = 10.0, nn.Linear
     CHANNELS, STRIDES, HIDDEN = (32, 64), (4, 2), 256
 
-    def __init__(self, shape, latent_dim, lipschitz, linear=nn.Linear):
+    def __init__(self, shape, latent_dim, lipschitz):
         super().__init__()
         self.shape, self.lipschitz, stride = tuple(shape), lipschitz, math.prod(self.STRIDES)
         self.padding = (0, -shape[1] % stride, 0, -shape[0] % stride)
@@ -85,10 +85,10 @@ class Autoencoder(nn.Module):
         self.encoder = nn.Sequential(*layers, Rows(places * inputs), nn.Linear(places * inputs, latent_dim))
 
         # A hidden layer makes each pixel a curved function of all latents: without it there are as many as PCA's
-        layers = [linear(latent_dim, self.HIDDEN), nn.LeakyReLU(0.2, inplace=True)]
-        layers += [linear(self.HIDDEN, places * inputs)]
+        layers = [self.linear(latent_dim, self.HIDDEN), nn.LeakyReLU(0.2, inplace=True)]
+        layers += [self.linear(self.HIDDEN, places * inputs)]
         for channels, k in zip((*self.CHANNELS[-2::-1], 1), self.STRIDES[::-1], strict=True):
-            layers += [nn.LeakyReLU(0.2, inplace=True), Rows(inputs), linear(inputs, k * k * channels)]
+            layers += [nn.LeakyReLU(0.2, inplace=True), Rows(inputs), self.linear(inputs, k * k * channels)]
             inputs = channels
         self.decoder = nn.Sequential(*layers)
 
@@ -173,8 +173,7 @@ class CompactLVAE(Autoencoder):
     @torch.no_grad()
     def design(self, conditions, force=False):
         """A design (1, 1, H, W) for conditions {name: number}. force: beyond the range of the training designs, too."""
-        if not self.known:
-            raise InputError("design: this model knows no conditions; its training designs had none")
+        need(self.known, "design: this model knows no conditions; its training designs had none")
         names = self.known["names"]
         if set(conditions) != set(names):
             raise InputError(f"design: conditions are {', '.join(conditions) or 'missing'}; needed: {', '.join(names)}")

@@ -109,7 +109,10 @@ def none(std, active, reference, eta):
     return torch.zeros_like(active)
 
 
-STRATEGIES = {"plummet": plummet, "pca_cdf": pca_cdf, "lognorm": lognorm, "probabilistic": probabilistic, "none": none}
+# Each rule, and the flags that it takes, or the pruner's draws. The first flag is its level, which 01b varies
+STRATEGIES = {"plummet": (plummet, "plummet_threshold"), "pca_cdf": (pca_cdf, "cdf_threshold")}
+STRATEGIES |= {"lognorm": (lognorm, "percentile", "alpha")}
+STRATEGIES |= {"probabilistic": (probabilistic, "temperature", "midpoint", "draws"), "none": (none,)}
 
 
 # ---- The pruner ------------------------------------------------------------------------------------------------------
@@ -202,19 +205,18 @@ class Pruner:
         return row | {"dims": gone, "std": std[gone].tolist()} if row["proposed"] or gone or restored else None
 
     def _propose(self, std, active):
-        f = self.flags
         if not torch.isfinite(std).all():
             return torch.zeros_like(active)
-        own = {"plummet": (f.plummet_threshold,), "pca_cdf": (f.cdf_threshold,), "lognorm": (f.percentile, f.alpha)}
-        own |= {"probabilistic": (f.temperature, f.midpoint, self.draws), "none": ()}
-        return STRATEGIES[f.strategy](std, active, self.reference, *own[f.strategy], f.eta)
+        (rule, *own), known = STRATEGIES[self.flags.strategy], vars(self.flags) | {"draws": self.draws}
+        return rule(std, active, self.reference, *(known[name] for name in own), known["eta"])
 
     def _trim(self, epoch, val_rec, std, error_without):
         """Give up the smallest active dimensions, until three quarters of what is left of the run at pruning_epoch.
 
-        With trim_share, those go that are worth less than this share of the designs' variance: so much does the error
-        grow where they are held at their mean. One that is worth more goes, too, where val_rec is the least so far, for
-        the model did without those before it. With trim_rec, they go while val_rec is at most that error.
+        With trim_share, those go that are worth less than this share of the designs' variance: so much does the error,
+        measured again after this epoch's pruning, grow where they are held at their mean. One that is worth more goes,
+        too, where val_rec is the least so far, for the model did without those before it. With trim_rec, they go while
+        val_rec is at most that error.
 
         At most a fifth goes at a time from latent_dim 100, a smaller share from fewer and a larger one from more. So
         ten are left after as many epochs from every latent_dim. If val_rec is above trim_rec, or twice its least, a
@@ -225,10 +227,10 @@ class Pruner:
         if not self.trimming or not math.isfinite(val_rec) or not torch.isfinite(std).all():
             return [], []
         if val_rec > (flags.trim_rec or 2 * self.least):
-            back = self.trimmed if self.trimmed and epoch - self.trim_epoch >= max(1, flags.n_epochs // 10) else []
-            self.active[back] = True
-            self.trimming = not back
-            return [], back
+            if not self.trimmed or epoch - self.trim_epoch < max(1, flags.n_epochs // 10):
+                return [], []  # it may recover yet
+            self.active[self.trimmed], self.trimming = True, False
+            return [], self.trimmed
         self.trimming = epoch < start + 0.75 * (flags.n_epochs - start)
         active = self.active.cpu()
         k = int(active.sum())

@@ -28,12 +28,13 @@ from pathlib import Path
 
 import torch
 
-from lvae import InputError, first_line
+from lvae import InputError, first_line, need
 from pruning import SAFEGUARDS
 from tools.hub import Hung, ask, within
 
 COLUMNS = ["epoch", "rec_loss", "vol_loss", "total_loss", "val_rec", "val_vol_loss", "val_total_loss", "active_dims"]
 COLUMNS += ["w_v", "pruned", "val_rec_pruned", "dims_within", "epoch_seconds"]
+NOT_HASHED = ["dims_within", "epoch_seconds"]  # a new column is one of them, too: older rows have hashes without it
 SEARCHED = ["dims_within", "val_rec_pruned"]  # what a search minimises: a row that does not say so, the latter
 PRUNING_COLUMNS = ["epoch", "proposed", *SAFEGUARDS, "pruned", "trimmed", "restored", "dims", "std"]
 # What older files call columns
@@ -255,15 +256,14 @@ class Run:
             self.config["continued"] = _changes(self.config, epoch, describe_machine(device))
             write_atomically(self.folder / "config.json", to_json(self.config))
             return state
-        if broken:
-            raise InputError(f"--resume {self.folder}: no usable checkpoint ({', '.join(broken)}: see above)")
+        need(not broken, f"--resume {self.folder}: no usable checkpoint ({', '.join(broken)}: see above)")
         self.start(self.config)  # stopped before its first checkpoint: from the beginning
         return None
 
     def metrics_digest(self):
-        """sha256 of metrics.csv without dims_within and epoch_seconds: equal for two runs that computed the same."""
+        """sha256 of metrics.csv without NOT_HASHED, its last columns: equal for two runs that computed the same."""
         lines = (self.folder / "metrics.csv").read_text().splitlines()
-        last = 1 + ("dims_within" in lines[0])
+        last = len({*lines[0].split(",")} & {*NOT_HASHED})
         return hashlib.sha256("\n".join(line.rsplit(",", last)[0] for line in lines).encode()).hexdigest()
 
     def finish(self, summary, tracker, code):
@@ -297,7 +297,7 @@ def different_flags(old, new):
     """Names of the flags whose values forbid that a run of flags `old` is continued with flags `new`."""
     old, new = LEGACY | json.loads(to_json(old)), json.loads(to_json(new))
     bound = [k for k in new if k not in FREE_FLAGS and k != "n_epochs"]
-    different = [k for k in bound if old.get(k) != new[k] and new[k] != AUTO.get(k)]
+    different = [k for k in bound if old.get(k) != new[k] and (k not in AUTO or new[k] != AUTO[k])]
     return different + (["n_epochs"] if new["n_epochs"] < old.get("n_epochs", 0) else [])
 
 
@@ -334,8 +334,7 @@ def locate(args, fingerprint):
     elif args.resume:
         folder = Path(args.resume).resolve() if Path(args.resume).name in ("", "..") else Path(args.resume)
         old = _read_config(folder / "config.json")
-        if old is None:
-            raise InputError(f"--resume {folder}: its config.json is damaged")
+        need(old, f"--resume {folder}: its config.json is damaged")
         if different := different_flags(old["flags"], vars(args)):
             allowed = ", ".join(f"--{key} {(LEGACY | old['flags']).get(key)}" for key in different[:5])
             raise InputError(f"--resume {folder}: was started with other flags; allowed: {allowed}")

@@ -36,7 +36,7 @@ from record import FREE_FLAGS, LEGACY, SEARCHED, is_locked, number, plain, read_
 from train import DEFAULTS
 
 # -------------------------------------------------------------------------------------------------- rows: runs as found
-LEVEL = dict(plummet="plummet_threshold", pca_cdf="cdf_threshold", lognorm="percentile", probabilistic="temperature")
+LEVEL = {name: own[0] for name, (_, *own) in STRATEGIES.items() if own}
 TRIMMED = "trimmed"  # the arm of 01b that goes on where its strategy stops
 # What comes of a dimension that is proposed: columns of pruning.csv, of which a row of results/NN.csv has the sums
 PROPOSALS = ["proposed", *SAFEGUARDS, "pruned"]
@@ -173,7 +173,7 @@ def as_created(spec, own):
     and seed (03 makes one a problem) are read as one.
     """
     ids = sorted(own["sweep"].unique())
-    with contextlib.suppress(KeyError, TypeError, IndexError):
+    with contextlib.suppress(KeyError, TypeError, IndexError):  # no sweep.json, a damaged one, or no run: go on below
         made = [read_json(Path(".sweeps", slug(i), "sweep.json"))["config"] for i in ids]
         both = {key: dict.fromkeys(v for one in made for v in levels(one, key)) for key in ("problem", "seed")}
         return made[0] | {"parameters": made[0]["parameters"] | {k: {"values": [*v]} for k, v in both.items()}}
@@ -225,10 +225,12 @@ class SweepRuns:
         self.drop(doubles.reindex(self.table.index), "another run of the same point is used")
         self.problems = sorted(self.table["problem"].unique())
         # the mildest level first: a larger one prunes more, but for the share of the variance that pca_cdf keeps
-        found, names = [(*arm.split(" "), 0)[:2] for arm in self.table["arm"].unique()], [*LEVEL, *PROFILES, TRIMMED]
-        found.sort(key=lambda arm: (names.index(arm[0]), float(arm[1]) * (-1) ** (arm[0] == "pca_cdf")))
-        self.arms = [f"{name} {level}" if level else name for name, level in found]
+        found, names = [arm.split(" ") for arm in self.table["arm"].unique()], [*LEVEL, *PROFILES, TRIMMED]
+        found.sort(key=lambda arm: (names.index(arm[0]), *(float(x) * (-1) ** (arm[0] == "pca_cdf") for x in arm[1:])))
+        self.arms = [" ".join(arm) for arm in found]
         self.table["arm"] = pd.Categorical(self.table["arm"], self.arms)
+        within = self.table.groupby("arm", observed=True)  # runs are paired by what varies within an arm (SET=)
+        self.beside = [k for k in self.varied if k not in ("problem", "seed", "arm") and within[k].nunique().max() > 1]
         self.frame = self.table[self.table["status"] == "finished"]
         self.groups = self.frame.groupby(["problem", "arm"], observed=True)
         borrowed = self.table["owner"] == lent  # they answer, but are no points of this sweep
@@ -264,8 +266,8 @@ class SweepRuns:
             if key in skip or key not in self.table:
                 continue
             wanted = levels(self.spec, key)[:1]
-            follows = wanted == ["None"]  # what the YAML leaves open follows the designs and what is varied
-            for _, values in self.table[key].dropna().groupby(by if follows else lambda _: 0):
+            # what the YAML leaves open follows the designs and what is varied; of all else all runs are one group
+            for _, values in self.table[key].dropna().groupby(by if wanted == ["None"] else lambda _: "all"):
                 counts = values.value_counts().index
                 target = wanted[0] if wanted and wanted[0] in counts else counts[0]
                 other = values.index[values.ne(target)]
@@ -275,18 +277,19 @@ class SweepRuns:
         self.drop(digests != commonest, "other designs than most runs")
 
     def wide(self, measure):
-        """(problem, seed) x arm: a measure of the finished runs."""
-        return self.frame.pivot(index=["problem", "seed"], columns="arm", values=measure)
+        """(problem, seed, and what else varies) x arm: a measure of the finished runs."""
+        return self.frame.pivot(index=["problem", "seed", *self.beside], columns="arm", values=measure)
 
     def on_common_seeds(self, problem, arms):
         """Of arms (those with runs) on a problem: geometric mean of val_rec, mean dims, the number of seeds.
 
         Only seeds that all of them have: an arm must not look better for having run on easier ones.
         """
-        mine = self.frame[self.frame["problem"] == problem]
-        errors, dims = (mine.pivot(index="seed", columns="arm", values=m) for m in ("val_rec", "active_dims"))
+        both = map(self.wide, ("val_rec", "active_dims"))
+        errors, dims = (values[values.index.get_level_values("problem") == problem] for values in both)
         errors = errors.reindex(columns=arms).dropna(axis=1, how="all").dropna()
-        return np.exp(np.log(errors).mean()), dims.loc[errors.index].mean(), 0 if errors.empty else len(errors)
+        seeds = 0 if errors.empty else errors.index.unique("seed").size
+        return np.exp(np.log(errors).mean()), dims.loc[errors.index].mean(), seeds
 
 
 # -------------------------------------------------------------------------- statistics: one rule for all seven sweeps
@@ -561,7 +564,9 @@ MEASURES = {  # of a run -> what it is
     "rise": "largest rise of val_rec over its best since pruning began (0.1: 10 %)",
     "collapses": "times val_rec reached twice its best since pruning began",
 }
-SUMMARY, TESTED = [*MEASURES][:4], ["val_rec", "active_dims", "rise", "collapses"]  # on each page; of 02
+ERRORS = ["val_rec", "pca_ratio", "best_val_rec"]  # their means are geometric, their intervals on the log scale
+SUMMARY = ["val_rec", "active_dims", "pca_ratio", "best_val_rec"]  # on each page
+TESTED = ["val_rec", "active_dims", "rise", "collapses"]  # of 02
 NEEDS = f"A verdict needs p below {ALPHA:g} after Holm's correction over this table, and {MIN_SEEDS} seeds. "
 NEEDS += "Detectable: how large a true one 80 % of simulated sweeps with as many runs, and as uneven ones, would show."
 
@@ -608,7 +613,7 @@ def summary_table(found, page):
     """Mean with interval of every measure, by problem and arm."""
     rows = []
     for (problem, arm), mine in found.groups:
-        ends = [interval(mine[m], m != "active_dims") for m in SUMMARY]
+        ends = [interval(mine[m], m in ERRORS) for m in SUMMARY]
         told = [num(mean) + ("" if math.isnan(low) else f" [{num(low)}, {num(high)}]") for mean, low, high in ends]
         rows.append([problem, arm, len(mine), *told])
     caption = "Mean over seeds [95 % t interval], by problem and arm; of errors the geometric mean, on the log scale. "
@@ -661,7 +666,8 @@ def strategy_levels(found, page):
     pairs = [(mine[-1], mine[0]) for mine in by_strategy.values() if len(mine) > 1]
     rows, best = family(found.wide("val_rec"), pairs), []
     word, lead = "undecided", "The runs do not show a cost of aggressive levels in every strategy."
-    if list(rows["verdict"]) == [1] * len(LEVEL):
+    asked = {arm.get("strategy") for arm in levels(found.file, "arm")} & {*LEVEL}
+    if len(rows) == len(asked) and (rows["verdict"] == 1).all():
         word, lead = "supported", "The most aggressive level of every strategy reconstructs worse than its mildest."
     elif -1 in list(rows["verdict"]):
         word, lead = "refuted", "A most aggressive level reconstructs better than the mildest."

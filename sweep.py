@@ -43,15 +43,15 @@ from optuna.trial import TrialState, create_trial
 import data
 import record
 from lvae import InputError, first_line, need
+from pruning import STRATEGIES
 from record import FREE_FLAGS, SEARCHED, Parser, cores, is_locked, read_csv, read_json, slug, write_atomically
 from sweeps import queue as engine
 from sweeps.queue import STATE, Queue, ask_wandb, bands, corners, distributions, levels, queue_of, redacted, say
 
 FILES = Path(__file__).parent / "sweeps"
 NOW = "%Y-%m-%d %H:%M:%S"
-# What STRATEGY= puts into the arms of 04 and 06: the strategy's flag, and its most aggressive level in 01b
-AGGRESSIVE = {"plummet": ("plummet_threshold", 0.1), "pca_cdf": ("cdf_threshold", 0.95)}
-AGGRESSIVE |= {"lognorm": ("percentile", 0.4), "probabilistic": ("temperature", 1.0)}
+# What STRATEGY= puts into the arms of 04 and 06 beside the default: the strategy's most aggressive level in 01b
+AGGRESSIVE = {"plummet": 0.1, "pca_cdf": 0.95, "lognorm": 0.4, "probabilistic": 1.0}
 # Points that differ only in these are one point: where it is computed, what is kept, and what is compared otherwise
 NOT_COMPARED = {*FREE_FLAGS, "threads", "safeguards", "data"}
 LONGEST = 900  # seconds that agents wait for a database that is away
@@ -144,12 +144,13 @@ def narrow(config, args, program):
         need(1 <= args.seeds <= len(seeds), f"SEEDS {args.seeds}: allowed: 1 to {len(seeds)}")
         parameters["seed"] = {"values": seeds[: args.seeds]}
     if args.epochs is not None:
-        first, n = (parameters.get(key, {}) for key in ("pruning_epoch", "n_epochs"))
-        if "value" not in n or first != {"value": None}:  # else it follows n_epochs by itself
-            given = first and n.get("value")
-            need(given, f"EPOCHS {args.epochs}: needs a file with one value of n_epochs, and with a pruning_epoch")
-            ratio, ends = args.epochs / n["value"], {k: v for k, v in first.items() if k != "distribution"}
-            first |= {k: [round(x * ratio) for x in v] if k == "values" else round(v * ratio) for k, v in ends.items()}
+        start, n = (parameters.get(key, {}) for key in ("pruning_epoch", "n_epochs"))
+        if "value" not in n or start != {"value": None}:  # else it follows n_epochs by itself
+            one = start and n.get("value")
+            need(one, f"EPOCHS {args.epochs}: needs a file with one value of n_epochs, and with a pruning_epoch")
+            for k in start.keys() - {"distribution"}:
+                v, ratio = start[k], args.epochs / n["value"]
+                start[k] = [x and round(x * ratio) for x in v] if k == "values" else round(v * ratio)
         parameters["n_epochs"] = {"value": args.epochs}
     for item in (args.set or "").split():
         key, _, text = item.partition("=")
@@ -168,8 +169,8 @@ def choose_strategy(parameters, strategy, defaults):
     arms = [arm for arm in levels(parameters["arm"]) if arm.split(",")[0] == f"strategy={strategy}"]
     need(arms or strategy != "none", "STRATEGY none: it has no level to compare")
     if not arms:
-        flag, level = AGGRESSIVE[strategy]
-        arms = [f"strategy={strategy},{flag}={x}" for x in (defaults[flag], level)]
+        flag = STRATEGIES[strategy][1]
+        arms = [f"strategy={strategy},{flag}={x}" for x in (defaults[flag], AGGRESSIVE[strategy])]
         parameters.pop(flag, None)
     parameters["arm"] = {"values": arms}
 
@@ -268,7 +269,7 @@ def plan(path, config, args, program, backend):
     config["name"] = f"{name}-{args.problem}" if args.problem and not grid else name
     parameters, points = config["parameters"], expand(config) if grid else []
     first, *_ = found = resolve(points or corners(config), program)
-    flags = [vars(args) for args in found]
+    flags = list(map(vars, found))
     check_pruning(args, flags)
     if config["metric"]["name"] == "dims_within":
         lack = sorted({f["problem"] for f in flags if "bound" not in data.PROBLEMS.get(f["problem"], {})})
@@ -482,12 +483,12 @@ def work(sweeps, n, count, patience, leave):
     """Let n agents work through the sweeps in order until nothing is left in any. Returns the exit code."""
     agents, Agent.crashed = [Agent(sweeps, slot, n, count) for slot in range(n)], {}
     while True:
-        worked = any(a.trial for a in agents)
+        had_runs = any(a.trial for a in agents)
         for a in agents:
             try:
                 ended = a.trial and (a.child or start(a)) and tend(a)
                 if time.monotonic() < a.again and (a.away or not ended):
-                    continue
+                    continue  # it costs much to look at queue and run at each turn
                 if a.trial:
                     look(a, patience)
                 if ended:
@@ -495,11 +496,11 @@ def work(sweeps, n, count, patience, leave):
                     a.trial = None
                 if not a.trial:
                     claim(a)
-                    a.busy = worked or a.trial or (not a.exit and any(queue.is_busy() for queue in a.queues))
-                a.away, a.again = 0, time.monotonic() + 1  # it costs much to look at queue and run at each turn
+                    a.busy = had_runs or a.trial or (not a.exit and any(queue.is_busy() for queue in a.queues))
+                a.away, a.again = 0, time.monotonic() + 1
             except Exception as error:
                 fail(a, error)
-        if not worked and not any(a.trial for a in agents):
+        if not had_runs and not any(a.trial for a in agents):
             able = [a for a in agents if not a.exit and a.left > 0]
             asked = not any(a.away for a in able)  # else it is not known whether runs wait
             if stop_level() or (leave and asked) or not any(a.busy for a in able):
@@ -514,14 +515,14 @@ def fail(a, error):
         print(redacted("".join(traceback.format_exception(error))), file=sys.stderr, flush=True)
     a.away = a.away or time.monotonic()
     away = time.monotonic() - a.away
-    if running or (isinstance(error, engine.AWAY) and away < LONGEST and stop_level() < 2):
+    if running or (isinstance(error, engine.AWAY) and away < LONGEST and stop_level() < 2):  # wait
         pause = min(60, max(1, away))
         a.again = time.monotonic() + pause
         say(f"{a.name}: no answer from its queue, asking again in {pause:.0f} s ({said})")
-    elif isinstance(error, (*engine.AWAY, OSError)):
+    elif isinstance(error, (*engine.AWAY, OSError)):  # the agent ends
         say(f"{a.name}: stops, and nothing is lost: cannot write, or read ({said})")
         a.exit = 4
-    elif a.trial:  # a damaged file of one run
+    elif a.trial:  # the run's try ends: a damaged file of it
         a.say(f"cannot go on: {said}")
         try:
             a.queue.end(a.trial, TrialState.WAITING, crashed=said)
@@ -529,7 +530,7 @@ def fail(a, error):
             say(f"{a.name}: stops: {redacted(first_line(worse))}")
             a.exit = 4 if isinstance(worse, (*engine.AWAY, OSError)) else 2
         a.trial = None
-    else:
+    else:  # the agent ends: the sweep itself is at fault
         say(f"{a.name}: {redacted(first_line(error))}")
         a.exit = 2
     if a.exit:  # others may take what it holds: this process lives on, and its locks with it
@@ -635,7 +636,7 @@ def settle(a):
     if a.code in (130, 143) and not stop_level() and queue.sweep["backend"] == "wandb":
         a.stopped_early |= "early_terminate" in config  # the server told the program itself
     status = summary.get("status") or ("stopped early" if a.stopped_early else None)
-    if a.child is None and status not in OVER and not stop_level():  # not started, as it has a summary
+    if a.child is None and status not in OVER and not stop_level():  # start() saw a summary, which says nothing
         raise InputError(f"{a.folder / 'summary.json'} is damaged; delete it to compute the run again")
     with queue.lock():
         ours = queue.is_ours(a.trial)

@@ -35,7 +35,7 @@ from tqdm import tqdm
 
 import data
 import record
-from lvae import Autoencoder, InputError
+from lvae import Autoencoder, InputError, need
 from pruning import INF, PROFILES, SAFEGUARDS, STRATEGIES, Pruner
 from record import LEGACY
 
@@ -159,7 +159,7 @@ DEFAULTS = {flag: default for group in FLAGS.values() for flag, (_, default, _) 
 
 class Parser(record.Parser):
     def error(self, message):  # raised, for parse() is called from Python, too
-        for word in message.removeprefix("unrecognized arguments: ").split() if "unrecognized" in message else ():
+        for word in message.partition("unrecognized arguments: ")[2].split():
             message += did_you_mean(word.split("=")[0], [f"--{flag}" for flag in DEFAULTS], str)
         raise InputError(message.removeprefix("argument "))
 
@@ -316,8 +316,7 @@ class BoundedLinear(nn.Linear):
 class LVAE(Autoencoder):
     """The autoencoder in training: a free encoder, and a decoder of Lipschitz bound `lipschitz` before its sigmoid."""
 
-    def __init__(self, shape, latent_dim, lipschitz):
-        super().__init__(shape, latent_dim, lipschitz, linear=BoundedLinear)
+    linear = BoundedLinear
 
 
 def volume(std, active, kind, eta):
@@ -363,7 +362,10 @@ def compact(model, pruner, z, held, flags, conditions=None):
 
 
 class Adam:
-    """torch's fused Adam, by its functional form: torch.optim.Adam itself imports the compiler, which takes 2.7 s."""
+    """torch's fused Adam, by its functional form: torch.optim.Adam itself imports the compiler.
+
+    That takes a second of each start: python -X importtime -c "import torch; torch.optim.Adam([torch.ones(1)])"
+    """
 
     def __init__(self, parameters):
         self.parameters = list(parameters)
@@ -473,13 +475,10 @@ class Trainer:
 
         turn(decoder.v, R)
         adam = self.optimizer
-        moments = dict(zip(adam.parameters, zip(adam.means, adam.squares, strict=True), strict=True))
-        for parameter in (encoder.weight, encoder.bias, decoder.weight):
-            tensors = (parameter, *moments[parameter])
-            x, first, second = (t.T for t in tensors) if parameter is decoder.weight else tensors
-            turn(x, R)
-            turn(first, R)
-            turn(second, R.square())
+        for p, first, second in zip(adam.parameters, adam.means, adam.squares, strict=True):
+            if any(p is turned for turned in (encoder.weight, encoder.bias, decoder.weight)):
+                for x, by in ((p, R), (first, R), (second, R.square())):
+                    turn(x.T if p is decoder.weight else x, by)  # its columns are the latents
         self.pruner.std[active] = values.flip(0).clamp_min(0).sqrt().to(self.pruner.std)
         self.pruner.mean[active] = (R @ mean).to(self.pruner.mean)
 
@@ -609,8 +608,7 @@ def settle(args):
     """Settle what `auto` means for device, precision and threads; returns the torch.device."""
     n = torch.cuda.device_count()
     there = ["auto", "cpu", "cpu:0", *["cuda"] * (n > 0), *(f"cuda:{i}" for i in range(n))]
-    if args.device not in there:
-        raise InputError(f"--device {args.device}: not usable here; allowed: {', '.join(there)}")
+    need(args.device in there, f"--device {args.device}: not usable here; allowed: {', '.join(there)}")
     if args.device == "auto":
         args.device = "cuda" if n else "cpu"
     if args.precision == "auto":  # bf16 where the hardware multiplies in it: emulated, it is ten times slower than fp32
@@ -695,7 +693,7 @@ def fit(trainer, run, tracker, stop, first):
         if epoch + 1 == args.n_epochs:
             break
         due = (epoch + 1) % args.checkpoint_every == 0 if args.checkpoint_every else time.monotonic() - saved > 60
-        code = stop.code
+        code = stop.code  # once: a signal may come while the checkpoint is written
         if due or code:
             run.checkpoint(trainer.state("model", "optimizer", "pruner") | dict(epoch=epoch, best=trainer.best))
             saved = time.monotonic()
@@ -718,7 +716,8 @@ def conclude(trainer, designs, run):
     val_rec, val_vol = (value.item() for value in trainer.validate(trainer.val))  # after the last pruning
     dims, pca = int(trainer.pruner.active.sum()), pca_errors(designs.train, designs.val)
     pca = pca[min(dims, len(pca) - 1)].item()
-    summary = dict(rec_loss=float(metrics["rec_loss"].iloc[best["epoch"] if best["weights"] else -1]), val_rec=val_rec)
+    at = best["epoch"] if best["weights"] else -1  # no weights: --keep last, or pruned in the very last epoch
+    summary = dict(rec_loss=float(metrics["rec_loss"].iloc[at]), val_rec=val_rec)
     summary |= dict(val_vol_loss=val_vol, val_total_loss=val_rec + trainer.w_v(args.n_epochs - 1) * val_vol)
     summary |= dict(active_dims=dims, last_val_rec=last_val_rec)
     if not math.isfinite(best["val_rec"]):  # pruned in the very last epoch: no epoch has the dimensions that are left

@@ -228,8 +228,8 @@ class Queue:
             trials = self.trials()  # once: each look at a database costs many queries
             free = [t for t in trials if t.state == TrialState.RUNNING and (self._holds(t) or not self.is_alive(t))]
             waiting = [t for t in trials if t.state == TrialState.WAITING]
-            tried = lambda t: ("refused" in t.user_attrs, len(t.user_attrs.get("crashes", [])))  # noqa: E731
-            free += sorted(waiting, key=tried)  # what could not start, or crashed, is last
+            # what could not start, or crashed, is last
+            free += sorted(waiting, key=lambda t: ("refused" in t.user_attrs, len(t.user_attrs.get("crashes", []))))
             return self._take(free[0]) if free else self._ask(len(trials))
 
     def _take(self, trial):

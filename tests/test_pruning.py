@@ -45,9 +45,8 @@ def play(pruner, spectra, val_recs=None, start=0, drift=0.0):
 
 
 def propose(name, std, active, reference, f, draws):
-    own = dict(plummet=[f.plummet_threshold], pca_cdf=[f.cdf_threshold], lognorm=[f.percentile, f.alpha])
-    own |= dict(probabilistic=[f.temperature, f.midpoint, draws])
-    return STRATEGIES[name](std, active, reference, *own[name], f.eta)
+    (rule, *own), known = STRATEGIES[name], vars(f) | dict(draws=draws)
+    return rule(std, active, reference, *(known[key] for key in own), f.eta)
 
 
 def chosen(rule, std, *own, reference=None, eta=1e-12):

@@ -84,6 +84,8 @@ def test_01b_levels():
     assert best["pca_cdf"] == "pca_cdf 0.95" and verdict == "refuted"
     assert {row["arm"] for row in table("summary")} >= {"trimmed", "none"}
     assert "the best level of pca_cdf is the most aggressive tried, pca_cdf 0.95" in text
+    every = lambda f: effect(f) * (-1) ** (f["strategy"] == "pca_cdf")  # noqa: E731
+    assert build("01b", runs_of("01b", every, noise=0.002))[1] == "supported"
 
 
 def test_01b_counts_01_beside_its_points_and_compares_on_common_seeds():
@@ -270,6 +272,19 @@ def test_a_narrowed_sweep_is_complete_when_its_points_are():
     text, verdict, _, found = build("01", rows)
     assert verdict == "supported" and "Preliminary" not in text and found.problems == ["photonics2d", "toy"]
     assert found.points == 24 and "Preliminary, 23 of 24 points" in build("01", rows[1:])[0]
+
+
+def test_a_flag_varied_besides_is_paired_with_itself():
+    """SET="lr=0.001,0.002": each arm has two runs a seed."""
+    made, lrs = "01-x_pruning_strategies", [0.001, 0.002]
+    rows = runs_of("01", keep=beams, sweep=made)
+    rows = [row | dict(lr=lr, val_rec=row["val_rec"] * lr) for lr in lrs for row in rows]
+    spec = report.SweepRuns("01", []).file
+    Path(".sweeps", made).mkdir(parents=True)
+    config = dict(config=spec | dict(parameters=spec["parameters"] | dict(lr={"values": lrs})))
+    Path(".sweeps", made, "sweep.json").write_text(json.dumps(config))
+    _, _, table, found = build("01", rows)
+    assert len(found.frame) == 24 and {(row["pairs"], row["seeds"]) for row in table("verdict")} == {("6", "3")}
 
 
 def test_without_a_sweep_one_page_leads_to_all():

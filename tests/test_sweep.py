@@ -65,7 +65,7 @@ def test_levels_are_the_defaults_in_01_and_the_others_in_01b():
         others = {float(arm.partition(f"{flag}=")[2].split(",")[0]) for arm in arms if f"{flag}=" in arm}
         assert others | {first[flag]["value"]} == values and len(others) == 3
     assert "strategy=none,trim_share=0.0" in arms and "strategy=plummet,trim_share=0.01" in arms
-    for flag, value in sweep.AGGRESSIVE.values():
+    for flag, value in zip(levels, sweep.AGGRESSIVE.values(), strict=True):
         assert value == (min if flag == "cdf_threshold" else max)(levels[flag])
 
 
@@ -121,6 +121,8 @@ def test_epochs_scales_two_flags(here):
     keys = ("n_epochs", "pruning_epoch", "polynomial_schedule_n")
     found = points(create("--epochs", "100", **sizes, seed=[1]))
     assert [tuple(p[k] for k in keys) for p in found] == [(100, 20, 20), (100, 40, 20)]
+    half = dict(n_epochs={"value": 200}, pruning_epoch={"values": [None, 40]})
+    assert [p["pruning_epoch"] for p in points(create("--epochs", "100", **half, seed=[1]))] == [None, 20]
     free = dict(n_epochs={"value": None}, pruning_epoch={"value": None})  # they follow the designs, or n_epochs
     (point,) = points(create("--epochs", "7", **free, seed=[1]))
     assert (point["n_epochs"], point["pruning_epoch"]) == (7, None)

@@ -430,11 +430,12 @@ def test_a_run_killed_before_its_first_checkpoint_starts_over():
 
 def test_resume_auto_finds_the_run_of_these_flags_and_makes_none_longer():
     folder = stopped("a")
+    stopped("b", 4, "--trim_rec=0.002")  # the newest: of another flag, whose default is to be open
     for other in ("--seed=5", "--n_epochs=5"):
         assert train.main([*FAST, "--resume=auto", other]) == 0  # a fresh run
         assert not (folder / "summary.json").exists()
     assert train.main([*FAST, "--resume=auto"]) == 0
-    assert summary(folder)["status"] == "finished" and len(list(Path("runs").iterdir())) == 3
+    assert summary(folder)["status"] == "finished" and len(list(Path("runs").iterdir())) == 4
 
 
 def test_other_flags_or_designs_are_refused(capsys, monkeypatch):
@@ -529,7 +530,7 @@ def test_a_run_that_older_code_began_keeps_its_columns():
 
 
 def test_a_start_does_not_import_the_compiler():
-    """It would take 2.7 s: the reason for train.Adam."""
+    """It would take a second: the reason for train.Adam."""
     code = "import sys, train; assert train.main(sys.argv[1:]) == 0 and 'torch._dynamo' not in sys.modules"
     command = [sys.executable, "-c", code, *FAST, "--n_epochs=1"]
     subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True)
