@@ -45,7 +45,7 @@ FREE_FLAGS = ("out", "resume", "config", "wandb", "wandb_project", "wandb_entity
 FREE_FLAGS += ("checkpoint_every", "save_model", "test", "arm")  # an arm is compared by the flags that it sets
 # Flags with a value that leaves the choice to the machine; a run that continues keeps the choice made at its start.
 AUTO = {"threads": 0, "precision": "auto"}
-# A row, config.json or checkpoint of before a flag existed lacks it. This value does what was done then.
+# A row, config.json or checkpoint of before a flag existed lacks it. This value, of its type, does what was done then.
 LEGACY = dict(volume="geometric", rotate_every=0, trim_share=0.0, trim_rec=None, mirror=False, n_train=0, keep="last")
 
 # ---- Files -----------------------------------------------------------------------------------------------------------

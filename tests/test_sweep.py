@@ -8,8 +8,10 @@ from conftest import ROOT
 from sweep_kit import CACHED, STUB, create, current, points, rows, work
 
 import data
+import record
 import sweep
 import train
+from pruning import SAFEGUARDS, STRATEGIES
 
 RUNS = {"01": 36, "01b": 126, "02": 120, "04": 200, "05": 200, "06": 200}
 
@@ -38,12 +40,17 @@ def test_yaml_states_what_it_asks_and_every_scientific_flag(path):
     arms = [arm for arm in config["parameters"].get("arm", {}).get("values", []) if arm != "strategy=none"]
     stated = set(config["parameters"]) | {pair.partition("=")[0] for arm in arms for pair in arm.split(",")}
     assert set(config["parameters"]) <= flags
-    safeguards = {"k_consecutive", "recon_tol", "cooldown_epochs", "max_prune_per_epoch", "min_active_dims"}
-    chosen = {"plummet_threshold", "cdf_threshold", "percentile", "temperature"} if arms else set()
+    chosen = {own[0] for _, *own in STRATEGIES.values() if own} if arms else set()
     off = {"arm", "toy_dims", "trim_rec", "n_train"}
-    assert flags - stated - safeguards - chosen - off <= sweep.NOT_COMPARED
+    assert flags - stated - {*SAFEGUARDS} - chosen - off <= sweep.NOT_COMPARED
     values = [v for p in config["parameters"].values() for v in sweep.levels(p) if isinstance(v, str)]
     assert not [v for v in values if v.replace(".", "").replace("e-", "").isdigit()]  # YAML 1.1 takes 1e-4 for text
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("results/*-first.csv")), ids=lambda path: path.stem)
+def test_a_flag_that_came_later_is_in_legacy(path):
+    """Else a row that lacks it would be of no point any more, and be run again."""
+    assert {*train.DEFAULTS} - {*sweep.read_csv(path).columns} <= {*record.LEGACY} | sweep.NOT_COMPARED
 
 
 def test_bayes_sweep_is_33_runs_a_problem_with_strict_hyperband():
