@@ -109,7 +109,7 @@ def none(std, active, reference, eta):
     return torch.zeros_like(active)
 
 
-# Each rule, and the flags that it takes, or the pruner's draws. The first flag is its level, which 01b varies
+# Each rule, and the flags it takes (`draws` are the pruner's). The first is its level, which 01b varies
 STRATEGIES = {"plummet": (plummet, "plummet_threshold"), "pca_cdf": (pca_cdf, "cdf_threshold")}
 STRATEGIES |= {"lognorm": (lognorm, "percentile", "alpha")}
 STRATEGIES |= {"probabilistic": (probabilistic, "temperature", "midpoint", "draws"), "none": (none,)}
@@ -213,10 +213,10 @@ class Pruner:
     def _trim(self, epoch, val_rec, std, error_without):
         """Give up the smallest active dimensions, until three quarters of what is left of the run at pruning_epoch.
 
-        With trim_share, those go that are worth less than this share of the designs' variance: so much does the error,
-        measured again after this epoch's pruning, grow where they are held at their mean. One that is worth more goes,
-        too, where val_rec is the least so far, for the model did without those before it. With trim_rec, they go while
-        val_rec is at most that error.
+        With trim_share, those go that are worth less than this share of the designs' variance: that is what the error
+        grows by where they are held at their mean. It is measured again after this epoch's pruning. One that is worth
+        more goes, too, where val_rec is the least so far, for the model did without those before it. With trim_rec,
+        they go while val_rec is at most that error.
 
         At most a fifth goes at a time from latent_dim 100, a smaller share from fewer and a larger one from more. So
         ten are left after as many epochs from every latent_dim. If val_rec is above trim_rec, or twice its least, a

@@ -37,7 +37,7 @@ COLUMNS += ["w_v", "pruned", "val_rec_pruned", "dims_within", "epoch_seconds"]
 NOT_HASHED = ["dims_within", "epoch_seconds"]  # a new column is one of them, too: older rows have hashes without it
 SEARCHED = ["dims_within", "val_rec_pruned"]  # what a search minimises: a row that does not say so, the latter
 PRUNING_COLUMNS = ["epoch", "proposed", *SAFEGUARDS, "pruned", "trimmed", "restored", "dims", "std"]
-# What older files call columns
+# Older names of columns: today's
 RENAMED = dict(cooldown="cooldown_epochs", cap="max_prune_per_epoch", floor="min_active_dims")
 RENAMED |= {f"sum_{old}": f"sum_{new}" for old, new in RENAMED.items()}
 # Flags that do not change what a run computes: a checkpoint continues under others. `n_epochs` may grow, too.
@@ -104,6 +104,9 @@ def read_csv(path):
             what = f"line {i} has {len(row)} cells, the header {len(rows[0])}, or NUL bytes, or semicolons for commas"
             raise InputError(f"{path}: {what}; delete or mend the line")
     found = pandas.DataFrame(rows[1:], columns=rows[0], dtype=str) if rows else pandas.DataFrame()
+    for old in RENAMED.keys() & {*found}:  # with the new name, too, where older code added rows
+        if (new := RENAMED[old]) in found:
+            found[new] = found[new].where(found[new] != "", found.pop(old))
     return found.rename(columns=RENAMED)
 
 
@@ -261,10 +264,11 @@ class Run:
         return None
 
     def metrics_digest(self):
-        """sha256 of metrics.csv without NOT_HASHED, its last columns: equal for two runs that computed the same."""
-        lines = (self.folder / "metrics.csv").read_text().splitlines()
-        last = len({*lines[0].split(",")} & {*NOT_HASHED})
-        return hashlib.sha256("\n".join(line.rsplit(",", last)[0] for line in lines).encode()).hexdigest()
+        """sha256 of metrics.csv without the columns NOT_HASHED: equal for two runs that computed the same."""
+        header, *lines = [line.split(",") for line in (self.folder / "metrics.csv").read_text().splitlines()]
+        kept = [i for i, name in enumerate(header) if name not in NOT_HASHED]
+        text = "\n".join(",".join(cells[i] for i in kept) for cells in (header, *lines))
+        return hashlib.sha256(text.encode()).hexdigest()
 
     def finish(self, summary, tracker, code):
         """End W&B's run, then write summary.json: the run is over, whatever its status.

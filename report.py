@@ -369,11 +369,13 @@ def tested(samples):
 
 
 def family(wide, comparisons, log=True):
-    """Test each (a, b): is a lower than b? wide: (problem, seed) x arm; log: of the log ratio."""
+    """Test each (a, b): is a lower than b? wide: (problem, seed, what else varies) x arm; log: of the log ratio."""
     values, samples = np.log(wide) if log else wide, []
     for a, b in comparisons:
         pairs = values.reindex(columns=[a, b]).dropna()
-        samples.append((a, b, (pairs[a] - pairs[b]).to_numpy(), pairs.index.unique("seed").size))
+        # a seed's runs with several values of a further flag (SET=) are no independent pairs
+        differences = (pairs[a] - pairs[b]).groupby(["problem", "seed"]).mean()
+        samples.append((a, b, differences.to_numpy(), pairs.index.unique("seed").size))
     return tested(samples)
 
 
@@ -613,7 +615,8 @@ def summary_table(found, page):
     """Mean with interval of every measure, by problem and arm."""
     rows = []
     for (problem, arm), mine in found.groups:
-        ends = [interval(mine[m], m in ERRORS) for m in SUMMARY]
+        seeds = mine.groupby("seed")[SUMMARY].mean()  # of its runs with several values of a further flag
+        ends = [interval(seeds[m], m in ERRORS) for m in SUMMARY]
         told = [num(mean) + ("" if math.isnan(low) else f" [{num(low)}, {num(high)}]") for mean, low, high in ends]
         rows.append([problem, arm, len(mine), *told])
     caption = "Mean over seeds [95 % t interval], by problem and arm; of errors the geometric mean, on the log scale. "
@@ -712,8 +715,10 @@ def safeguards(found, page):
 
 def hyperparameters(found, page):
     """03: which parameters matter on each problem, and the best setting; problem by problem."""
-    names = [key for key in found.varied if key not in ("problem", "seed")]
-    table = found.frame[(found.frame[names] > 0).all(axis=1) & np.isfinite(found.frame["lowest"])]
+    keys, table = [k for k in found.varied if k not in ("problem", "seed")], found.frame[found.frame["lowest"].notna()]
+    names = [k for k in keys if (pd.to_numeric(table[k], errors="coerce") > 0).all()]  # they have a logarithm
+    if other := ", ".join(k for k in keys if k not in names):
+        page.caveats.append(f"Not ranked, as not all their values are positive numbers: {other}.")
     signs, rows, heads, named = set(), [], [], "w_v"
     metric = next(iter(table["metric"].mode()), SEARCHED[0])
     for problem in found.problems:
@@ -775,7 +780,8 @@ def deepdive(found, page):
     cells = pd.DataFrame(cells, columns=["arm", *SETTINGS, "runs", "val_rec", *ENDS, "std over seeds", "active dims"])
     for arm in arms:
         mine, seeds = cells[cells["arm"] == arm], frame["seed"][frame["arm"] == arm].nunique()
-        best = mine[mine["runs"] == seeds].nsmallest(1, "val_rec")  # of the cells that every seed has
+        whole = (mine["runs"] >= seeds) & (mine["runs"] == mine["runs"].max())  # the cells that every seed has
+        best = mine[whole].nsmallest(1, "val_rec")
         items.append(heat(arm, mine, best))
         for o in best.itertuples():
             told = f"pruning_epoch {num(o.pruning_epoch)}, w_v {num(o.w_v)} ({arm})"

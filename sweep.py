@@ -373,7 +373,7 @@ def save(sweep):
 def is_of(row, flags, sweep, program):
     """Whether a row is of the point with these resolved flags, on the sweep's designs.
 
-    A flag that the row lacks has the value that means the behaviour from before the flag existed (train.py's LEGACY).
+    A flag that the row lacks has the value that means the behaviour from before the flag existed (LEGACY).
     """
     legacy = getattr(program, "LEGACY", {})
     mine = {k: row.get(k) or str(legacy.get(k, "")) for k in flags if k not in NOT_COMPARED}
@@ -434,7 +434,8 @@ def add_row(sweep, folder, status):
     row |= {"cause": summary.get("cause")} | {k: str(v) for k, v in sorted(config.get("flags", {}).items())}
     row |= {key: found.get(key) for key in RESULT_METRICS}
     if "run_cap" in search and (values := history(folder, search["metric"]["name"])):
-        rule = search.get("early_terminate") if sweep["backend"] == "local" else None  # W&B's rules are its own
+        rule = search.get("early_terminate") or {}
+        rule = rule if "min_iter" in rule else None  # W&B has rules of other kinds, too
         steps = dict.fromkeys([*bands(rule, len(values)), len(values)])
         reports = " ".join(f"{step}:{values[step - 1]!r}" for step in steps)
         row |= {"objective": repr(objective(search, values)), "reports": reports, "metric": search["metric"]["name"]}
@@ -510,9 +511,10 @@ def work(sweeps, n, count, patience, leave):
 
 def fail(a, error):
     """What became of an error about one run or the queue: it ends the run's try, or agent a, or is waited for."""
-    running, said = a.trial and a.child and a.child.poll() is None, redacted(first_line(error))
+    running = a.trial and a.child and a.child.poll() is None
+    said = redacted(error if isinstance(error, InputError) else first_line(error))
     if not isinstance(error, (*engine.AWAY, OSError, InputError)):  # a fault of ours: say where
-        print(redacted("".join(traceback.format_exception(error))), file=sys.stderr, flush=True)
+        say(redacted("".join(traceback.format_exception(error))))
     a.away = a.away or time.monotonic()
     away = time.monotonic() - a.away
     if running or (isinstance(error, engine.AWAY) and away < LONGEST and stop_level() < 2):  # wait
@@ -531,7 +533,7 @@ def fail(a, error):
             a.exit = 4 if isinstance(worse, (*engine.AWAY, OSError)) else 2
         a.trial = None
     else:  # the agent ends: the sweep itself is at fault
-        say(f"{a.name}: {redacted(first_line(error))}")
+        say(f"{a.name}: {said}")
         a.exit = 2
     if a.exit:  # others may take what it holds: this process lives on, and its locks with it
         a.trial = None
@@ -632,7 +634,8 @@ def settle(a):
     queue, config, metric = a.queue, a.queue.config, a.queue.config["metric"]["name"]
     said = a.log.read_text(errors="replace").splitlines() if a.log.exists() else []
     tail = ([line for line in said if line.strip() and line[:2] != "$ "] or ["it printed nothing"])[-1][:200]
-    summary, values = read_json(a.folder / "summary.json") or {}, history(a.folder, metric)
+    summary, values = read_json(a.folder / "summary.json"), history(a.folder, metric)
+    summary = summary if isinstance(summary, dict) else {}
     if a.code in (130, 143) and not stop_level() and queue.sweep["backend"] == "wandb":
         a.stopped_early |= "early_terminate" in config  # the server told the program itself
     status = summary.get("status") or ("stopped early" if a.stopped_early else None)

@@ -202,7 +202,7 @@ def parse(argv, recorded=None):
     chosen = arm | flags
     profile = PROFILES[chosen["safeguards"]] if "safeguards" in chosen else {}
     values = DEFAULTS | PROFILES[DEFAULTS["safeguards"]] | (recorded or {}) | profile | chosen
-    if "min_active_dims" not in chosen:  # a profile's least suits wider models
+    if "min_active_dims" not in chosen:  # a profile's min_active_dims suits wider models
         values["min_active_dims"] = min(values["min_active_dims"], values["latent_dim"])
     args = argparse.Namespace(**values)
     if args.min_active_dims > args.latent_dim:
@@ -641,7 +641,9 @@ def train(args):
     trainer, first = Trainer(args, designs, device), 0
     if old and (state := run.restore(device)):
         trainer.load_state(state)
-        trainer.best, first = state["best"], state["epoch"] + 1
+        best, first = state["best"], state["epoch"] + 1
+        older = isinstance(best, tuple)  # val_rec, epoch
+        trainer.best = dict(val_rec=best[0], epoch=best[1], weights=None) if older else best
         print(f"{run.config['name']}: continuing at epoch {first}", flush=True)
     tracker = record.NoWandb()
     try:

@@ -47,7 +47,7 @@ def say(text):
 
 def redacted(text):
     """Text without the passwords of the URLs in it."""
-    return re.sub(r"(//[^:@/\s]*):[^@/\s]*@|(password=)[^&\s]*", r"\1\2:***@", str(text))
+    return re.sub(r"(//[^:@/\s]*):[^@\s]*@", r"\1:***@", re.sub(r"(password=)[^&\s]*", r"\1***", str(text)))
 
 
 def levels(p):

@@ -5,6 +5,7 @@ import contextlib
 import errno
 import functools
 import importlib
+import io
 import math
 import os
 import re
@@ -424,7 +425,7 @@ def test_parse_reads_nothing_but_its_arguments():
 
     train.parse([])  # argparse looks for its translations, once
     with pytest.MonkeyPatch.context() as patch:
-        for owner, name in ((builtins, "open"), (os, "stat"), (type(os.environ), "__getitem__")):
+        for owner, name in ((builtins, "open"), (io, "open"), (os, "stat"), (type(os.environ), "__getitem__")):
             patch.setattr(owner, name, refuse)
         assert train.parse(["--arm=strategy=none,lr=0.1"]).lr == 0.1
 

@@ -212,7 +212,7 @@ def test_a_safeguard_to_the_epoch(flags, spectra, expected, val_recs):
 
 def test_row_says_what_held_each_dimension_back():
     # 10 dimensions, 6 flat, the last from epoch 1 on. Epoch 1: 6 proposed; 1 is short of k = 2, one is beyond the
-    # most of 4, one beyond the least of 7
+    # 4 that may go at once, and one of the 7 that stay
     flags = make_flags(k_consecutive=2, max_prune_per_epoch=4, min_active_dims=7, recon_tol=0.1, cooldown_epochs=1)
     late = [1.0] * 4 + [0.05, 0.04, 0.03, 0.02, 0.01, 1.0]
     flat = late[:9] + [0.06]

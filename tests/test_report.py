@@ -240,7 +240,6 @@ def test_doubles_other_settings_and_strangers_are_left_out(monkeypatch):
     mine = {row["seed"]: row for row in rows if row["strategy"] == "lognorm"}
     again = [row | dict(recorded="2026-11-23") for row in rows if row["strategy"] == "plummet"]
     other = [mine[1] | dict(n_epochs=50), mine[2] | dict(data_sha256="f"), mine[3] | dict(sweep="")]
-    rows = [row | dict(wandb_project=f"p{row['seed'] % 2}") for row in rows]  # what changes no result may differ
     found = build("01", rows + again + other)[3]
     assert len(found.frame) == 12 and {*found.frame["recorded"]} == {"2026-11-24"}
     reasons = ["made for no sweep", "other designs than most runs", "other n_epochs than 40"]
@@ -266,9 +265,11 @@ def test_a_narrowed_sweep_is_complete_when_its_points_are():
         effect = lambda f: -0.3 * (f["strategy"] == "plummet")  # noqa: E731
         rows += [row | dict(problem=problem) for row in runs_of("01", effect, noise=0.002, keep=beams, sweep=made)]
         parameters = spec["parameters"] | dict(problem={"value": problem}, n_epochs={"value": planted.EPOCHS})
+        parameters |= dict(wandb_project={"value": "mine"})  # what changes no result may differ
         Path(".sweeps", made).mkdir(parents=True)
         config = dict(config=spec | dict(name=made, parameters=parameters))
         Path(".sweeps", made, "sweep.json").write_text(json.dumps(config))
+    rows = [row | dict(wandb_project=["mine", "ours"][i % 2]) for i, row in enumerate(rows)]
     text, verdict, _, found = build("01", rows)
     assert verdict == "supported" and "Preliminary" not in text and found.problems == ["photonics2d", "toy"]
     assert found.points == 24 and "Preliminary, 23 of 24 points" in build("01", rows[1:])[0]
@@ -284,7 +285,18 @@ def test_a_flag_varied_besides_is_paired_with_itself():
     config = dict(config=spec | dict(parameters=spec["parameters"] | dict(lr={"values": lrs})))
     Path(".sweeps", made, "sweep.json").write_text(json.dumps(config))
     _, _, table, found = build("01", rows)
-    assert len(found.frame) == 24 and {(row["pairs"], row["seeds"]) for row in table("verdict")} == {("6", "3")}
+    assert len(found.frame) == 24 and {(row["pairs"], row["seeds"]) for row in table("verdict")} == {("3", "3")}
+    rows = planted.search(problems=["beams2d"])
+    found = report.SweepRuns("03", [])
+    given = {"strategy": {"values": ["plummet", "lognorm"]}, "rotate_every": {"values": [0, 5]}}
+    Path(".sweeps", rows[0]["sweep"]).mkdir()
+    config = dict(config=found.file | dict(parameters=found.file["parameters"] | given))
+    Path(".sweeps", rows[0]["sweep"], "sweep.json").write_text(json.dumps(config))
+    some = [dict(strategy=name, rotate_every=every) for name in ("plummet", "lognorm") for every in (0, 5)]
+    rows = [row | some[i % 4] for i, row in enumerate(rows)]
+    text, verdict, _, _ = build("03", rows)
+    assert "Not ranked, as not all their values are positive numbers: rotate_every, strategy." in text
+    assert verdict == "supported"
 
 
 def test_without_a_sweep_one_page_leads_to_all():

@@ -265,10 +265,14 @@ def test_the_dashboard_is_started_on_the_journal(monkeypatch):
 
 
 def test_a_fault_of_ours_ends_a_try_and_says_where_it_is(monkeypatch):
+    def fails(*_):
+        raise ValueError("postgresql://me:se/cret@host")
+
     made = create(seed=[1])
-    monkeypatch.setattr(sweep, "objective", lambda *_: [].index(1))
+    monkeypatch.setattr(sweep, "objective", fails)
     said = work(code=1)
-    assert "in settle" in said and "cannot go on: 1 is not in list" in said and states(made) == {"FAIL": 1}
+    assert "in settle" in said and "cannot go on: postgresql://me:***@host" in said and states(made) == {"FAIL": 1}
+    assert "se/cret" not in said
 
 
 def test_who_is_alive():

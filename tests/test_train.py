@@ -509,6 +509,7 @@ def test_a_run_of_before_a_flag_existed_goes_on():
     config, state = config_of(folder), torch.load(path, weights_only=True)
     for flag in train.LEGACY:
         del config["flags"][flag], state["flags"][flag]
+    state["best"] = (state["best"]["val_rec"], state["best"]["epoch"])
     (folder / "config.json").write_text(json.dumps(config))
     torch.save(state, path)
     assert train.main([f"--resume={folder}"]) == 0
@@ -524,9 +525,10 @@ def test_a_run_that_older_code_began_keeps_its_columns():
     Path("runs/a/pruning.csv").write_text("epoch,cap,floor\n")
     opened.append("pruning.csv", dict(epoch=1, max_prune_per_epoch=2, min_active_dims=3))
     assert rows("runs/a/pruning.csv") == [dict(epoch="1", cap="2", floor="3")]
-    assert record.read_csv("runs/a/pruning.csv").to_dict("list") == dict(
-        epoch=["1"], max_prune_per_epoch=["2"], min_active_dims=["3"]
-    )
+    new = dict(epoch=["1"], max_prune_per_epoch=["2"], min_active_dims=["3"])
+    assert record.read_csv("runs/a/pruning.csv").to_dict("list") == new
+    Path("both.csv").write_text("epoch,max_prune_per_epoch,cap\n1,2,\n2,,3\n")
+    assert record.read_csv("both.csv").to_dict("list") == dict(epoch=["1", "2"], max_prune_per_epoch=["2", "3"])
 
 
 def test_a_start_does_not_import_the_compiler():

@@ -98,7 +98,7 @@ def published_error(model, x):
 
 
 def trainer(problem, device, seed=1001, **flags):
-    """A train.Trainer on the bundled designs, in fp32. Seeds from 1001 on: the study's own stay untouched."""
+    """A train.Trainer on the bundled designs, in fp32. Seeds from 1001 on: the sweeps' own stay untouched."""
     torch.backends.cudnn.allow_tf32 = False  # fp32 means the same for convolutions as for matrix products
     settings = dict(problem=problem, device=device, seed=seed, data="sample", latent_dim=LATENT, precision="fp32")
     args = train.parse([f"--{key}={value}" for key, value in (settings | dict(wandb="disabled") | flags).items()])

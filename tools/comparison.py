@@ -1,4 +1,4 @@
-"""The tables of the comparisons that are no part of the study: results/NAME.csv as Markdown, into results/NAME.md.
+"""The tables of the comparisons that are none of the six sweeps: results/NAME.csv as Markdown, into results/NAME.md.
 
     make width | ground-truth | baselines     # the comparison of comparisons/NAME.yaml; TITLES says what each asks
 
