@@ -245,8 +245,7 @@ class SweepRuns:
 
     def arms_of_rows(self):
         """What the sweep compares, a name for each row of the table."""
-        several = self.table["safeguards"].nunique() > 1
-        if self.name == "02" or (self.name in DEEP_DIVES and several):
+        if self.name in ("02", "05"):
             return self.table["safeguards"]
         if self.name == "01":
             return self.table["strategy"]
