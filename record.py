@@ -284,8 +284,9 @@ class Run:
 
 def tidy(folder):
     """Delete the checkpoints of a finished run, not a diverged run's last good one. Any process may, at any time."""
-    for path in folder.glob("checkpoint*") if status(folder) == "finished" else ():
-        path.unlink(missing_ok=True)
+    if status(folder) == "finished":
+        for path in folder.glob("checkpoint*"):
+            path.unlink(missing_ok=True)
 
 
 def status(folder):
@@ -352,8 +353,8 @@ def locate(args, fingerprint):
         theirs = (_read_config(Path(args.config)) or {}).get("data", fingerprint)
         if theirs["sha256"] != fingerprint["sha256"]:
             raise InputError(f"--config {args.config}: ran on other designs than --data {args.data}")
-    for flag in AUTO if old else ():
-        setattr(args, flag, old["flags"][flag])
+    if old:
+        vars(args).update({flag: old["flags"][flag] for flag in AUTO})
     return folder, old
 
 

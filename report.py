@@ -149,7 +149,7 @@ KNOWN = dict(problem=[*PROBLEMS], strategy=[*STRATEGIES], safeguards=[*PROFILES]
 SETTINGS = ["pruning_epoch", "w_v"]  # what the deep dives vary
 
 
-def levels(spec, key):
+def listed(spec, key):
     """All values that a sweep lists for a parameter; an arm as a dict of the flags it sets."""
     p = spec["parameters"].get(key, {})
     if key == "problem" and "run_cap" in spec and p.get("value") in CONDITIONS:
@@ -175,7 +175,7 @@ def as_created(spec, own):
     ids = sorted(own["sweep"].unique())
     with contextlib.suppress(KeyError, TypeError, IndexError):  # no sweep.json, a damaged one, or no run: go on below
         made = [read_json(Path(".sweeps", slug(i), "sweep.json"))["config"] for i in ids]
-        both = {key: dict.fromkeys(v for one in made for v in levels(one, key)) for key in ("problem", "seed")}
+        both = {key: dict.fromkeys(v for one in made for v in listed(one, key)) for key in ("problem", "seed")}
         return made[0] | {"parameters": made[0]["parameters"] | {k: {"values": [*v]} for k, v in both.items()}}
     if not all(re.match(r"\d\d[a-z]?-", i) for i in ids):  # 01_pruning_strategies-...: not narrowed
         return spec
@@ -208,7 +208,7 @@ class SweepRuns:
         table = pd.DataFrame(runs, columns=list(dict.fromkeys([*needed, *(key for run in runs for key in run)])))
         self.spec = as_created(self.file, table[table["owner"] == name])
         keys = self.spec["parameters"]
-        self.varied = [key for key in keys if "min" in keys[key] or len(levels(self.spec, key)) > 1]
+        self.varied = [key for key in keys if "min" in keys[key] or len(listed(self.spec, key)) > 1]
         numbers = list(numbers | {key for key in self.varied if "min" in keys[key]})
         table[numbers] = table[numbers].apply(pd.to_numeric, errors="coerce")
         self.broken = table[table["status"] == "broken"]
@@ -236,7 +236,7 @@ class SweepRuns:
         borrowed = self.table["owner"] == lent  # they answer, but are no points of this sweep
         self.own, self.borrowed = pd.concat([self.table[~borrowed], self.broken]), int(borrowed.sum())
         # how many points the sweep asks for; a search is created once a problem
-        self.points = math.prod(len(levels(self.spec, key)) or 1 for key in keys)
+        self.points = math.prod(len(listed(self.spec, key)) or 1 for key in keys)
         self.points = self.spec["run_cap"] * max(1, len(self.problems)) if "run_cap" in self.spec else self.points
 
     def drop(self, mask, why):
@@ -252,19 +252,19 @@ class SweepRuns:
         rows = self.table.to_dict("records")
         found = [(r["strategy"], number(r.get(LEVEL.get(r["strategy"])))) for r in rows]
         found = [s if math.isnan(level) else f"{s} {level:g}" for s, level in found]
-        trims = {arm["trim_share"] for arm in levels(self.spec, "arm") if "trim_share" in arm}
+        trims = {arm["trim_share"] for arm in listed(self.spec, "arm") if "trim_share" in arm}
         return [TRIMMED if len(trims) > 1 and r["trim_share"] else arm for r, arm in zip(rows, found, strict=True)]
 
     def same_settings(self):
         """Keep runs that agree in every flag not varied: the YAML's value where some run has it, else the commonest."""
-        in_arms = {key for arm in levels(self.spec, "arm") for key in arm}  # what an arm sets differs on purpose
+        in_arms = {key for arm in listed(self.spec, "arm") for key in arm}  # what an arm sets differs on purpose
         skip = {*self.varied, *in_arms, *(LEVEL.values() if in_arms else ())}
         by = [self.table[key] for key in ("problem", *self.varied) if key in self.table and key != "seed"]
         skip |= {*FREE_FLAGS, "problem", "seed", "data"}
         for key in dict.fromkeys([*self.spec["parameters"], *LEGACY]):
             if key in skip or key not in self.table:
                 continue
-            wanted = levels(self.spec, key)[:1]
+            wanted = listed(self.spec, key)[:1]
             # what the YAML leaves open follows the designs and what is varied; of all else all runs are one group
             for _, values in self.table[key].dropna().groupby(by if wanted == ["None"] else lambda _: "all"):
                 counts = values.value_counts().index
@@ -633,7 +633,7 @@ def edge(page, what, key, value, low, high):
 # --------------------------------------------------------------------------------------------------- the seven answers
 def strategies(found, page):
     """01: which strategy reconstructs best, and with how few dims."""
-    named, arms = "plummet", dict.fromkeys([*found.arms, *levels(found.spec, "strategy")])
+    named, arms = "plummet", dict.fromkeys([*found.arms, *listed(found.spec, "strategy")])
     # a strategy without runs leaves its comparison undecided
     rows, won = family(found.wide("val_rec"), [(named, arm) for arm in arms if arm != named]), []
     for problem in found.problems:
@@ -668,7 +668,7 @@ def strategy_levels(found, page):
     pairs = [(mine[-1], mine[0]) for mine in by_strategy.values() if len(mine) > 1]
     rows, best = family(found.wide("val_rec"), pairs), []
     word, lead = "undecided", "The runs do not show a cost of aggressive levels in every strategy."
-    asked = {arm.get("strategy") for arm in levels(found.file, "arm")} & {*LEVEL}
+    asked = {arm.get("strategy") for arm in listed(found.file, "arm")} & {*LEVEL}
     if len(rows) == len(asked) and (rows["verdict"] == 1).all():
         word, lead = "supported", "The most aggressive level of every strategy reconstructs worse than its mildest."
     elif -1 in list(rows["verdict"]):
@@ -676,10 +676,10 @@ def strategy_levels(found, page):
     for problem, (strategy, mine) in itertools.product(found.problems, by_strategy.items()):
         mean, dims, seeds = found.on_common_seeds(problem, mine)
         if seeds:
-            first, cost = mean.idxmin(), mean.max() / mean.min() - 1
-            best.append([problem, strategy, first, mean.min(), dims[first], cost, len(mean), seeds])
-            if len(mean) > 1 and first == mine[-1]:
-                page.caveats.append(f"{problem}: the best level of {strategy} is the most aggressive tried, {first}.")
+            arm, cost = mean.idxmin(), mean.max() / mean.min() - 1
+            best.append([problem, strategy, arm, mean.min(), dims[arm], cost, len(mean), seeds])
+            if len(mean) > 1 and arm == mine[-1]:
+                page.caveats.append(f"{problem}: the best level of {strategy} is the most aggressive tried, {arm}.")
     worst = max(best, key=lambda row: row[5], default=None)
     headline = f"The worst level costs up to {percent(worst[5])} ({worst[1]} on {worst[0]})." if worst else ""
     page.verdict(word, lead, headline)
@@ -726,10 +726,10 @@ def hyperparameters(found, page):
             signs.add(0)
             continue
         ped, tests = (measure(done[names], done["lowest"]) for measure in (importance, f_tests))
-        first = max(ped, key=ped.get)
-        decided = tests[first][2] < ALPHA
-        signs.add((1 if first == named else -1) if decided else 0)
-        heads.append(f"{first} matters most on {problem}{'' if decided else ', if anything does'}")
+        top = max(ped, key=ped.get)
+        decided = tests[top][2] < ALPHA
+        signs.add((1 if top == named else -1) if decided else 0)
+        heads.append(f"{top} matters most on {problem}{'' if decided else ', if anything does'}")
         rows += [[problem, k, ped.get(k, math.nan), *tests[k], len(done)] for k in names]
     word, lead = "undecided", f"The runs do not decide whether {named} is the most important on every problem."
     if signs == {1}:
@@ -743,11 +743,11 @@ def hyperparameters(found, page):
     caption += f"regression of log {metric} loses without it. A claim needs p below {ALPHA:g} and {MIN_COMPLETED} runs."
     page.table("importance", columns, rows, caption)
     best = table.loc[table.groupby("problem")["lowest"].idxmin()]
-    for _, first in best.iterrows():
+    for _, row in best.iterrows():
         for name in names:
             spec = found.spec["parameters"][name]
             ends = spec["values"] if "values" in spec else [spec["min"], spec["max"]]
-            edge(page, first["problem"], name, first[name], min(ends), max(ends))
+            edge(page, row["problem"], name, row[name], min(ends), max(ends))
     page.section("Best setting", "Found with one seed among many tries, which flatters it: train it with fresh seeds.")
     best = best.rename(columns=dict(lowest=metric, active_dims="dims"))
     page.table("best", ["problem", *names, metric, "dims"], best, "Best completed run of each problem.")
@@ -863,7 +863,7 @@ def runs_and_caveats(found, page):
         columns = ["id", "status", "problem", "arm", "seed", "why", "where"]
         page.table("not-used", columns, odd, "Runs that are not in the numbers.")
     ran, skip = found.own[found.own["status"] == "finished"], (*FREE_FLAGS, "data", "precision")
-    asked = {key: levels(found.file, key) for key in found.file["parameters"] if key not in skip}
+    asked = {key: listed(found.file, key) for key in found.file["parameters"] if key not in skip}
     asked = {key: {*wanted} for key, wanted in asked.items() if wanted not in ([], ["None"])}  # None: anything will do
     differs = [key for key, wanted in asked.items() if {*values_of(ran, key)} not in (set(), wanted)]
     if differs:

@@ -192,21 +192,24 @@ def n_train(*which):
 def settled(points, program):
     """The flags of each point as its row has them: with those, too, that follow the number of designs, n_train()."""
     found = resolve(points, program)
-    for args in found if hasattr(program, "schedule") else ():
+    if hasattr(program, "schedule"):
         with contextlib.redirect_stderr(io.StringIO()):  # each run gives its own warnings
-            program.schedule(args, n_train(*(vars(args)[k] for k in DESIGNS)))
-    return [vars(args) for args in found]
+            for args in found:
+                program.schedule(args, n_train(*(vars(args)[k] for k in DESIGNS)))
+    return list(map(vars, found))
 
 
 def check_pruning(args, flags):
     """Refuse SET or EPOCHS with which runs end before they may prune, or prune before w_v is reached."""
     asked = f"EPOCHS {args.epochs}" if args.epochs else f"SET {args.set}"
-    for f in flags if args.epochs or re.search(r"\b(n_epochs|pruning_epoch)=", args.set or "") else ():
-        first, n, end = f.get("pruning_epoch"), f.get("n_epochs"), f.get("polynomial_schedule_n")
-        if f.get("strategy", "none") != "none" and None not in (first, n):
-            need(first < n, f"{asked}: pruning would start at epoch {first}, and the run ends at {n}; allowed: more")
-            late = f"pruning would start at {first}, before the schedule of w_v ends at {end}"
-            need(not args.epochs or (end or 0) <= first, f"{asked}: {late}; allowed: more, or a smaller one by SET")
+    if not args.epochs and not re.search(r"\b(n_epochs|pruning_epoch)=", args.set or ""):
+        return
+    for f in flags:
+        start, n, risen = f.get("pruning_epoch"), f.get("n_epochs"), f.get("polynomial_schedule_n")
+        if f.get("strategy", "none") != "none" and None not in (start, n):
+            need(start < n, f"{asked}: pruning would start at epoch {start}, and the run ends at {n}; allowed: more")
+            late = f"pruning would start at {start}, before the schedule of w_v ends at {risen}"
+            need(not args.epochs or (risen or 0) <= start, f"{asked}: {late}; allowed: more, or a smaller one by SET")
 
 
 def freeze_data(parameters):
@@ -268,8 +271,8 @@ def plan(path, config, args, program, backend):
     name = re.sub("(_|$)", rf"{edition}\1", config["name"], count=1)
     config["name"] = f"{name}-{args.problem}" if args.problem and not grid else name
     parameters, points = config["parameters"], expand(config) if grid else []
-    first, *_ = found = resolve(points or corners(config), program)
-    flags = list(map(vars, found))
+    resolved = resolve(points or corners(config), program)
+    first, flags = resolved[0], list(map(vars, resolved))
     check_pruning(args, flags)
     if config["metric"]["name"] == "dims_within":
         lack = sorted({f["problem"] for f in flags if "bound" not in data.PROBLEMS.get(f["problem"], {})})
@@ -857,8 +860,9 @@ def stop(args, value=True):
 def resume(args):
     """After a stop, a crash or a reboot: hand out runs again, and start agents."""
     stop(args, False)
-    for sweep in asked(args) if args.failed else ():
-        print(f"{sweep['id']}: {queue_of(sweep).retry()} failed runs are tried again, from their checkpoints")
+    if args.failed:
+        for sweep in asked(args):
+            print(f"{sweep['id']}: {queue_of(sweep).retry()} failed runs are tried again, from their checkpoints")
     return agent(args)
 
 

@@ -42,7 +42,7 @@ from record import LEGACY
 # ---- Flags -----------------------------------------------------------------------------------------------------------
 
 
-def number(kind, low, high=math.inf, open_low=False, open_high=False):
+def ranged(kind, low, high=math.inf, open_low=False, open_high=False):
     """An argparse type: an int or a float within a range; open: the end itself is not allowed."""
 
     def convert(text):
@@ -82,11 +82,11 @@ def boolean(text):
     return text.lower() in ("true", "1")
 
 
-SHARE = number(float, 0, 1, open_low=True, open_high=True)
-POSITIVE = number(float, 0, open_low=True, open_high=True)
-NOT_NEGATIVE = number(float, 0, open_high=True)
-COUNT = number(int, 0, 2**31)
-AT_LEAST_ONE = number(int, 1, 2**31)
+SHARE = ranged(float, 0, 1, open_low=True, open_high=True)
+POSITIVE = ranged(float, 0, open_low=True, open_high=True)
+NOT_NEGATIVE = ranged(float, 0, open_high=True)
+COUNT = ranged(int, 0, 2**31)
+AT_LEAST_ONE = ranged(int, 1, 2**31)
 
 # Every flag: (type, default, what it means). None: not given; then the text says what holds. Sweeps use the same names.
 FLAGS = {
@@ -94,29 +94,29 @@ FLAGS = {
         problem=(one_of(*data.PROBLEMS), "beams2d", "designs to learn"),
         strategy=(one_of(*STRATEGIES), "plummet", "which flat dimensions to prune; none: never prune nor trim"),
         data=(str, "auto", "where designs come from: auto | hub | hub:v1 | sample | a path to .npz or .npy"),
-        latent_dim=(number(int, 1, 10000), 100, "latent dimensions to start with"),
+        latent_dim=(ranged(int, 1, 10000), 100, "latent dimensions to start with"),
         trim_share=(NOT_NEGATIVE, 0.01, "trim what is worth less than this share of the designs' variance; off: 0"),
         trim_rec=(POSITIVE, None, "trim while val_rec <= this error instead; off unless given"),
         n_epochs=(AT_LEAST_ONE, None, "epochs to train; not given: 100, or fewer: 6000 steps"),
-        seed=(number(int, 0, 2**31), 1, "seed of weights, batches and draws"),
+        seed=(ranged(int, 0, 2**31), 1, "seed of weights, batches and draws"),
         safeguards=(one_of(*PROFILES), "moderate", "profile of the five safeguards; flags given as well override it"),
         wandb=(one_of("auto", "online", "offline", "disabled"), "auto", "auto: online when logged in, else offline"),
     ),
     "strategies": dict(
         plummet_threshold=(SHARE, 0.05, "plummet: prune std below this share of the cliff's edge"),
-        cdf_threshold=(number(float, 0, 1, True), 0.999, "pca_cdf: share of the variance that the kept ones hold"),
+        cdf_threshold=(ranged(float, 0, 1, True), 0.999, "pca_cdf: share of the variance that the kept ones hold"),
         percentile=(SHARE, 0.2, "lognorm: prune below this quantile of the fitted log-normal"),
-        alpha=(number(float, 0, 1), 0.0, "lognorm: weight of the current spectrum; 0: the reference's alone"),
+        alpha=(ranged(float, 0, 1), 0.0, "lognorm: weight of the current spectrum; 0: the reference's alone"),
         temperature=(POSITIVE, 0.25, "probabilistic: width of the sigmoid in log std"),
         midpoint=(SHARE, 0.02, "probabilistic: share of the largest std pruned with p = 1/2"),
         pruning_epoch=(COUNT, None, "first epoch that may prune; not given: a tenth of n_epochs, 400 steps at least"),
-        beta=(number(float, 0, 1, open_high=True), 0.9, "momentum of the latent statistics; 0: the last batch alone"),
+        beta=(ranged(float, 0, 1, open_high=True), 0.9, "momentum of the latent statistics; 0: the last batch alone"),
     ),
     "safeguards of the strategies (not given: the profile's)": dict(
         k_consecutive=(AT_LEAST_ONE, None, "prune what was proposed in this many epochs in a row; off: 1"),
-        recon_tol=(number(float, 0), None, "none while val_rec > (1 + tol) * its best since pruning_epoch; off: inf"),
+        recon_tol=(ranged(float, 0), None, "none while val_rec > (1 + tol) * its best since pruning_epoch; off: inf"),
         cooldown_epochs=(COUNT, None, "epochs without pruning after a pruning; off: 0"),
-        max_prune_per_epoch=(number(int, 1), None, "at most this many at once, smallest std first; off: inf"),
+        max_prune_per_epoch=(ranged(int, 1), None, "at most this many at once, smallest std first; off: inf"),
         min_active_dims=(COUNT, None, "never fewer than this, trimmed ones included; off: 0 (one is always kept)"),
     ),
     "model and loss": dict(
@@ -129,17 +129,17 @@ FLAGS = {
         polynomial_schedule_p=(NOT_NEGATIVE, 2.0, "power of that rise"),
     ),
     "optimisation": dict(
-        batch_size=(number(int, 2), 32, "designs a step; incomplete batches are dropped, unless it is all there is"),
+        batch_size=(ranged(int, 2), 32, "designs a step; incomplete batches are dropped, unless it is all there is"),
         lr=(POSITIVE, 2e-3, "peak learning rate of Adam; falls along a cosine"),
         mirror=(boolean, True, "mirror half of photonics2d, each epoch others: they solve the swapped wavelengths"),
         n_train=(COUNT, 0, "train on the first so many training designs; 0: all"),
-        toy_dims=(number(int, 1, 6), 3, "independent factors of --problem toy"),
+        toy_dims=(ranged(int, 1, 6), 3, "independent factors of --problem toy"),
         arm=(str, None, 'several flags in one string, "strategy=plummet,plummet_threshold=0.05"'),
     ),
     "machine": dict(
         device=(str, "auto", "auto | cpu | cuda | cuda:N; auto: a GPU if there is one"),
         precision=(one_of("auto", "fp32", "bf16"), "auto", "auto: bf16 where the hardware multiplies matrices in it"),
-        threads=(number(int, 0, 1024), 0, "CPU threads; 0: $OMP_NUM_THREADS or all cores"),
+        threads=(ranged(int, 0, 1024), 0, "CPU threads; 0: $OMP_NUM_THREADS or all cores"),
     ),
     "files and W&B": dict(
         out=(str, "runs", "folder in which the run's folder is made"),
