@@ -143,7 +143,7 @@ design: setup ## a design for new conditions: MODEL=models/beams2d CONDITIONS="v
 design-bench: setup-data ## gap to the optimum of designs for fresh conditions: results/design.md; QUICK=1
 	$(PY) -m tools.design_bench $(if $(QUICK),--n 20)
 
-demo: setup ## two minutes, no training: a page with the model of beams, its row, and a design for new conditions
+demo: setup ## no training: a page with the model of beams, its row, and a design for new conditions
 	@$(PY) -m tools.demo
 
 gallery: setup ## what a model draws, and its physics: RUN=runs/<id>, trained with --save_model

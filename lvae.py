@@ -160,7 +160,8 @@ class CompactLVAE(Autoencoder):
         """Designs (N, 1, H, W) or (N, H, W) in [0, 1], a tensor or an array -> latents (N, k)."""
         x, (h, w) = self._tensor(x), self.shape
         if x.shape[1:] not in ((h, w), (1, h, w)):
-            raise InputError(f"encode: designs have shape {tuple(x.shape)}; this model takes (N, 1, {h}, {w})")
+            raise InputError(f"encode: designs have shape {tuple(x.shape)}; this model takes (N, {h}, {w})")
+        need(not x.numel() or x.max() < 1.1, f"encode: values up to {x.max():g}; designs are in [0, 1]")
         return super().encode(x.reshape(len(x), 1, h, w))
 
     def decode(self, z):
@@ -205,4 +206,4 @@ def load(path):
         model.load_state_dict(state | dict(latents=saved["latents"]))
     except Exception as error:  # zipfile, pickle and torch raise many types for a damaged file
         raise InputError(f"{path}: not a model.pt of train.py, or an older one ({first_line(error)})") from None
-    return model.eval()
+    return model.eval().requires_grad_(False)

@@ -107,7 +107,7 @@ def read_run(folder):
 def described(config, summary, curve):
     """What a row of results/NN.csv has of a run, from its JSON files and its curve, a DataFrame with a row an epoch."""
     flags, data, machine = (config.get(key) or {} for key in ("flags", "data", "machine"))
-    curve = curve.reindex(columns=["epoch", "val_rec", *SEARCHED]).apply(pd.to_numeric, errors="coerce")
+    curve = curve.reindex(columns=["epoch", "val_rec", *SEARCHED]).apply(pd.to_numeric, errors="coerce").astype(float)
     metric = SEARCHED[int(curve[SEARCHED[0]].isna().all())]  # the older runs lack the first
     row = flags | instability(curve["epoch"], curve["val_rec"], number(flags.get("pruning_epoch")))
     row |= dict(metric=metric, lowest=curve[metric].min(), sweep=config.get("sweep"), recorded=config.get("started"))
@@ -327,11 +327,16 @@ def paired(differences):
     return mean, np.where(equal, mean, low), np.where(equal, mean, high), p
 
 
-def interval(values, log):
-    """Mean and 95 % t interval of values (n,); log (for errors): geometric mean, and the interval on the log scale."""
+def interval(values, log, seed=None):
+    """Mean and 95 % t interval of values (n,); log (for errors): geometric mean, and the interval on the log scale.
+
+    seed (n,): values of one seed are no independent ones, so their mean counts.
+    """
     x = np.asarray(values, dtype=float)
-    x = x[np.isfinite(x) & (x > 0 if log else True)]
-    return tuple(float(np.exp(v) if log else v) for v in paired(np.log(x) if log else x)[:3])
+    good = np.isfinite(x) & (x > 0 if log else True)
+    x = np.log(x[good]) if log else x[good]
+    x = x if seed is None else pd.Series(x).groupby(np.asarray(seed)[good]).mean()
+    return tuple(float(np.exp(v) if log else v) for v in paired(x)[:3])
 
 
 def holm(p):
@@ -614,8 +619,7 @@ def summary_table(found, page):
     """Mean with interval of every measure, by problem and arm."""
     rows = []
     for (problem, arm), mine in found.groups:
-        seeds = mine.groupby("seed")[SUMMARY].mean()  # of its runs with several values of a further flag
-        ends = [interval(seeds[m], m in ERRORS) for m in SUMMARY]
+        ends = [interval(mine[m], m in ERRORS, mine["seed"]) for m in SUMMARY]
         told = [num(mean) + ("" if math.isnan(low) else f" [{num(low)}, {num(high)}]") for mean, low, high in ends]
         rows.append([problem, arm, len(mine), *told])
     caption = "Mean over seeds [95 % t interval], by problem and arm; of errors the geometric mean, on the log scale. "
@@ -840,7 +844,8 @@ def build(name, runs, out, source):
     told = [f"{finished} finished", *(f"{states[s]} {s}" for s in STATES[1:] if states[s])]
     told += [f"{found.borrowed} runs of {BORROWS[name]} beside them"] if found.borrowed else []
     reasons = [f"{n}: {why}" for why, n in Counter(found.left_out["why"]).most_common()]
-    told += [f"{len(found.left_out)} left out ({', '.join(reasons)})"] if reasons else []
+    found.told_left_out = f"{len(found.left_out)} left out" + (f" ({', '.join(reasons)})" if reasons else "")
+    told += [found.told_left_out] if reasons else []
     hours, epochs = num(found.frame["seconds"].sum() / 3600), values_of(found.frame, "n_epochs")
     told += [f"{', '.join(map(str, epochs)) or 'no'} epochs a run", f"{hours} hours in all"]
     page.terms += [("Question", found.question), ("Rule", found.rule), ("Runs", f"{', '.join(told)}. From {source}.")]
@@ -868,6 +873,8 @@ def runs_and_caveats(found, page):
     differs = [key for key, wanted in asked.items() if {*values_of(ran, key)} not in (set(), wanted)]
     if differs:
         page.caveats.append(f"These runs differ from the sweep's file in: {', '.join(differs)}.")
+    if len(found.frame) and (found.frame["active_dims"] == found.frame["latent_dim"]).all():
+        page.caveats.append("No run gave up a dimension: what prunes is not compared here.")
     if odd["status"].isin(["diverged", "broken"]).any():
         page.caveats.append("Some runs diverged or broke: an arm that loses its worst runs looks better than it is.")
 
@@ -882,7 +889,7 @@ def make(args):
     for name in names:
         path, found = build(name, runs, out, source)
         others = len(found.table) + len(found.broken) - len(found.frame)
-        told = f"{others} other runs, {len(found.left_out)} left out (from {source})"
+        told = f"{others} other runs, {found.told_left_out} (from {source})"
         print(f"{path}: {len(found.frame) - found.borrowed} of {found.points} points finished, {told}")
         index.parts.append(dict(kind="answer", href=f"{name}/index.html", question=found.question, page=found.page))
     if not args.sweep:

@@ -485,8 +485,11 @@ class Agent:
 
 def work(sweeps, n, count, patience, leave):
     """Let n agents work through the sweeps in order until nothing is left in any. Returns the exit code."""
-    agents, Agent.crashed = [Agent(sweeps, slot, n, count) for slot in range(n)], {}
+    agents, Agent.crashed, told = [Agent(sweeps, slot, n, count) for slot in range(n)], {}, 0
     while True:
+        if told < stop_level():
+            told = stop_level()
+            say(("", "finishing the runs at work; Ctrl-C again stops them", "stopping all runs, resumably")[told])
         had_runs = any(a.trial for a in agents)
         for a in agents:
             try:

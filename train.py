@@ -658,7 +658,8 @@ def train(args):
             run.finish(summary, tracker, code)
             report(run, summary, args, len(designs.train))
         else:
-            print(f"\nstopped; continue with: python train.py --resume {run.folder}", flush=True)
+            python = os.path.relpath(sys.executable)  # of .venv, which need not be activated
+            print(f"\nstopped; continue with: {python} train.py --resume {run.folder}", flush=True)
             tracker.finish({}, code)
     except OSError as error:
         tracker.finish({}, 4)
@@ -748,10 +749,11 @@ def report(run, summary, args, n_train):
     shown = f"ratio {ratio:.3g}" if ratio else "ratio n/a: PCA's error is 0 to rounding"
     print(f"PCA with as many dimensions: {summary['pca_rec']:.3g} ({shown})")
     if ratio is None or ratio > 1:
-        steps = args.n_epochs * max(1, n_train // args.batch_size)
+        each = max(1, n_train // args.batch_size)
+        steps = args.n_epochs * each
         cause = f"{n_train} designs to train on are few"
         if steps < STEPS:
-            cause = f"{steps:,} steps are few (a default run takes {STEPS:,} or {EPOCHS} epochs): raise --n_epochs"
+            cause = f"{steps:,} steps are few: try --n_epochs {math.ceil(STEPS / each)}, which makes {STEPS:,}"
         elif n_train > 1000:
             cause = f"the pull on the volume (--w_v {args.w_v:g})"
         print(f"worse than PCA; the likely cause: {cause}")

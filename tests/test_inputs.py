@@ -264,7 +264,7 @@ def test_what_was_proposed_and_held_back_is_said_with_what_to_do(capsys):
 def test_a_result_worse_than_pca_names_the_likely_cause(capsys):
     run("--n_epochs=1", name="a")
     out = capsys.readouterr().out
-    assert "worse than PCA; the likely cause: 7 steps are few (a default run takes 6,000 or 100 epochs)" in out
+    assert "worse than PCA; the likely cause: 7 steps are few: try --n_epochs 858, which makes 6,000" in out
     assert "epoch     0 (1/1)" in out and "--data sample plays no part" in out  # epochs count as in metrics.csv
 
 

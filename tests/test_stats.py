@@ -87,6 +87,11 @@ def test_effects_on_the_surface():
     assert (arms["mean"], arms["spread"], arms["p"]) == (0, 0, 1)
 
 
+def test_an_interval_counts_seeds_not_runs():
+    two, one = [1.0, 4.0, 3.0, 12.0, 5.0, 5.0], [2.0, 6.0, 5.0]  # their geometric means
+    assert report.interval(two, True, [1, 1, 2, 2, 3, 3]) == pytest.approx(report.interval(one, True))
+
+
 def test_equal_differences_decide_nothing():
     assert np.isnan(report.paired([0.3])[3]) and report.paired(np.zeros(4))[3] == 1
     values = pd.DataFrame({"a": [5, 6, 7], "b": [3, 4, 5], "c": [1.5, 1.8, 2.1], "d": [1, 1.2, 1.4]})

@@ -235,6 +235,7 @@ def test_signals(signals, code):
         time.sleep(0.3)
     said = agents.ends(code)
     once = signals == "INT"
+    assert ("finishing the runs at work; Ctrl-C again stops them" if once else "stopping all runs, resumably") in said
     assert states(made) == ({"COMPLETE": 2, "WAITING": 1} if once else {"WAITING": 3})
     assert once or "0/3 over (0 finished, 0 stopped early, 0 diverged, 0 failed), 0 running, 3 left" in said
     said = work("--n", "2")

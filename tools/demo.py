@@ -1,4 +1,4 @@
-"""Two minutes of it, without training: the model of beams in models/, its row, and a design for new conditions.
+"""What it does, without training: the model of beams in models/, its row, and a design for new conditions.
 
 make demo       # writes report/demo/index.html, and opens it where there is a browser
 """

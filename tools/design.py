@@ -165,7 +165,8 @@ def run(args):
     found = make(model, designs, conditions, args.polish, args.force)
     folder = Path(args.out or f"report/design-{slug(args.conditions)}")
     folder.mkdir(parents=True, exist_ok=True)
-    np.save(folder / "design.npy", next(x for k, x in reversed(found.items()) if k.startswith("from the latents")))
+    kept = [name for name in found if name.startswith("from the latents")][-1]
+    np.save(folder / "design.npy", found[kept])
     images([[x] for x in found.values()], list(found)).savefig(folder / "design.png", dpi=300, bbox_inches="tight")
     if moved:
         print(moved)
@@ -175,7 +176,7 @@ def run(args):
     if designs:
         errors = ", ".join(f"{error:.3g} {name}" for name, error in accuracy(model, designs).items())
         print(f"error on {len(designs.val)} validation designs, from their conditions alone: {errors}")
-    print(f"{folder}/design.png, design.npy")
+    print(f"{folder}/design.png has all of them, design.npy the one {kept}")
 
 
 if __name__ == "__main__":
