@@ -96,11 +96,10 @@ def read_run(folder):
     except (InputError, OSError, TypeError, AttributeError) as error:
         return Run(dict(id=folder.name, status="broken", cause=f"cannot be read: {first_line(error)}"), folder)
     if (folder / "pruning.csv").exists():
-        proposed = pruning.reindex(columns=PROPOSALS).apply(pd.to_numeric, errors="coerce")
-        row |= proposed.sum().add_prefix("sum_").to_dict()
+        row |= pruning.reindex(columns=PROPOSALS).apply(pd.to_numeric, errors="coerce").sum().add_prefix("sum_")
     if not (folder / "summary.json").exists():
-        row |= dict(status="running" if is_locked(folder) else "stopped")
-        row |= dict(cause=f"{len(metrics)} of {row.get('n_epochs')} epochs")
+        cause = f"{len(metrics)} of {row.get('n_epochs')} epochs"
+        row |= dict(status="running" if is_locked(folder) else "stopped", cause=cause)
     return Run(row, folder)
 
 
@@ -258,9 +257,8 @@ class SweepRuns:
     def same_settings(self):
         """Keep runs that agree in every flag not varied: the YAML's value where some run has it, else the commonest."""
         in_arms = {key for arm in listed(self.spec, "arm") for key in arm}  # what an arm sets differs on purpose
-        skip = {*self.varied, *in_arms, *(LEVEL.values() if in_arms else ())}
+        skip = {*self.varied, *in_arms, *(LEVEL.values() if in_arms else ()), *FREE_FLAGS, "problem", "seed", "data"}
         by = [self.table[key] for key in ("problem", *self.varied) if key in self.table and key != "seed"]
-        skip |= {*FREE_FLAGS, "problem", "seed", "data"}
         for key in dict.fromkeys([*self.spec["parameters"], *LEGACY]):
             if key in skip or key not in self.table:
                 continue
@@ -284,8 +282,8 @@ class SweepRuns:
 
         Only seeds that all of them have: an arm must not look better for having run on easier ones.
         """
-        both = map(self.wide, ("val_rec", "active_dims"))
-        errors, dims = (values[values.index.get_level_values("problem") == problem] for values in both)
+        wide = map(self.wide, ("val_rec", "active_dims"))
+        errors, dims = (table[table.index.get_level_values("problem") == problem] for table in wide)
         errors = errors.reindex(columns=arms).dropna(axis=1, how="all").dropna()
         seeds = 0 if errors.empty else errors.index.unique("seed").size
         return np.exp(np.log(errors).mean()), dims.loc[errors.index].mean(), seeds
@@ -328,10 +326,7 @@ def paired(differences):
 
 
 def interval(values, log, seed=None):
-    """Mean and 95 % t interval of values (n,); log (for errors): geometric mean, and the interval on the log scale.
-
-    seed (n,): values of one seed are no independent ones, so their mean counts.
-    """
+    """Mean and 95 % t interval of values (n,), of a seed's the mean; log (for errors): geometric, on the log scale."""
     x = np.asarray(values, dtype=float)
     good = np.isfinite(x) & (x > 0 if log else True)
     x = np.log(x[good]) if log else x[good]
@@ -376,10 +371,9 @@ def family(wide, comparisons, log=True):
     """Test each (a, b): is a lower than b? wide: (problem, seed, what else varies) x arm; log: of the log ratio."""
     values, samples = np.log(wide) if log else wide, []
     for a, b in comparisons:
-        pairs = values.reindex(columns=[a, b]).dropna()
-        # a seed's runs with several values of a further flag (SET=) are no independent pairs
-        differences = (pairs[a] - pairs[b]).groupby(["problem", "seed"]).mean()
-        samples.append((a, b, differences.to_numpy(), pairs.index.unique("seed").size))
+        # a seed's runs with several values of a further flag (SET=) are no independent pairs: their mean counts
+        pairs = values.reindex(columns=[a, b]).dropna().groupby(["problem", "seed"]).mean()
+        samples.append((a, b, (pairs[a] - pairs[b]).to_numpy(), pairs.index.unique("seed").size))
     return tested(samples)
 
 
@@ -520,12 +514,8 @@ class Page:
     def section(self, title="", text=""):
         self.parts.append(dict(kind="section", title=title, text=text))
 
-    def image(self, name, figure, alt, caption):
-        """A picture as wide as the page; figures() puts small ones side by side."""
-        self.figures([(name, figure, alt, caption)], "pixels")
-
     def figures(self, items, style=""):
-        """items: (name, figure, alt, caption) each."""
+        """items: (name, figure, alt, caption) each, side by side; with the style "pixels" each as wide as the page."""
         panels = [dict(src=self._figure(slug(n), figure), alt=alt, caption=told) for n, figure, alt, told in items]
         self.parts.append(dict(kind="figures", panels=panels, style=style))
 
@@ -783,8 +773,7 @@ def deepdive(found, page):
     cells = pd.DataFrame(cells, columns=["arm", *SETTINGS, "runs", "val_rec", *ENDS, "std over seeds", "active dims"])
     for arm in arms:
         mine, seeds = cells[cells["arm"] == arm], frame["seed"][frame["arm"] == arm].nunique()
-        whole = (mine["runs"] >= seeds) & (mine["runs"] == mine["runs"].max())  # the cells that every seed has
-        best = mine[whole].nsmallest(1, "val_rec")
+        best = mine[(mine["runs"] >= seeds) & (mine["runs"] == mine["runs"].max())].nsmallest(1, "val_rec")
         items.append(heat(arm, mine, best))
         for o in best.itertuples():
             told = f"pruning_epoch {num(o.pruning_epoch)}, w_v {num(o.w_v)} ({arm})"
@@ -844,8 +833,8 @@ def build(name, runs, out, source):
     told = [f"{finished} finished", *(f"{states[s]} {s}" for s in STATES[1:] if states[s])]
     told += [f"{found.borrowed} runs of {BORROWS[name]} beside them"] if found.borrowed else []
     reasons = [f"{n}: {why}" for why, n in Counter(found.left_out["why"]).most_common()]
-    found.told_left_out = f"{len(found.left_out)} left out" + (f" ({', '.join(reasons)})" if reasons else "")
-    told += [found.told_left_out] if reasons else []
+    found.told_left_out = f"{len(found.left_out)} left out" + f" ({', '.join(reasons)})" * bool(reasons)
+    told += [found.told_left_out] * bool(reasons)
     hours, epochs = num(found.frame["seconds"].sum() / 3600), values_of(found.frame, "n_epochs")
     told += [f"{', '.join(map(str, epochs)) or 'no'} epochs a run", f"{hours} hours in all"]
     page.terms += [("Question", found.question), ("Rule", found.rule), ("Runs", f"{', '.join(told)}. From {source}.")]
@@ -868,8 +857,8 @@ def runs_and_caveats(found, page):
         columns = ["id", "status", "problem", "arm", "seed", "why", "where"]
         page.table("not-used", columns, odd, "Runs that are not in the numbers.")
     ran, skip = found.own[found.own["status"] == "finished"], (*FREE_FLAGS, "data", "precision")
-    asked = {key: listed(found.file, key) for key in found.file["parameters"] if key not in skip}
-    asked = {key: {*wanted} for key, wanted in asked.items() if wanted not in ([], ["None"])}  # None: anything will do
+    asked = {key: {*listed(found.file, key)} for key in found.file["parameters"] if key not in skip}
+    asked = {key: wanted for key, wanted in asked.items() if wanted - {"None"}}  # None: anything will do
     differs = [key for key, wanted in asked.items() if {*values_of(ran, key)} not in (set(), wanted)]
     if differs:
         page.caveats.append(f"These runs differ from the sweep's file in: {', '.join(differs)}.")

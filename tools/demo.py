@@ -41,7 +41,8 @@ def run(folder):
     titles = [f"compliance {num(objective(problem, conditions, x))}" for x in found.values()]
     left, right = found
     caption = f"Left: {left}. Right: the {right}. Both have the volume that is asked for."
-    page.image("design", figures.images([list(found.values())], titles=[titles]), f"{left}; {right}", caption)
+    picture = figures.images([list(found.values())], titles=[titles])
+    page.figures([("design", picture, f"{left}; {right}", caption)], "pixels")
     gallery.draw(page, problem, model, designs, 8, 0)
     path = page.write()
     print(path)

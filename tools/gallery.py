@@ -64,7 +64,8 @@ def draw(page, problem, model, designs, count, simulations):
     titles = [[None] * len(picked), [f"error {e:.2g}" for e in error[picked].tolist()], [None] * len(picked)]
     rows = [batch[:, 0].numpy() for batch in (x[picked], y[picked], (y - x)[picked].abs())]
     figure = images(rows, ["design", "reconstruction", "difference"], titles)
-    page.image("reconstructions", figure, f"validation designs and their reconstructions: {told}", f"{told}.")
+    alt = f"validation designs and their reconstructions: {told}"
+    page.figures([("reconstructions", figure, alt, f"{told}.")], "pixels")
     if simulations and problem in OBJECTIVE and designs.conditions["val"]:
         physics(page, problem, designs, y, model, simulations)
     traversals(page, model, x, z)
@@ -90,7 +91,7 @@ def traversals(page, model, x, z):
             rows.append(model.decode(point)[:, 0].numpy())
         which = f"Dimensions {first + 1} to {first + len(rows)} of {k}, swept, those that matter most first"
         figure = images(rows, [f"dim {model.dims[i]}\n{num(float(cost[i]), '.2g')}" for i in chosen])
-        page.image(f"traversals-{first + 1}", figure, which, f"{which}.")
+        page.figures([(f"traversals-{first + 1}", figure, which, f"{which}.")], "pixels")
 
 
 def physics(page, problem, designs, y, model, count):
