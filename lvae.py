@@ -69,7 +69,8 @@ class Autoencoder(nn.Module):
     multiple of the stride, and cropped again.
     """
 
-    ENCODER_GAIN, linear = 10.0, nn.Linear
+    linear = nn.Linear
+    ENCODER_GAIN = 10.0
     CHANNELS, STRIDES, HIDDEN = (32, 64), (4, 2), 256
 
     def __init__(self, shape, latent_dim, lipschitz):
@@ -161,7 +162,8 @@ class CompactLVAE(Autoencoder):
         x, (h, w) = self._tensor(x), self.shape
         if x.shape[1:] not in ((h, w), (1, h, w)):
             raise InputError(f"encode: designs have shape {tuple(x.shape)}; this model takes (N, {h}, {w})")
-        need(not x.numel() or x.max() < 1.1, f"encode: values up to {x.max():g}; designs are in [0, 1]")
+        if x.numel() and not x.max() < 1.1:
+            raise InputError(f"encode: values up to {x.max():g}; designs are in [0, 1]")
         return super().encode(x.reshape(len(x), 1, h, w))
 
     def decode(self, z):

@@ -326,7 +326,7 @@ def paired(differences):
 
 
 def interval(values, log, seed=None):
-    """Mean and 95 % t interval of values (n,), of a seed's the mean; log (for errors): geometric, on the log scale."""
+    """Mean and 95 % t interval of values (n,). log (errors): geometric, on the log scale. seed (n,): a mean each."""
     x = np.asarray(values, dtype=float)
     good = np.isfinite(x) & (x > 0 if log else True)
     x = np.log(x[good]) if log else x[good]
@@ -832,9 +832,9 @@ def build(name, runs, out, source):
         ANSWERS[name](found, page)
     told = [f"{finished} finished", *(f"{states[s]} {s}" for s in STATES[1:] if states[s])]
     told += [f"{found.borrowed} runs of {BORROWS[name]} beside them"] if found.borrowed else []
-    reasons = [f"{n}: {why}" for why, n in Counter(found.left_out["why"]).most_common()]
-    found.told_left_out = f"{len(found.left_out)} left out" + f" ({', '.join(reasons)})" * bool(reasons)
-    told += [found.told_left_out] * bool(reasons)
+    reasons = ", ".join(f"{n}: {why}" for why, n in Counter(found.left_out["why"]).most_common())
+    found.told_left_out = f"{len(found.left_out)} left out" + (f" ({reasons})" if reasons else "")
+    told += [found.told_left_out] if reasons else []
     hours, epochs = num(found.frame["seconds"].sum() / 3600), values_of(found.frame, "n_epochs")
     told += [f"{', '.join(map(str, epochs)) or 'no'} epochs a run", f"{hours} hours in all"]
     page.terms += [("Question", found.question), ("Rule", found.rule), ("Runs", f"{', '.join(told)}. From {source}.")]

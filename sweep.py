@@ -411,9 +411,10 @@ def known_trials(sweep, program):
 def history(folder, metric):
     """The values of a metric in a growing metrics.csv, oldest first. Empty cells and NaN do not count."""
     cells = [cell for cell in read_csv(folder / "metrics.csv").get(metric, []) if cell]
-    bad = [cell for cell in cells if cell.lower() != "nan" and math.isnan(record.number(cell))]
+    values = [record.number(cell) for cell in cells]
+    bad = [cell for cell, value in zip(cells, values, strict=True) if math.isnan(value) and cell.lower() != "nan"]
     need(not bad, f"{folder / 'metrics.csv'}: {metric} is no number: {bad[:1]!s:.60}; delete or mend the line")
-    return [value for value in map(float, cells) if math.isfinite(value)]
+    return [value for value in values if math.isfinite(value)]
 
 
 def objective(config, values):

@@ -174,7 +174,7 @@ def test_05_planted_and_a_narrowed_edition_of_06():
     Path("results/05.csv").rename("results/05-trial.csv")  # of another edition: not read
     text, _, table, found = build("06", other[:-1])
     assert len(found.frame) == len(other) - 1 and found.points == len(other)
-    assert "differ from the sweep's file in: seed" in text and "the best w_v (2e−6) is at the edge of 2e−6" in text
+    assert "differ from the sweep's file in: seed, " in text and "the best w_v (2e−6) is at the edge of 2e−6" in text
 
 
 # -------------------------------------------------------------------------------------- broken, missing, doubled, alien

@@ -298,6 +298,7 @@ def test_the_compact_model_gives_what_the_masked_one_gives(whole):
     assert torch.equal(model.sample(3, seed=1), model.sample(3, seed=1))
     assert not torch.equal(model.sample(3, seed=1), model.sample(3, seed=2))
     assert model.encode(t.val.numpy()).numpy().shape == (len(t.val), k)  # weights need no gradient any more
+    assert model.encode(t.val[:0]).shape == (0, k)
     with pytest.raises(data.InputError, match=r"encode: values up to 255; designs are in \[0, 1\]"):
         model.encode(np.full((1, 32, 32), 255, dtype=np.uint8))
     double = lvae.load(folder / "model.pt").double()  # what a density is made of goes with the weights
